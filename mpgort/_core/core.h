@@ -1,0 +1,116 @@
+/* core.h — declarations shared by the files of mpgort._core.
+ *
+ * Direction: frame, codec (continuations) -> proc (the M's loop) -> goroutine, chan (faces).
+ * frame.c and codec.c know nothing of Ms, Ps or the scheduler; what they need of the segment they
+ * get through `struct core_codes` and the handle hooks below. */
+#ifndef MPGORT_CORE_H
+#define MPGORT_CORE_H
+
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_BUILD_CORE_MODULE
+#define Py_BUILD_CORE_MODULE 1
+#endif
+#include <Python.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* ---- codec.c, frame.c: values and await chains <-> bytes ------------------------------------ */
+
+/* A byte sink, reused from park to park by its M. `nh` runtime handles were written; their segment
+ * offsets stand in `h`, so that whoever drops the bytes undecoded can subtract the references. */
+struct core_enc {
+    uint8_t *p, *base, *end; /* write pointer, start and end of the buffer (grown by realloc) */
+    uint64_t *h;             /* handle words in order of appearance: kind << 56 | offset */
+    uint32_t nh, hcap;
+    size_t budget;       /* bytes after which encoding stops with ENC_HEAVY; SIZE_MAX: no limit */
+    char reason[160];    /* why ENC_PINNED / ENC_HEAVY: names the local and the culprit */
+};
+
+enum {
+    ENC_OK = 0,
+    ENC_PINNED = 1, /* cannot be encoded now; the live coroutine is untouched; see e->reason */
+    ENC_HEAVY = 2,  /* larger than e->budget; the live coroutine is untouched */
+    ENC_ERROR = -1, /* Python exception set (MemoryError and the like) */
+};
+
+int core_enc_init(struct core_enc *e);
+void core_enc_reset(struct core_enc *e); /* empties, keeps the buffer */
+void core_enc_free(struct core_enc *e);
+
+/* Encodes the suspended await chain rooted at `root`, which stands at the native park request
+ * `park` (an object of the exact type CoreParkType on the leaf's stack). On ENC_OK the bytes are in
+ * e; the live chain is still alive: drop it with core_chain_drop(). */
+int core_chain_encode(PyObject *root, PyObject *park, struct core_enc *e);
+/* Drops (DECREFs) an encoded chain: runs no finally, warns of nothing, leaks nothing. */
+void core_chain_drop(PyObject *root);
+/* Rebuilds the chain. Returns the root coroutine (new reference), or NULL with an exception
+ * (mpgort._errors.BadContinuation for damaged bytes, CodeMismatch for other code). The leaf stands
+ * at a fresh park request; *park receives it (borrowed; it lives on the leaf's stack). */
+PyObject *core_chain_decode(const uint8_t *p, size_t n, PyObject **park);
+/* Resumes the chain with `value` (borrowed) as the result of the awaited park, by fast-forward where
+ * that is safe (frames.md §3), else through the park. As PyIter_Send: PYGEN_NEXT: *out is the new
+ * park request (or a foreign object); PYGEN_RETURN: *out is the result; PYGEN_ERROR: exception set. */
+PySendResult core_chain_send(PyObject *root, PyObject *park, PyObject *value, PyObject **out);
+/* Raises the given exception instance (borrowed) at the awaited park. */
+PySendResult core_chain_throw(PyObject *root, PyObject *park, PyObject *exc, PyObject **out);
+
+/* Values by value: messages, arguments, results. ENC_OK, or ENC_ERROR with SerializationError set,
+ * naming the path to the culprit ("args[0].conn: a socket never crosses"). */
+int core_value_encode(PyObject *v, struct core_enc *e);
+PyObject *core_value_decode(const uint8_t *p, size_t n);
+
+/* ---- the park request ----------------------------------------------------------------------- */
+
+/* What an awaitable of the runtime yields to the M's loop. Its exact type is how the loop knows
+ * its own from a foreign object (asyncio's futures, say). Awaiting it yields it once; what it is
+ * resumed with is `result` if set, else the value sent; `exc` if set is raised instead. Never
+ * pickled: in a continuation it is one tag, and a fresh one of kind CORE_PARK_RESUMED stands there
+ * after decoding. Freelisted. */
+typedef struct {
+    PyObject_HEAD
+    int kind;         /* which operation: CORE_PARK_*, owned by proc.c */
+    int state;        /* 0 fresh, 1 yielded, 2 done */
+    PyObject *result; /* owned or NULL */
+    PyObject *exc;    /* owned or NULL */
+    PyObject *a, *b;  /* operands kept for the operation (channel handle, value, unlockf, ...) */
+    uint64_t u[2];    /* native operands */
+} CorePark;
+extern PyTypeObject CorePark_Type; /* defined in frame.c */
+CorePark *core_park_new(int kind); /* new reference; from the freelist */
+
+/* First try of the operation, called when the park is awaited the first time (proc.c and the
+ * primitives set it): 1 done, *result owned: the coroutine does not suspend; 0 must park: the park
+ * is yielded; -1 exception set. NULL: always yield. */
+typedef int (*core_park_try)(CorePark *park, PyObject **result);
+extern core_park_try core_park_tries[32];
+
+/* ---- hooks the codec calls ------------------------------------------------------------------ */
+
+/* Runtime handles (Chan, Goroutine, ...) cross as one word. Each handle type registers itself. */
+struct core_handle_type {
+    PyTypeObject *type;
+    uint8_t kind;                                /* 1..127, unique */
+    int (*word)(PyObject *o, uint64_t *off);     /* takes one more reference for the bytes */
+    PyObject *(*make)(uint8_t kind, uint64_t off); /* takes over the reference the bytes held */
+    void (*drop)(uint8_t kind, uint64_t off);    /* gives back the reference of unread bytes */
+};
+int core_handle_register(const struct core_handle_type *t);
+
+/* The shared table of code objects, functions and names: an append-only map of content hash ->
+ * (small id, payload bytes), the same in every M. proc.c backs it by the segment; without a
+ * segment (unit tests of the codec) frame.c backs it by a process-local table. */
+struct core_codes {
+    /* Returns the id (>= 1) of the entry with this 128-bit hash, adding it if new; 0 with
+     * exception set when full. */
+    uint32_t (*intern)(const uint8_t hash[16], const void *payload, size_t n);
+    /* The payload of an id, or NULL if there is none. Stable for the life of the table. */
+    const void *(*payload)(uint32_t id, size_t *n, uint8_t hash[16]);
+};
+extern struct core_codes core_codes;
+/* Forgets what was cached against the former table (called when a segment is attached or left). */
+void core_codes_changed(void);
+
+int core_frame_init(PyObject *mod);
+int core_codec_init(PyObject *mod);
+
+#endif

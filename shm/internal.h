@@ -1,0 +1,34 @@
+/* internal.h — for shm/*.c only: failpoints and small helpers that are no one's API.
+ *
+ * FAILPOINT("area.name") stands before each store that matters. In a build with SHM_FAILPOINTS it
+ * asks failpoint_hit(), which a test arms to die exactly there; in a release build it is nothing. */
+#ifndef SHM_INTERNAL_H
+#define SHM_INTERNAL_H
+
+#include "shm.h"
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#ifdef SHM_FAILPOINTS
+void shm_failpoint_hit(const char *name);
+#define FAILPOINT(name) shm_failpoint_hit(name)
+#else
+#define FAILPOINT(name) ((void)0)
+#endif
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* xorshift64*: the M's own random numbers (steal order). */
+static inline uint64_t ctx_rand(struct shm_ctx *c)
+{
+    uint64_t x = c->rng;
+    x ^= x >> 12;
+    x ^= x << 25;
+    x ^= x >> 27;
+    c->rng = x;
+    return x * 0x2545F4914F6CDD1DULL;
+}
+
+#endif

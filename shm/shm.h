@@ -1,0 +1,629 @@
+/* shm.h — START HERE. The one public header of the shared core.
+ *
+ * This library owns everything that lives in the shared segment. It knows words, offsets, bytes and
+ * process ids, never a PyObject; so it is tested as plain C, with threads or forked processes
+ * standing in for Ms. The names are those of Go's runtime/proc.go wherever Go has one.
+ *
+ * WORDS
+ *   segment   one POSIX shared-memory object per program, mapped by every process at whatever
+ *             address it gets. Inside it there are no pointers: a `shm_off` is a byte offset from
+ *             the start, 0 is "none".
+ *   ctx       what one M (one thread of one process) knows of the segment: base address, its M, its
+ *             P. Never shared, never in the segment.
+ *   gref      (generation << 32 | index) of a g. A slot is reused at once, so every outside
+ *             reference carries the generation it was made for. 0 is "none" (index 0 is not used).
+ *   tx        a transaction: stores that are noted in the M's undo log first, so that a reaper can
+ *             roll back what a dead M left half done.
+ *
+ * INVARIANTS THAT PERVADE (each is kept in the file named, checked in check.c)
+ *   INV status-truth     queues are hints: who pops a gref owns the G only if its CAS
+ *                        runnable -> running with that generation succeeds (g.c).
+ *   INV nothing-in-hand  between taking a G out of one place and making it visible in the next, the
+ *                        M names it in m->inflight (runq.c, sched.c).
+ *   INV one-waker        every wait is claimed by a CAS on the wait word, (epoch, armed) ->
+ *                        (epoch, claimed by M); who loses touches nothing of that G (g.c).
+ *   INV parked-complete  a G that is visible as waiting or runnable has its continuation complete
+ *                        in the heap, or says in `home` which M has it live (sched.c).
+ *   INV touch-nothing    once the wait word is armed, the parking M touches nothing of that G.
+ *   INV undo             between tx_begin and tx_commit nothing can fail or block; what changes
+ *                        under a lock changes by shm_tx_store (undo.c).
+ *   INV only-the-dead    nothing is taken over from a process that may still run (lock_futex.c).
+ *
+ * LOCK ORDER: a channel, join or timer-heap lock may be held when the global queue's or the heap's
+ * is taken; never two channel locks except in select, by ascending offset. No G is readied while a
+ * channel lock is held: peers are claimed under the lock, named in m->inflight, readied after it.
+ *
+ * WHAT BLOCKS WHAT
+ *   a park        blocks the G; the M goes on to schedule().
+ *   a lock        blocks the M, for the length of a transaction; its waiter sleeps with a bound and
+ *                 looks whether the owner lives.
+ *   a note        blocks the M, without a P (it was put back before).
+ *
+ * ERRORS: 0 or a negative SHM_E…; nothing has changed on failure. A broken invariant is shm_throw(),
+ * which says what was found and what was wanted and does not return. */
+#ifndef SHM_SHM_H
+#define SHM_SHM_H
+
+#include "atomic.h"
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define SHM_MAGIC 0x74726f67706d0a1aULL /* "mpgort" and two bytes no text has */
+#define SHM_LAYOUT_VERSION 1
+#define SHM_MAX_M 256 /* M slots: workers, M0, keeper, outside threads */
+#define SHM_MAX_P 128
+#define SHM_CACHELINE 64
+#define SHM_MUSTUSE __attribute__((warn_unused_result))
+
+typedef uint64_t shm_off;
+typedef uint64_t shm_gref;
+
+enum {
+    SHM_OK = 0,
+    SHM_PARKED = 1, /* the G is waiting: touch nothing of it */
+    SHM_ENOMEM = -1,    /* the heap is at heap_bytes */
+    SHM_ENOSPC = -2,    /* /dev/shm has no room for the next chunk */
+    SHM_EGFULL = -3,    /* max_goroutines reached */
+    SHM_EAGAIN = -4,    /* would block */
+    SHM_ECLOSED = -5,   /* channel closed */
+    SHM_EBADSEG = -6,   /* not a segment, damaged, other version or other user's */
+    SHM_ETIME = -7,     /* timed out */
+    SHM_EINTR = -8,     /* m->attn or a signal wants the caller's attention */
+    SHM_EFULL = -9,     /* a fixed table is full (Ms, codes, reasons) */
+    SHM_EDEAD = -10,    /* the program is shutting down */
+    SHM_ESYS = -11,     /* a system call failed: errno */
+    SHM_EDEADLOCK = -12, /* all goroutines are asleep (to M0's findrunnable only) */
+};
+const char *shm_strerror(int err);
+_Noreturn void shm_throw(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* Called by shm_throw with the finished text instead of writing it to stderr and abort(). */
+extern void (*shm_throw_hook)(const char *text);
+
+/* ---- values -------------------------------------------------------------------------------- */
+
+/* A message, result or resume value as opaque bytes: up to 15 in place, else in a heap block that
+ * the value owns. Whoever takes the value takes the block. */
+struct shm_val {
+    union {
+        uint8_t b[15];
+        struct __attribute__((packed)) {
+            uint64_t off; /* heap block */
+            uint32_t len;
+        } h;
+    };
+    uint8_t tag; /* 0..15: that many bytes in place; SHM_VAL_HEAP; SHM_VAL_NONE: no value at all */
+} __attribute__((packed, aligned(8)));
+static_assert(sizeof(struct shm_val) == 16, "two words");
+#define SHM_VAL_HEAP 0x80
+#define SHM_VAL_NONE 0xff
+
+/* ---- objects with counted references -------------------------------------------------------- */
+
+/* First words of every shared object that handles refer to. */
+struct shm_obj {
+    uint32_t kind; /* SHM_OBJ_* */
+    _Atomic uint32_t refs; /* live handles of all Ms + handles written in bytes */
+};
+enum { SHM_OBJ_CHAN = 1, SHM_OBJ_JOIN = 2, SHM_OBJ_TIMER = 3, SHM_OBJ_SEMA = 4, SHM_OBJ_USER = 5 };
+
+/* A lock word: owner M and the epoch of that M's slot; bit 31: somebody may sleep on it. 0: free. */
+typedef _Atomic uint32_t shm_lockword;
+
+/* ---- sudog: one G waiting on one object ------------------------------------------------------ */
+
+struct shm_sudog {       /* changes under the lock of `obj` only */
+    shm_off next, prev;  /* of other sudogs in the same queue */
+    shm_gref g;          /* who waits */
+    uint32_t epoch;      /* of the wait it stands for (low 32 bits); stale ones never match again */
+    uint8_t linked;      /* which queue: 0 none, 1 recvq / waiters, 2 sendq */
+    uint8_t isselect;    /* one of several of its G */
+    uint16_t which;      /* case index */
+};
+static_assert(sizeof(struct shm_sudog) == 32, "fits in g");
+
+/* ---- g --------------------------------------------------------------------------------------- */
+
+enum shm_status { Gidle = 0, Grunnable = 1, Grunning = 2, Gwaiting = 4, Gdead = 6 };
+/* status word: generation << 32 | owner M slot + 1 << 16 | status. The owner is the M that runs it
+ * or that made the last move; the generation is that of the grefs that match. */
+#define SHM_ST(gen, m1, st) ((uint64_t)(gen) << 32 | (uint64_t)(m1) << 16 | (st))
+#define SHM_ST_STATUS(w) ((unsigned)((w)&0xff))
+#define SHM_ST_M1(w) ((unsigned)((w) >> 16 & 0xffff))
+#define SHM_ST_GEN(w) ((uint32_t)((w) >> 32))
+/* wait word: epoch << 24 | claimer M slot + 1 << 8 | state */
+enum { SHM_W_NONE = 0, SHM_W_ARMED = 1, SHM_W_CLAIMED = 2 };
+#define SHM_W(epoch, m1, st) ((uint64_t)(epoch) << 24 | (uint64_t)(m1) << 8 | (st))
+#define SHM_W_EPOCH(w) ((uint64_t)(w) >> 24)
+#define SHM_W_STATE(w) ((unsigned)((w)&0xff))
+
+enum {                       /* g->flags, written by the owner of the G */
+    SHM_GF_OUTSIDE = 1,      /* stands for a thread that is no M: readied by a futex on status */
+    SHM_GF_MAIN = 2,
+    SHM_GF_SYSTEM = 4,       /* not counted, not shown */
+    SHM_GF_STARTED = 8,      /* the continuation is an await chain, not a call */
+    SHM_GF_DURABLE = 16,
+    SHM_GF_CANCEL = 32,      /* Cancelled is due at the next park */
+    SHM_GF_GO = 64,          /* started by go: an exception is a panic */
+};
+enum { SHM_HOME_NONE = 0, SHM_HOME_MAIN, SHM_HOME_PINNED, SHM_HOME_HEAVY, SHM_HOME_LOCKED };
+
+struct shm_g {
+    _Atomic uint64_t status; /* moves by casgstatus only */
+    _Atomic uint64_t wait;   /* armed by the parker, claimed by the one waker */
+    /* Below: written by the owner of the G (the M that runs it, or the claimer until runnable). */
+    uint64_t goid;           /* never reused; main is 1 */
+    shm_off cont_off;        /* continuation, or the call when not yet started; 0: live at home */
+    uint32_t cont_len;
+    uint16_t reason;         /* wait reason, of the wait that `wait` counts */
+    uint8_t flags;           /* SHM_GF_* */
+    uint8_t ok;              /* how the wait ended: 1 value, 0 closed, 2 cancelled, 3 timed out */
+    struct shm_val value;    /* to send while parked in send; what was received when readied */
+    shm_gref schedlink;      /* next in the global queue, in a home queue or in the free list */
+    uint16_t home_m1;        /* M slot + 1 of the M that has it live, 0: light */
+    uint8_t home_why;        /* SHM_HOME_* */
+    uint8_t waitkind;        /* what waitobj is: SHM_OBJ_*, 0 none (sleep, gopark, mcall) */
+    uint32_t since_ms;       /* when the wait began, ms since hdr->start_ns */
+    shm_off obj;             /* its join object (handle), 0 under go */
+    uint32_t parent;         /* goid of the creator (low 32 bits) */
+    uint32_t created_at;     /* code-table id and line are kept by the binding: id << 16 | line */
+    struct shm_sudog sudog;  /* for the waits on one object */
+};
+static_assert(sizeof(struct shm_g) == 128, "two cache lines; 256 bytes a parked G in all");
+
+/* What a waiter waits on: next to the sudog in g, so that a canceller can unlink it. */
+#define SHM_GWAITOBJ(g) ((g)->sudog.linked)
+
+/* ---- p --------------------------------------------------------------------------------------- */
+
+#define SHM_RUNQ 256
+enum { Pidle = 0, Prunning = 1, Psyscall = 2, Pdead = 4 };
+
+struct shm_timer_ent { /* one entry of a timer heap */
+    uint64_t when_ns;  /* CLOCK_MONOTONIC */
+    uint64_t what;     /* gref of a sleeper, or offset of a struct shm_timer | 1 << 63 */
+    uint64_t epoch;    /* wait epoch of the sleeper, or sequence of the timer: stale ones are skipped */
+};
+
+struct shm_p {
+    /* The owner P's M writes these; thieves read. */
+    _Alignas(SHM_CACHELINE) _Atomic uint64_t runqtail; /* owner only; pairs with thieves' load */
+    _Atomic uint64_t runnext;                          /* owner sets, thieves may CAS to 0 */
+    _Atomic uint32_t schedtick;                        /* +1 per execute without inherited time */
+    uint32_t index;
+    _Atomic uint32_t preempt; /* level: set by sysmon, cleared by schedule() */
+    _Atomic uint32_t debt;    /* work was queued for which nobody was woken yet */
+    _Alignas(SHM_CACHELINE) _Atomic uint64_t runqhead; /* moved by CAS, by owner and thieves */
+    _Alignas(SHM_CACHELINE) _Atomic uint64_t status;   /* Pidle.. | M slot + 1 << 16 */
+    uint32_t nosteal;         /* M0's P (procs >= 1): timers only */
+    uint32_t pad0_;
+    /* sysmon's notes, written by the keeper only */
+    uint32_t sysmon_tick, pad1_;
+    uint64_t sysmon_when_ns;
+    _Alignas(SHM_CACHELINE) shm_lockword timers_lock;
+    uint32_t timers_n, timers_cap; /* under timers_lock */
+    uint32_t pad2_;
+    shm_off timers_off;            /* array of shm_timer_ent, a 4-ary heap; under timers_lock */
+    _Atomic uint64_t timer0_when;  /* when of the first, UINT64_MAX: none; read without the lock */
+    _Alignas(SHM_CACHELINE) _Atomic uint64_t runq[SHM_RUNQ];
+};
+
+/* ---- m --------------------------------------------------------------------------------------- */
+
+enum { SHM_M_FREE = 0, SHM_M_M0, SHM_M_WORKER, SHM_M_KEEPER, SHM_M_AUX };
+enum { /* m->attn bits, set by anybody, cleared by the M */
+    SHM_ATTN_SHUTDOWN = 1,
+    SHM_ATTN_OFFLOAD = 2, /* an idle M asks for a heavy G */
+    SHM_ATTN_DUMP = 4,    /* print your running goroutine */
+    SHM_ATTN_CHECKDEAD = 8, /* to M0: everybody else is asleep */
+    SHM_ATTN_DEATH = 16,  /* to M0: hdr->death names a dead M */
+};
+#define SHM_UNDO 512
+#define SHM_INFLIGHT 136 /* 129 of an overflow batch, and the single slots below */
+enum { SHM_IF_READY = 0, SHM_IF_KICKED = 1, SHM_IF_GOT = 2, SHM_IF_NEW = 3, SHM_IF_BATCH = 4 };
+#define SHM_NCLASS 24
+#define SHM_MAG 64
+#define SHM_HELD 8
+
+struct shm_undo {
+    shm_off off;
+    uint64_t old;
+};
+
+struct shm_m {
+    _Atomic uint32_t kind; /* SHM_M_*; taken by CAS from FREE */
+    _Atomic uint32_t pid;
+    _Atomic uint32_t epoch; /* +1 each time the slot is taken */
+    uint32_t index;
+    _Atomic uint64_t curg;  /* gref it runs */
+    _Atomic uint32_t p1;    /* index of its P + 1 */
+    _Atomic uint32_t locks; /* acquirem count */
+    _Atomic uint32_t attn;
+    uint32_t magic;
+    _Atomic uint64_t run_since_ns; /* when curg began (cached clock), for dumps */
+    _Atomic uint64_t tid;
+    _Alignas(SHM_CACHELINE) _Atomic uint32_t note; /* futex: 0 clear, 1 set, 2 somebody sleeps */
+    _Atomic uint32_t spinning;
+    _Alignas(SHM_CACHELINE) _Atomic uint64_t homeq; /* grefs of its own at-home Gs, LIFO by schedlink */
+    _Atomic uint32_t homeq_n;
+    uint32_t pad0_;
+    _Alignas(SHM_CACHELINE) _Atomic uint64_t inflight[SHM_INFLIGHT];
+    _Atomic uint32_t undo_n;
+    _Atomic uint32_t held_n;
+    _Atomic uint64_t held[SHM_HELD]; /* offsets of the lock words it holds or is about to take */
+    struct shm_undo undo[SHM_UNDO];
+    /* heap.c: magazines and its bump spans, owner only; a reaper after death */
+    struct {
+        uint32_t n, pad_;
+        shm_off bump, bump_end;
+        shm_off blk[SHM_MAG];
+    } mag[SHM_NCLASS];
+    struct {
+        uint32_t n, pad_;
+        uint32_t idx[SHM_MAG]; /* free g slots */
+    } gfree;
+    /* handle.c: what this M's Python holds */
+    shm_off handles_off;
+    uint32_t handles_n, handles_cap, handles_free, pad1_;
+    /* counters, owner only (own_add), read by anybody */
+    struct {
+        _Atomic uint64_t allocs, frees, alloc_bytes, free_bytes;
+        _Atomic uint64_t cont_allocs, cont_frees; /* continuations: must meet at the end */
+        _Atomic uint64_t spawned, finished, parks, readies, executed, steals, stolen;
+        _Atomic uint64_t wakes, useful_wakes, useless_wakes, sleeps, moves, home_parks, offloads;
+        _Atomic uint64_t busy_ns, panics, preempted;
+    } st;
+};
+
+/* ---- header ---------------------------------------------------------------------------------- */
+
+struct shm_hdr {
+    uint64_t magic;
+    uint32_t version, header_bytes;
+    uint64_t size;        /* reserved bytes, the size of the mapping */
+    uint64_t start_ns;    /* CLOCK_MONOTONIC at creation */
+    uint32_t uid, pid0;   /* owner, M0 */
+    uint32_t nprocs;      /* worker Ps; ptab[nprocs] is M0's */
+    uint32_t max_g, max_m, max_p;
+    uint32_t m0_slot;     /* M slot of M0 */
+    uint32_t migrate;     /* 0 auto, 1 always, 2 never */
+    uint32_t scrub, pad0_;
+    shm_off mtab_off, ptab_off, gtab_off, code_off, heap_off, reason_off;
+    uint64_t heap_bytes;  /* ceiling */
+    char name[64];        /* program name, for ps */
+    char argv0[128];
+    uint64_t wake_cost_ns; /* measured at start: what a futex wake costs the waker */
+    uint64_t spin_ns;      /* how long a dry M spins before it sleeps */
+
+    _Alignas(SHM_CACHELINE) _Atomic uint32_t shutdown; /* 1: all goroutines end */
+    _Atomic uint32_t death;     /* M slot + 1 of the first unexpected death, with status below */
+    _Atomic uint32_t death_status; /* wait status */
+    _Atomic uint32_t externs;   /* outside wakers that may come: deadlock is not reported while > 0 */
+    _Atomic uint64_t death_g;   /* goid that ran there */
+    _Atomic uint64_t goidgen;   /* next goid */
+    _Atomic uint64_t chanid;
+    _Alignas(SHM_CACHELINE) _Atomic uint64_t idle_m[SHM_MAX_M / 64]; /* bit: asleep or going to */
+    _Atomic uint64_t idle_p[SHM_MAX_P / 64];                         /* bit: P has no M */
+    _Atomic uint64_t idle_seq;      /* +1 each time an M leaves idle */
+    _Atomic uint32_t poller_m1;     /* the idle M that sleeps with the next timer's time */
+    _Atomic uint32_t keeper_asleep; /* 1: sleeps long, kick it (eventfd) when work begins */
+    _Alignas(SHM_CACHELINE) shm_lockword sched_lock; /* global queue */
+    uint32_t pad1_;
+    shm_gref runq_head, runq_tail;  /* under sched_lock, by tx */
+    _Atomic uint64_t runq_size;     /* under sched_lock; read without */
+    _Alignas(SHM_CACHELINE) shm_lockword g_lock;     /* central free list of g */
+    uint32_t pad2_;
+    shm_gref gfree_head;
+    _Atomic uint64_t gfree_n;
+    _Atomic uint64_t g_next;        /* first never-used index */
+    _Atomic uint64_t g_committed;   /* indices below have pages */
+    _Alignas(SHM_CACHELINE) shm_lockword heap_lock;  /* page runs */
+    uint32_t pad3_;
+    uint64_t heap_top;              /* first never-used byte, under heap_lock */
+    _Atomic uint64_t heap_committed;
+    shm_off run_free;               /* free page runs, address order, under heap_lock */
+    _Atomic uint64_t large_bytes;
+    shm_lockword depot_lock[SHM_NCLASS];
+    shm_off depot[SHM_NCLASS];      /* full magazines, linked through their first block */
+    _Alignas(SHM_CACHELINE) shm_lockword code_lock;
+    _Atomic uint32_t code_n;
+    shm_lockword reason_lock;
+    _Atomic uint32_t reason_n;      /* registered by users */
+};
+
+/* ---- ctx ------------------------------------------------------------------------------------- */
+
+struct shm_ctx {
+    uint8_t *base;
+    struct shm_hdr *hdr;
+    struct shm_m *mtab;
+    struct shm_p *ptab;
+    struct shm_g *gtab;
+    struct shm_m *m; /* this M's slot */
+    struct shm_p *p; /* its P, NULL without one */
+    uint32_t m1;     /* slot + 1 */
+    int fd;
+    int kick_fd; /* eventfd of the keeper, -1: none */
+    uint32_t tick;
+    uint64_t rng;
+    uint64_t now_ns; /* clock as of the last schedule() or findrunnable() */
+    uint64_t mapped;
+};
+
+static inline void *shm_at(const struct shm_ctx *c, shm_off off) { return c->base + off; }
+static inline shm_off shm_offof(const struct shm_ctx *c, const void *p)
+{
+    return (shm_off)((const uint8_t *)p - c->base);
+}
+static inline uint32_t shm_gidx(shm_gref r) { return (uint32_t)r; }
+static inline uint32_t shm_ggen(shm_gref r) { return (uint32_t)(r >> 32); }
+static inline struct shm_g *shm_g(const struct shm_ctx *c, shm_gref r) { return &c->gtab[shm_gidx(r)]; }
+uint64_t shm_now_ns(void);
+
+/* ---- segment.c ------------------------------------------------------------------------------- */
+
+struct shm_opts {
+    uint32_t nprocs;         /* worker Ps */
+    uint32_t max_goroutines; /* slots of the g table, reserved, committed in chunks */
+    uint64_t heap_bytes;     /* ceiling of the heap, reserved, committed in chunks */
+    uint32_t migrate, scrub;
+    const char *name;
+};
+/* Sizes, formats and maps a fresh shared-memory object (descriptor kept by the caller too). */
+SHM_MUSTUSE int shm_seg_create(struct shm_ctx *c, int fd, const struct shm_opts *o);
+/* Maps an existing one; checks magic, version, size, owner and that every offset lies inside. */
+SHM_MUSTUSE int shm_seg_attach(struct shm_ctx *c, int fd);
+void shm_seg_detach(struct shm_ctx *c);
+/* Makes [from, from+n) backed by memory, or SHM_ENOSPC and nothing changed. */
+SHM_MUSTUSE int shm_commit(struct shm_ctx *c, shm_off from, uint64_t n);
+/* Takes a free M slot for the calling process (or thread). */
+SHM_MUSTUSE int shm_minit(struct shm_ctx *c, uint32_t kind);
+/* Gives the slot back: flushes magazines and free gs, drops handles. Not for a dead M's. */
+void shm_mexit(struct shm_ctx *c);
+/* A second thread's ctx on the same mapping, without an M. */
+void shm_ctx_copy(struct shm_ctx *to, const struct shm_ctx *from);
+/* After fork in a child that keeps the mapping: forget M and P without touching their slots. */
+void shm_ctx_forked(struct shm_ctx *c);
+struct shm_field {
+    const char *table, *field, *dtype; /* numpy dtype text */
+    uint32_t offset, size;
+};
+const struct shm_field *shm_layout(size_t *n);
+
+/* ---- lock_futex.c ---------------------------------------------------------------------------- */
+
+void shm_lock(struct shm_ctx *c, shm_lockword *l);
+bool shm_trylock(struct shm_ctx *c, shm_lockword *l);
+void shm_unlock(struct shm_ctx *c, shm_lockword *l);
+/* Is the M that this lock word (or slot, epoch) names still alive? By pid, conservatively. */
+bool shm_m_alive(struct shm_ctx *c, uint32_t m1);
+int shm_futex_wait(_Atomic uint32_t *w, uint32_t val, int64_t timeout_ns); /* <0: no limit */
+int shm_futex_wake(_Atomic uint32_t *w, int n);
+/* A note is Go's one-shot 0->1 event, on a shared futex; waking nobody costs no system call. */
+void shm_noteclear(_Atomic uint32_t *note);
+void shm_notewakeup(_Atomic uint32_t *note);
+/* True if set; false if the time was up or a signal came. */
+bool shm_notetsleep(_Atomic uint32_t *note, int64_t timeout_ns);
+
+/* ---- undo.c ---------------------------------------------------------------------------------- */
+
+void shm_tx_begin(struct shm_ctx *c);
+void shm_tx_store64(struct shm_ctx *c, void *word, uint64_t value);
+void shm_tx_store32(struct shm_ctx *c, void *word, uint32_t value);
+void shm_tx_commit(struct shm_ctx *c);
+void shm_tx_rollback(struct shm_ctx *c, struct shm_m *dead); /* by its reaper, or by the M itself */
+
+/* ---- heap.c ---------------------------------------------------------------------------------- */
+
+/* A block's 8-byte header stands before it: class, state (free, allocated, published), owner M and
+ * 32 bits for its user. */
+struct shm_blk {
+    uint8_t cls;   /* size class; SHM_NCLASS: a page run */
+    uint8_t state; /* 0 free, 1 allocated by owner, 2 published: something in the segment names it */
+    uint16_t owner_m1;
+    uint32_t user; /* for continuations and values: how many handle words end the block */
+};
+static_assert(sizeof(struct shm_blk) == 8, "one word");
+static inline struct shm_blk *shm_blk(const struct shm_ctx *c, shm_off off)
+{
+    return (struct shm_blk *)(c->base + off) - 1;
+}
+/* At least n bytes, 8-aligned (16 from 64 KiB on), state allocated. SHM_ENOMEM, SHM_ENOSPC. */
+SHM_MUSTUSE int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off);
+void shm_free(struct shm_ctx *c, shm_off off);
+void shm_publish(struct shm_ctx *c, shm_off off);
+size_t shm_usable(const struct shm_ctx *c, shm_off off);
+/* Continuation and value blocks: bytes, padding to 8, then `nh` handle words (kind << 56 | off). */
+SHM_MUSTUSE int shm_val_make(struct shm_ctx *c, struct shm_val *v, const void *bytes, uint32_t len,
+                             const uint64_t *h, uint32_t nh);
+const uint8_t *shm_val_bytes(const struct shm_ctx *c, const struct shm_val *v, uint32_t *len);
+/* Frees the block of a value that was read (handles taken over by the reader)... */
+void shm_val_consumed(struct shm_ctx *c, struct shm_val *v);
+/* ... or never read (handles given back). */
+void shm_val_drop(struct shm_ctx *c, struct shm_val *v);
+/* A second, independent value with the same bytes; its handles count once more. */
+SHM_MUSTUSE int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *from);
+SHM_MUSTUSE int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
+                              const uint64_t *h, uint32_t nh);
+void shm_cont_consumed(struct shm_ctx *c, shm_off off);
+void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len);
+struct shm_heap_stats {
+    uint64_t live_blocks, live_bytes, live_conts, committed, large_bytes;
+};
+void shm_heap_stats(struct shm_ctx *c, struct shm_heap_stats *s);
+
+/* ---- handle.c -------------------------------------------------------------------------------- */
+
+#define SHM_HANDLE(kind, off) ((uint64_t)(kind) << 56 | (off))
+#define SHM_HANDLE_KIND(h) ((unsigned)((h) >> 56))
+#define SHM_HANDLE_OFF(h) ((h)&0xffffffffffffffULL)
+void shm_obj_ref(struct shm_ctx *c, shm_off obj);
+void shm_obj_unref(struct shm_ctx *c, shm_off obj); /* the last one frees the object, by kind */
+/* This M's Python holds a handle on obj (takes over one reference); the slot gives it back. */
+SHM_MUSTUSE int shm_handle_hold(struct shm_ctx *c, shm_off obj, uint32_t *slot);
+void shm_handle_release(struct shm_ctx *c, uint32_t slot);
+
+/* ---- g.c ------------------------------------------------------------------------------------- */
+
+/* A fresh G in Gidle with a new generation and goid, named in m->inflight[SHM_IF_NEW]. */
+SHM_MUSTUSE int shm_gnew(struct shm_ctx *c, shm_gref *g);
+void shm_gfree(struct shm_ctx *c, shm_gref g); /* Gdead -> free list */
+/* The move old -> to by CAS; on a legal race it spins as Go's; throws on an illegal move. False: the
+ * generation is another (stale gref). */
+bool shm_casgstatus(struct shm_ctx *c, shm_gref g, unsigned old, unsigned to);
+unsigned shm_readgstatus(const struct shm_ctx *c, shm_gref g); /* Gdead if the gref is stale */
+/* Runnable -> running, or false: a stale or duplicate queue entry (INV status-truth). */
+bool shm_gclaim_runnable(struct shm_ctx *c, shm_gref g);
+uint64_t shm_wait_next(const struct shm_g *g);                /* epoch of the wait being prepared */
+void shm_wait_arm(struct shm_ctx *c, shm_gref g, uint64_t epoch); /* the last act of a park */
+bool shm_wait_claim(struct shm_ctx *c, shm_gref g, uint64_t epoch); /* low 32 bits compared */
+#define SHM_WAIT_REASONS(X)                                                                        \
+    X(NONE, "")                                                                                    \
+    X(CHAN_RECV_NIL, "chan receive (nil chan)")                                                    \
+    X(CHAN_SEND_NIL, "chan send (nil chan)")                                                       \
+    X(SELECT, "select")                                                                            \
+    X(SELECT_NO_CASES, "select (no cases)")                                                        \
+    X(CHAN_RECV, "chan receive")                                                                   \
+    X(CHAN_SEND, "chan send")                                                                      \
+    X(SLEEP, "sleep")                                                                              \
+    X(JOIN, "join")                                                                                \
+    X(MUTEX_LOCK, "sync.Mutex.Lock")                                                               \
+    X(RWMUTEX_RLOCK, "sync.RWMutex.RLock")                                                         \
+    X(RWMUTEX_LOCK, "sync.RWMutex.Lock")                                                           \
+    X(WAITGROUP_WAIT, "sync.WaitGroup.Wait")                                                       \
+    X(COND_WAIT, "sync.Cond.Wait")                                                                 \
+    X(SEMAPHORE_ACQUIRE, "sync.Semaphore.Acquire")                                                 \
+    X(PREEMPTED, "preempted")                                                                      \
+    X(WORKER_LOST, "worker lost")
+enum shm_reason {
+#define X(name, text) SHM_WR_##name,
+    SHM_WAIT_REASONS(X)
+#undef X
+    SHM_WR_USER
+};
+const char *shm_reason_text(const struct shm_ctx *c, unsigned reason);
+/* The number of a user's reason: the same text is the same number in every M. */
+SHM_MUSTUSE int shm_reason_register(struct shm_ctx *c, const char *text, unsigned *reason);
+
+/* ---- runq.c ---------------------------------------------------------------------------------- */
+
+void shm_runqput(struct shm_ctx *c, struct shm_p *p, shm_gref g, bool next); /* owner P only */
+shm_gref shm_runqget(struct shm_ctx *c, struct shm_p *p, bool *inherit);     /* owner P only */
+bool shm_runqempty(struct shm_p *p);
+uint32_t shm_runqsize(struct shm_p *p);
+shm_gref shm_runqsteal(struct shm_ctx *c, struct shm_p *p, struct shm_p *victim, bool stealnext);
+void shm_globrunqput(struct shm_ctx *c, shm_gref g);
+shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max); /* rest to p's ring */
+void shm_homeqput(struct shm_ctx *c, struct shm_m *home, shm_gref g); /* any M */
+shm_gref shm_homeqget(struct shm_ctx *c);                             /* own M only, FIFO */
+
+/* ---- sched.c: THEN HERE ---------------------------------------------------------------------- */
+
+SHM_MUSTUSE int shm_acquirep(struct shm_ctx *c, uint32_t pi); /* idle P -> this M's */
+void shm_releasep(struct shm_ctx *c);
+/* Waiting (claimed by this M) -> runnable, queued where it belongs: its home M's queue, this P's
+ * runnext (next) or tail, the global queue without a P; an outside thread by futex. */
+void shm_ready(struct shm_ctx *c, shm_gref g, bool next);
+/* A filled new G: idle -> runnable, queued as by Go's newproc. */
+void shm_newproc(struct shm_ctx *c, shm_gref g);
+void shm_wakep(struct shm_ctx *c);
+/* Runnable -> running on this M; false: stale entry, look again. inherit: same time slice. */
+bool shm_execute(struct shm_ctx *c, shm_gref g, bool inherit);
+/* The next G in Go's order. block false: SHM_EAGAIN when there is none now. block true: spins,
+ * does the delicate dance, sleeps; SHM_EINTR on attn, signal or shutdown. On M0 with workers: main's home
+ * queue and its timers only. Pays wake debts. */
+SHM_MUSTUSE int shm_findrunnable(struct shm_ctx *c, bool block, shm_gref *g, bool *inherit);
+/* Running -> runnable on the global tail (Gosched, preemption); continuation stored before. */
+void shm_gosched(struct shm_ctx *c, shm_gref g);
+/* Running -> waiting with `reason`, curg dropped; then the caller arms. For parks on objects the
+ * object's own function does this inside its transaction. */
+void shm_gopark(struct shm_ctx *c, shm_gref g, unsigned reason);
+/* Running -> dead, curg dropped, slot freed. */
+void shm_goexit0(struct shm_ctx *c, shm_gref g);
+/* Claims a parked G for cancel or timeout and unlinks it from what it waits on. False: too late. */
+bool shm_wait_abort(struct shm_ctx *c, shm_gref g, uint64_t epoch, uint8_t ok);
+bool shm_preempt_requested(const struct shm_ctx *c); /* cheap: every runtime call asks */
+/* An outside thread's G (SHM_GF_OUTSIDE, status running): sleeps until readied. SHM_ETIME leaves it
+ * claimed by itself and unlinked; SHM_EINTR on a signal, still parked: call again. */
+SHM_MUSTUSE int shm_outside_wait(struct shm_ctx *c, shm_gref g, int64_t timeout_ns);
+/* True when no M runs, nothing is runnable, no timer is pending and externs is 0. */
+bool shm_checkdead(struct shm_ctx *c);
+
+/* ---- sysmon.c -------------------------------------------------------------------------------- */
+
+struct shm_child {
+    uint32_t m1; /* its slot, 0: not yet known */
+    int pid, pidfd;
+};
+/* One round of the keeper: sleeps as long as nothing is due, at most until something happens on
+ * one of the pidfds or the kick; returns the index of a child that has died, -1 M0 has died,
+ * -2 nothing, -3 shutdown. */
+int shm_sysmon(struct shm_ctx *c, int m0_pidfd, struct shm_child *children, int n);
+
+/* ---- timer.c --------------------------------------------------------------------------------- */
+
+/* Parks the running G until `when`; its continuation is stored. SHM_PARKED, or an error. */
+SHM_MUSTUSE int shm_sleep_park(struct shm_ctx *c, shm_gref g, uint64_t when_ns);
+/* Runs what is due on p; returns the next `when` (UINT64_MAX: none). Any M with or without p. */
+uint64_t shm_checktimers(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, uint32_t *ran);
+uint64_t shm_timer_next(struct shm_ctx *c); /* earliest over all Ps */
+
+/* ---- chan.c ---------------------------------------------------------------------------------- */
+
+struct shm_chan {
+    struct shm_obj obj;
+    shm_lockword lock;
+    uint32_t cap;
+    _Atomic uint32_t qcount; /* under lock; read without by len() */
+    uint32_t sendx, recvx;
+    _Atomic uint32_t closed;
+    shm_off recvq_first, recvq_last, sendq_first, sendq_last; /* sudogs, FIFO */
+    uint64_t id;
+    shm_off buf; /* cap values, 0 for cap 0 */
+};
+SHM_MUSTUSE int shm_chan_new(struct shm_ctx *c, uint32_t cap, shm_off *ch);
+void shm_chan_free(struct shm_ctx *c, shm_off ch); /* at the last unref */
+/* Non-blocking: SHM_OK (v moved), SHM_EAGAIN, SHM_ECLOSED. A handed-to peer is readied. */
+SHM_MUSTUSE int shm_chan_trysend(struct shm_ctx *c, shm_off ch, const struct shm_val *v);
+/* SHM_OK (*v owned by the caller), SHM_EAGAIN, SHM_ECLOSED (closed and drained). */
+SHM_MUSTUSE int shm_chan_tryrecv(struct shm_ctx *c, shm_off ch, struct shm_val *v);
+/* As above, but a G that must wait is parked (SHM_PARKED): linked, waiting, armed, in that order.
+ * Send: on SHM_PARKED the value stands in g->value; woken with g->ok 1 sent, 0 closed. Recv: woken
+ * with g->ok 1 and g->value, or 0 closed. */
+SHM_MUSTUSE int shm_chan_send_park(struct shm_ctx *c, shm_off ch, const struct shm_val *v, shm_gref g);
+SHM_MUSTUSE int shm_chan_recv_park(struct shm_ctx *c, shm_off ch, struct shm_val *v, shm_gref g);
+SHM_MUSTUSE int shm_chan_close(struct shm_ctx *c, shm_off ch); /* SHM_ECLOSED: closed already */
+
+/* ---- join.c ---------------------------------------------------------------------------------- */
+
+/* What a handle refers to: how a goroutine ended, and who waits for it. Outlives the g slot. */
+enum { SHM_J_PENDING = 0, SHM_J_VALUE = 1, SHM_J_ERROR = 2, SHM_J_CANCELLED = 3, SHM_J_KILLED = 4, SHM_J_DIED = 5 };
+struct shm_join {
+    struct shm_obj obj;
+    shm_lockword lock;
+    _Atomic uint32_t state; /* SHM_J_*; set last, under lock: value is complete when not pending */
+    shm_gref g;
+    uint64_t goid;
+    shm_off waiters_first, waiters_last;
+    struct shm_val value; /* result or encoded exception; stays until the last handle goes */
+};
+SHM_MUSTUSE int shm_join_new(struct shm_ctx *c, shm_off *j); /* refs 1 for the g, 1 for the caller */
+void shm_join_free(struct shm_ctx *c, shm_off j);
+void shm_join_finish(struct shm_ctx *c, shm_off j, unsigned state, struct shm_val *v); /* v moved */
+/* SHM_OK: ended already; SHM_PARKED. */
+SHM_MUSTUSE int shm_join_park(struct shm_ctx *c, shm_off j, shm_gref g);
+
+/* ---- code.c ---------------------------------------------------------------------------------- */
+
+SHM_MUSTUSE int shm_code_intern(struct shm_ctx *c, const uint8_t hash[16], const void *payload,
+                                size_t n, uint32_t *id);
+const void *shm_code_payload(struct shm_ctx *c, uint32_t id, size_t *n, uint8_t hash[16]);
+
+/* ---- check.c --------------------------------------------------------------------------------- */
+
+/* Walks the whole segment, writes nothing; reports each breach by calling out(). Returns how many.
+ * quiet: the program has ended: no live G, block, waiter, lock or timer may be left. */
+int shm_check(struct shm_ctx *c, bool quiet, void (*out)(void *, const char *), void *arg);
+
+#endif
