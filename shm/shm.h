@@ -168,12 +168,10 @@ struct shm_g {
     shm_off obj;             /* its join object (handle), 0 under go */
     uint32_t parent;         /* goid of the creator (low 32 bits) */
     uint32_t created_at;     /* code-table id and line are kept by the binding: id << 16 | line */
+    shm_off waitobj;         /* the object whose queue `sudog` is in, so that a canceller finds it */
     struct shm_sudog sudog;  /* for the waits on one object */
 };
 static_assert(sizeof(struct shm_g) == 128, "two cache lines; 256 bytes a parked G in all");
-
-/* What a waiter waits on: next to the sudog in g, so that a canceller can unlink it. */
-#define SHM_GWAITOBJ(g) ((g)->sudog.linked)
 
 /* ---- p --------------------------------------------------------------------------------------- */
 
@@ -288,7 +286,8 @@ struct shm_hdr {
     uint32_t max_g, max_m, max_p;
     uint32_t m0_slot;     /* M slot of M0 */
     uint32_t migrate;     /* 0 auto, 1 always, 2 never */
-    uint32_t scrub, pad0_;
+    uint32_t scrub;
+    uint32_t heavy_bytes;  /* budget of a continuation before its G is heavy */
     shm_off mtab_off, ptab_off, gtab_off, code_off, heap_off, reason_off;
     uint64_t heap_bytes;  /* ceiling */
     char name[64];        /* program name, for ps */
@@ -299,8 +298,11 @@ struct shm_hdr {
     _Alignas(SHM_CACHELINE) _Atomic uint32_t shutdown; /* 1: all goroutines end */
     _Atomic uint32_t death;     /* M slot + 1 of the first unexpected death, with status below */
     _Atomic uint32_t death_status; /* wait status */
+    _Atomic uint32_t deadlock_on; /* 1: the last idle worker asks M0 to look for a deadlock */
     _Atomic uint32_t externs;   /* outside wakers that may come: deadlock is not reported while > 0 */
     _Atomic uint64_t death_g;   /* goid that ran there */
+    _Atomic uint32_t want_m;    /* spare worker Ms the keeper is asked to start (shm_handoffp) */
+    uint32_t pad4_;
     _Atomic uint64_t goidgen;   /* next goid */
     _Atomic uint64_t chanid;
     _Alignas(SHM_CACHELINE) _Atomic uint64_t idle_m[SHM_MAX_M / 64]; /* bit: asleep or going to */
@@ -367,7 +369,7 @@ struct shm_opts {
     uint32_t nprocs;         /* worker Ps */
     uint32_t max_goroutines; /* slots of the g table, reserved, committed in chunks */
     uint64_t heap_bytes;     /* ceiling of the heap, reserved, committed in chunks */
-    uint32_t migrate, scrub;
+    uint32_t migrate, scrub, heavy_bytes;
     const char *name;
 };
 /* Sizes, formats and maps a fresh shared-memory object (descriptor kept by the caller too). */
@@ -522,6 +524,9 @@ shm_gref shm_homeqget(struct shm_ctx *c);                             /* own M o
 
 SHM_MUSTUSE int shm_acquirep(struct shm_ctx *c, uint32_t pi); /* idle P -> this M's */
 void shm_releasep(struct shm_ctx *c);
+/* The calling worker is about to block outside the runtime: gives its P away, to an idle M if there
+ * is work for it, and asks the keeper for a spare M (hdr->want_m, kick) if no M is idle. */
+void shm_handoffp(struct shm_ctx *c);
 /* Waiting (claimed by this M) -> runnable, queued where it belongs: its home M's queue, this P's
  * runnext (next) or tail, the global queue without a P; an outside thread by futex. */
 void shm_ready(struct shm_ctx *c, shm_gref g, bool next);
@@ -530,7 +535,8 @@ void shm_newproc(struct shm_ctx *c, shm_gref g);
 void shm_wakep(struct shm_ctx *c);
 /* Runnable -> running on this M; false: stale entry, look again. inherit: same time slice. */
 bool shm_execute(struct shm_ctx *c, shm_gref g, bool inherit);
-/* The next G in Go's order. block false: SHM_EAGAIN when there is none now. block true: spins,
+/* The next G in Go's order. A worker without a P first takes an idle one; while there is none it is a
+ * spare and sleeps. block false: SHM_EAGAIN when there is none now. block true: spins,
  * does the delicate dance, sleeps; SHM_EINTR on attn, signal or shutdown. On M0 with workers: main's home
  * queue and its timers only. Pays wake debts. */
 SHM_MUSTUSE int shm_findrunnable(struct shm_ctx *c, bool block, shm_gref *g, bool *inherit);
@@ -543,12 +549,18 @@ void shm_gopark(struct shm_ctx *c, shm_gref g, unsigned reason);
 void shm_goexit0(struct shm_ctx *c, shm_gref g);
 /* Claims a parked G for cancel or timeout and unlinks it from what it waits on. False: too late. */
 bool shm_wait_abort(struct shm_ctx *c, shm_gref g, uint64_t epoch, uint8_t ok);
+/* Takes a claimed G's sudog out of the queue of g->waitobj (chan.c, join.c by waitkind). */
+void shm_sudog_unlink(struct shm_ctx *c, shm_gref g);
 bool shm_preempt_requested(const struct shm_ctx *c); /* cheap: every runtime call asks */
 /* An outside thread's G (SHM_GF_OUTSIDE, status running): sleeps until readied. SHM_ETIME leaves it
  * claimed by itself and unlinked; SHM_EINTR on a signal, still parked: call again. */
 SHM_MUSTUSE int shm_outside_wait(struct shm_ctx *c, shm_gref g, int64_t timeout_ns);
 /* True when no M runs, nothing is runnable, no timer is pending and externs is 0. */
 bool shm_checkdead(struct shm_ctx *c);
+/* Measures on this machine what a wake costs and sets hdr->wake_cost_ns and hdr->spin_ns. < 2 ms. */
+void shm_calibrate(struct shm_ctx *c);
+/* Go's SCHED line (schedtrace.go) of the program now; returns the length written. */
+size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n);
 
 /* ---- sysmon.c -------------------------------------------------------------------------------- */
 
@@ -558,7 +570,7 @@ struct shm_child {
 };
 /* One round of the keeper: sleeps as long as nothing is due, at most until something happens on
  * one of the pidfds or the kick; returns the index of a child that has died, -1 M0 has died,
- * -2 nothing, -3 shutdown. */
+ * -2 nothing (a signal, the kick), -3 shutdown, -4 a spare M is wanted (want_m was lowered by 1). */
 int shm_sysmon(struct shm_ctx *c, int m0_pidfd, struct shm_child *children, int n);
 
 /* ---- timer.c --------------------------------------------------------------------------------- */

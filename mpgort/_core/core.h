@@ -13,6 +13,7 @@
 #include <Python.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include "shm.h"
 
 /* ---- codec.c, frame.c: values and await chains <-> bytes ------------------------------------ */
 
@@ -112,5 +113,47 @@ void core_codes_changed(void);
 
 int core_frame_init(PyObject *mod);
 int core_codec_init(PyObject *mod);
+
+/* ---- prog.c: a program (one segment) as this process sees it --------------------------------- */
+
+/* Python: mpgort._core.Program. A process has one per runtime it takes part in: a worker exactly
+ * one, M0 as many as it has Runtimes. All use of the two ctxs happens with the GIL held, but for
+ * the loop's blocking shm_findrunnable(): so one AUX M slot serves all threads of the process that
+ * run no loop. Every runtime handle keeps its program alive. */
+typedef struct core_prog {
+    PyObject_HEAD
+    struct shm_ctx loop;      /* of the thread that runs (or may run) the M's loop in this process */
+    struct shm_ctx aux;       /* of all other threads; its M slot is taken at the first use */
+    bool attached;            /* the mapping is there; false after detach: handles raise */
+    bool aux_on;
+    bool is_m0;
+    unsigned long loop_thread; /* PyThread_get_thread_ident() of the loop's thread, 0: no loop runs */
+    PyObject *handles;        /* dict: offset -> weak reference to the one handle object of this process */
+    struct core_proc *proc;   /* proc.c's own state, made by core_proc_new() on first use */
+    PyObject *weakrefs;
+} CoreProg;
+extern PyTypeObject CoreProg_Type;
+/* The program whose goroutine (or worker) the calling thread runs; NULL in outside threads. */
+extern _Thread_local CoreProg *core_prog_cur;
+/* The ctx that the calling thread may use: loop in the loop's thread, aux elsewhere (slot taken on
+ * first use). NULL with an exception set: detached, or no M slot left. */
+struct shm_ctx *core_ctx(CoreProg *prog);
+/* Sets the exception for a negative SHM_E code: OutOfSharedMemory with figures and the option to
+ * raise, and so on. Always returns -1. */
+int core_shm_error(CoreProg *prog, int err);
+
+/* ---- proc.c: the M's loop --------------------------------------------------------------------- */
+
+/* Worker: takes a P and runs goroutines until shutdown. 0, or -1 with an exception set. */
+int core_m_loop(CoreProg *prog);
+/* M0: runs fn(*args, **kwargs) as goroutine 1, at home; returns its value, or NULL and exception. */
+PyObject *core_main_loop(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs);
+/* Frees proc.c's state of a program that is detached (or in a forked child that is no M). */
+void core_proc_free(CoreProg *prog);
+
+int core_prog_init(PyObject *mod);
+int core_proc_init(PyObject *mod);
+int core_goroutine_init(PyObject *mod);
+int core_chan_init(PyObject *mod);
 
 #endif
