@@ -20,6 +20,12 @@ void shm_failpoint_hit(const char *name);
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
+/* Parts of shm_seg_create and shm_mexit that belong to the file that owns the structure. */
+uint64_t shm_code_table_bytes(void);      /* code.c: reserved for the whole table */
+uint64_t shm_code_first_bytes(void);      /* code.c: of it, what is needed from the start */
+void shm_handles_drop(struct shm_ctx *c); /* handle.c: gives back all that this M's Python holds */
+void shm_heap_flush(struct shm_ctx *c);   /* heap.c: this M's free blocks, to everybody */
+
 /* xorshift64*: the M's own random numbers (steal order). */
 static inline uint64_t ctx_rand(struct shm_ctx *c)
 {

@@ -54,6 +54,9 @@
 #define SHM_LAYOUT_VERSION 1
 #define SHM_MAX_M 256 /* M slots: workers, M0, keeper, outside threads */
 #define SHM_MAX_P 128
+#define SHM_MAX_CODE 65536   /* entries of the code table */
+#define SHM_MAX_REASON 256   /* wait reasons that users register */
+#define SHM_REASON_BYTES 64  /* the text of one, with its final zero; at reason_off, in order */
 #define SHM_CACHELINE 64
 #define SHM_MUSTUSE __attribute__((warn_unused_result))
 
@@ -144,8 +147,8 @@ enum {                       /* g->flags, written by the owner of the G */
     SHM_GF_SYSTEM = 4,       /* not counted, not shown */
     SHM_GF_STARTED = 8,      /* the continuation is an await chain, not a call */
     SHM_GF_DURABLE = 16,
-    SHM_GF_CANCEL = 32,      /* Cancelled is due at the next park */
     SHM_GF_GO = 64,          /* started by go: an exception is a panic */
+    SHM_GF_CONTEXT = 128,    /* the continuation ends with its context variables */
 };
 enum { SHM_HOME_NONE = 0, SHM_HOME_MAIN, SHM_HOME_PINNED, SHM_HOME_HEAVY, SHM_HOME_LOCKED };
 
@@ -167,7 +170,8 @@ struct shm_g {
     uint32_t since_ms;       /* when the wait began, ms since hdr->start_ns */
     shm_off obj;             /* its join object (handle), 0 under go */
     uint32_t parent;         /* goid of the creator (low 32 bits) */
-    uint32_t created_at;     /* code-table id and line are kept by the binding: id << 16 | line */
+    uint8_t op;              /* the binding's: which operation it is parked in */
+    uint8_t pad0_[3];
     shm_off waitobj;         /* the object whose queue `sudog` is in, so that a canceller finds it */
     struct shm_sudog sudog;  /* for the waits on one object */
 };
@@ -216,11 +220,12 @@ enum { /* m->attn bits, set by anybody, cleared by the M */
     SHM_ATTN_DUMP = 4,    /* print your running goroutine */
     SHM_ATTN_CHECKDEAD = 8, /* to M0: everybody else is asleep */
     SHM_ATTN_DEATH = 16,  /* to M0: hdr->death names a dead M */
+    SHM_ATTN_PANIC = 32,  /* to M0: hdr->panic_val is complete */
 };
 #define SHM_UNDO 512
 #define SHM_INFLIGHT 136 /* 129 of an overflow batch, and the single slots below */
 enum { SHM_IF_READY = 0, SHM_IF_KICKED = 1, SHM_IF_GOT = 2, SHM_IF_NEW = 3, SHM_IF_BATCH = 4 };
-#define SHM_NCLASS 24
+#define SHM_NCLASS 28
 #define SHM_MAG 64
 #define SHM_HELD 8
 
@@ -283,7 +288,9 @@ struct shm_hdr {
     uint64_t start_ns;    /* CLOCK_MONOTONIC at creation */
     uint32_t uid, pid0;   /* owner, M0 */
     uint32_t nprocs;      /* worker Ps; ptab[nprocs] is M0's */
-    uint32_t max_g, max_m, max_p;
+    uint32_t max_g;
+    _Atomic uint32_t max_m; /* M slots that have pages; shm_minit raises it, up to SHM_MAX_M */
+    uint32_t max_p;         /* Ps there are: nprocs + 1, or 1 */
     uint32_t m0_slot;     /* M slot of M0 */
     uint32_t migrate;     /* 0 auto, 1 always, 2 never */
     uint32_t scrub;
@@ -301,6 +308,10 @@ struct shm_hdr {
     _Atomic uint32_t deadlock_on; /* 1: the last idle worker asks M0 to look for a deadlock */
     _Atomic uint32_t externs;   /* outside wakers that may come: deadlock is not reported while > 0 */
     _Atomic uint64_t death_g;   /* goid that ran there */
+    _Atomic uint32_t panic;     /* 0 none, 1 being written, 2 complete: the first goroutine that panicked */
+    uint32_t pad5_;
+    uint64_t panic_goid;
+    struct shm_val panic_val;   /* its encoded exception; written once, by who moved panic 0 -> 1 */
     _Atomic uint32_t want_m;    /* spare worker Ms the keeper is asked to start (shm_handoffp) */
     uint32_t pad4_;
     _Atomic uint64_t goidgen;   /* next goid */
@@ -347,6 +358,7 @@ struct shm_ctx {
     uint32_t m1;     /* slot + 1 */
     int fd;
     int kick_fd; /* eventfd of the keeper, -1: none */
+    bool in_tx;  /* between shm_tx_begin and shm_tx_commit */
     uint32_t tick;
     uint64_t rng;
     uint64_t now_ns; /* clock as of the last schedule() or findrunnable() */
@@ -434,9 +446,14 @@ static inline struct shm_blk *shm_blk(const struct shm_ctx *c, shm_off off)
 /* At least n bytes, 8-aligned (16 from 64 KiB on), state allocated. SHM_ENOMEM, SHM_ENOSPC. */
 SHM_MUSTUSE int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off);
 void shm_free(struct shm_ctx *c, shm_off off);
+/* State published: something in the segment names the block from now on. Inside a tx it is undone
+ * with it; shm_adopt is the way back (what named it does so no more, this M owns it). */
 void shm_publish(struct shm_ctx *c, shm_off off);
+void shm_adopt(struct shm_ctx *c, shm_off off);
 size_t shm_usable(const struct shm_ctx *c, shm_off off);
-/* Continuation and value blocks: bytes, padding to 8, then `nh` handle words (kind << 56 | off). */
+/* Continuation and value blocks: bytes from the start, `nh` handle words (kind << 56 | off) at the
+ * end of the usable size, so that they are found without knowing how many bytes there are. The
+ * block takes over the references its handle words stand for. */
 SHM_MUSTUSE int shm_val_make(struct shm_ctx *c, struct shm_val *v, const void *bytes, uint32_t len,
                              const uint64_t *h, uint32_t nh);
 const uint8_t *shm_val_bytes(const struct shm_ctx *c, const struct shm_val *v, uint32_t *len);
@@ -454,6 +471,10 @@ struct shm_heap_stats {
     uint64_t live_blocks, live_bytes, live_conts, committed, large_bytes;
 };
 void shm_heap_stats(struct shm_ctx *c, struct shm_heap_stats *s);
+/* Calls fn for every block, free ones too; false: the runs do not tile the heap. Takes no lock: for
+ * a program at rest, or under heap_lock. */
+bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const struct shm_blk *b),
+                   void *arg);
 
 /* ---- handle.c -------------------------------------------------------------------------------- */
 
@@ -539,6 +560,8 @@ bool shm_execute(struct shm_ctx *c, shm_gref g, bool inherit);
  * spare and sleeps. block false: SHM_EAGAIN when there is none now. block true: spins,
  * does the delicate dance, sleeps; SHM_EINTR on attn, signal or shutdown. On M0 with workers: main's home
  * queue and its timers only. Pays wake debts. */
+/* On M0 a blocking call returns SHM_EINTR at the latest after 100 ms: its caller looks at signals and at
+ * the keeper. */
 SHM_MUSTUSE int shm_findrunnable(struct shm_ctx *c, bool block, shm_gref *g, bool *inherit);
 /* Running -> runnable on the global tail (Gosched, preemption); continuation stored before. */
 void shm_gosched(struct shm_ctx *c, shm_gref g);
@@ -615,6 +638,8 @@ struct shm_join {
     struct shm_obj obj;
     shm_lockword lock;
     _Atomic uint32_t state; /* SHM_J_*; set last, under lock: value is complete when not pending */
+    _Atomic uint32_t cancel; /* 1: Cancelled is due at g's next park; taken by CAS */
+    uint32_t pad0_;
     shm_gref g;
     uint64_t goid;
     shm_off waiters_first, waiters_last;

@@ -60,6 +60,20 @@ PySendResult core_chain_throw(PyObject *root, PyObject *park, PyObject *exc, PyO
 int core_value_encode(PyObject *v, struct core_enc *e);
 PyObject *core_value_decode(const uint8_t *p, size_t n);
 
+/* An exception that ends a goroutine, for whoever awaits it: type, args, cause, context, notes, and
+ * the text of its traceback here, which decode chains as the cause (as concurrent.futures does).
+ * An exception that cannot cross arrives as its nearest base that can. Encode fails (ENC_ERROR)
+ * only for want of memory. */
+int core_exc_encode(PyObject *exc, struct core_enc *e);
+PyObject *core_exc_decode(const uint8_t *p, size_t n);
+/* The items of a contextvars.Context that can cross (others are left out); decode sets them in the
+ * current context: 0, or -1 with an exception. */
+int core_context_encode(PyObject *ctx, struct core_enc *e);
+int core_context_decode(const uint8_t *p, size_t n);
+/* The frames of an encoded chain without rebuilding it, for dumps: a new list of
+ * (qualname, file, line), outermost first. Never trusts the bytes; NULL with an exception set. */
+PyObject *core_chain_frames(const uint8_t *p, size_t n);
+
 /* ---- the park request ----------------------------------------------------------------------- */
 
 /* What an awaitable of the runtime yields to the M's loop. Its exact type is how the loop knows
@@ -76,6 +90,7 @@ typedef struct {
     PyObject *a, *b;  /* operands kept for the operation (channel handle, value, unlockf, ...) */
     uint64_t u[2];    /* native operands */
 } CorePark;
+enum { CORE_PARK_RESUMED = 0, CORE_PARK_TEST = 1 }; /* below 8: frame.c's own; others: proc.h */
 extern PyTypeObject CorePark_Type; /* defined in frame.c */
 CorePark *core_park_new(int kind); /* new reference; from the freelist */
 
@@ -131,6 +146,10 @@ typedef struct core_prog {
     PyObject *handles;        /* dict: offset -> weak reference to the one handle object of this process */
     struct core_proc *proc;   /* proc.c's own state, made by core_proc_new() on first use */
     PyObject *weakrefs;
+    PyObject *tick;           /* callable or None: M0's loop calls it about every 100 ms */
+    Py_ssize_t exports;       /* live buffers of view(): the mapping stays until the last is gone */
+    uint64_t max_tasks;       /* a worker retires when it has run so many goroutines, ... */
+    uint64_t max_rss;         /* ... or has grown to so many bytes; 0: no limit */
 } CoreProg;
 extern PyTypeObject CoreProg_Type;
 /* The program whose goroutine (or worker) the calling thread runs; NULL in outside threads. */

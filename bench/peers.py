@@ -1,0 +1,172 @@
+"""What a user would pick instead, measured by the same clock in the same run.
+
+Each function does the peer's side of one row of figures.py and returns seconds per operation (or
+seconds in all where it says so). Nothing here imports mpgort. Go and Erlang are optional: without
+them the function returns None, and figures.py says so."""
+
+import asyncio
+import concurrent.futures
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import types
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+GO = shutil.which("go") or next(iter(sorted(Path("/usr/lib").glob("go-*/bin/go"))), None)
+ESCRIPT = shutil.which("escript")
+
+
+def trivial(x: int) -> int:
+    return x
+
+
+# ---- in one process --------------------------------------------------------------------------
+
+
+@types.coroutine
+def trap() -> Generator[None, None, None]:
+    yield
+
+
+def coro_send(n: int) -> float:
+    """A bare coro.send in a Python loop: the yardstick for park + resume."""
+
+    async def body() -> None:
+        while True:
+            await trap()
+
+    coro = body()
+    send = coro.send
+    send(None)
+    started = time.perf_counter()
+    for _ in range(n):
+        send(None)
+    seconds = time.perf_counter() - started
+    coro.close()
+    return seconds / n
+
+
+def asyncio_queue(n: int) -> float:
+    """A round trip between two tasks over two asyncio.Queue(1)."""
+
+    async def pong(there: "asyncio.Queue[int]", back: "asyncio.Queue[int]") -> None:
+        while True:
+            await back.put(await there.get())
+
+    async def ping() -> float:
+        there: asyncio.Queue[int] = asyncio.Queue(1)
+        back: asyncio.Queue[int] = asyncio.Queue(1)
+        task = asyncio.create_task(pong(there, back))
+        started = time.perf_counter()
+        for i in range(n):
+            await there.put(i)
+            await back.get()
+        seconds = time.perf_counter() - started
+        task.cancel()
+        return seconds
+
+    return asyncio.run(ping()) / n
+
+
+def asyncio_task(n: int) -> float:
+    """Create and await a trivial task."""
+
+    async def body(x: int) -> int:
+        return x
+
+    async def create() -> float:
+        started = time.perf_counter()
+        for i in range(n):
+            await asyncio.create_task(body(i))
+        return time.perf_counter() - started
+
+    return asyncio.run(create()) / n
+
+
+# ---- over processes --------------------------------------------------------------------------
+
+
+def executor_submit(n: int, procs: int = 2) -> float:
+    """ProcessPoolExecutor.submit(trivial).result(), one at a time, the pool warm."""
+    with concurrent.futures.ProcessPoolExecutor(procs) as pool:
+        list(pool.map(trivial, range(4 * procs)))
+        started = time.perf_counter()
+        for i in range(n):
+            pool.submit(trivial, i).result()
+        return (time.perf_counter() - started) / n
+
+
+def pool_apply(n: int, procs: int = 2) -> float:
+    """multiprocessing.Pool.apply(trivial), one at a time, the pool warm."""
+    with multiprocessing.Pool(procs) as pool:
+        pool.map(trivial, range(4 * procs))
+        started = time.perf_counter()
+        for i in range(n):
+            pool.apply(trivial, (i,))
+        return (time.perf_counter() - started) / n
+
+
+def executor_start_stop(procs: int = 2) -> float:
+    """A ProcessPoolExecutor from start to end with one trivial call on the way."""
+    started = time.perf_counter()
+    with concurrent.futures.ProcessPoolExecutor(procs) as pool:
+        pool.submit(trivial, 0).result()
+    return time.perf_counter() - started
+
+
+def bare_processes(work: Callable[[int], int], tasks: Sequence[int], procs: int) -> float:
+    """Seconds for `tasks` dealt to `procs` forked processes that only compute: the machine's own
+    ceiling. The deal is the best that greedy finds: longest task first, to whoever has least."""
+    shares: list[list[int]] = [[] for _ in range(procs)]
+    for task in sorted(tasks, reverse=True):
+        min(shares, key=sum).append(task)
+    started = time.perf_counter()
+    pids = []
+    for share in shares:
+        pid = os.fork()
+        if pid == 0:
+            for task in share:
+                work(task)
+            os._exit(0)
+        pids.append(pid)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    return time.perf_counter() - started
+
+
+# ---- other languages -------------------------------------------------------------------------
+
+
+def go_program(name: str, *args: int) -> float | None:
+    """Seconds that bench/go/NAME.go says it took; None without Go. Compiled once per run."""
+    if GO is None:
+        return None
+    binary = Path(tempfile.gettempdir()) / f"mpgort-bench-{os.getuid()}-{name}"
+    source = HERE / "go" / f"{name}.go"
+    if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
+        subprocess.run([str(GO), "build", "-o", str(binary), str(source)], check=True)
+    return seconds_said([str(binary), *map(str, args)])
+
+
+def erlang_program(name: str, *args: int) -> float | None:
+    """Seconds that bench/erlang/NAME.erl says it took; None without Erlang."""
+    if ESCRIPT is None:
+        return None
+    # +P: a million live processes need a larger table than the default.
+    os.environ["ERL_FLAGS"] = "+P 4000000"
+    return seconds_said([ESCRIPT, str(HERE / "erlang" / f"{name}.erl"), *map(str, args)])
+
+
+def seconds_said(command: list[str]) -> float:
+    """The number after "seconds" in what a program prints."""
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"seconds ([0-9.e+-]+)", text)
+    if found is None:
+        raise ValueError(f"{command[0]} did not say how long it took: {text!r}")
+    return float(found[1])

@@ -1,0 +1,32 @@
+"""mpgort: Go's goroutine runtime for Python, over processes instead of threads.
+
+Layout, in order of dependence (imports go left only):
+_errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime | _run | demos, cli.
+"""
+
+from mpgort._core import Chan as Chan
+from mpgort._core import Goroutine as Goroutine
+from mpgort._core import chan as chan
+from mpgort._core import go as go
+from mpgort._core import goexit as goexit
+from mpgort._core import goid as goid
+from mpgort._core import gomaxprocs as gomaxprocs
+from mpgort._core import gosched as gosched
+from mpgort._core import nilchan as nilchan
+from mpgort._core import num_goroutine as num_goroutine
+from mpgort._core import sleep as sleep
+from mpgort._core import spawn as spawn
+from mpgort._errors import BadContinuation as BadContinuation
+from mpgort._errors import Cancelled as Cancelled
+from mpgort._errors import ChanError as ChanError
+from mpgort._errors import Closed as Closed
+from mpgort._errors import CodeMismatch as CodeMismatch
+from mpgort._errors import Deadlock as Deadlock
+from mpgort._errors import GoroutinePanic as GoroutinePanic
+from mpgort._errors import Killed as Killed
+from mpgort._errors import MDied as MDied
+from mpgort._errors import OutOfSharedMemory as OutOfSharedMemory
+from mpgort._errors import SerializationError as SerializationError
+from mpgort._errors import UnsupportedPlatform as UnsupportedPlatform
+from mpgort._run import Runtime as Runtime
+from mpgort._run import run as run

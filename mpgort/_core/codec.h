@@ -1,0 +1,239 @@
+/* codec.h — what frame.c and the codec_*.c files share: the format, the encoder, the decoder.
+ *
+ * THE FORMAT. A blob is `magic, body, pickle length, pickle`. The body is one value; a value is a tag
+ * byte and what the tag says follows. Numbers are little-endian, counts are varints (seven bits a
+ * byte). Bit 7 of a tag, TAG_MEMO, says "remember this one": the n-th remembered object is what
+ * TAG_REF n means later, so identity and cycles inside one blob survive. Only an object that somebody
+ * else refers to as well (reference count > 1) can be met twice, so only those are remembered.
+ * A container is made and remembered before its items are read; what must be complete to exist
+ * (frozenset, range, slice) is remembered after, and a reference to it from within is refused.
+ *
+ * TWO MODES. A continuation *moves*: what it holds afterwards must be what it held before, so an
+ * object that somebody outside also holds is not copied (INV unobservable, codec.c), and what cannot
+ * move pins the goroutine. A value *is copied*, as pickle copies; what cannot be is an error. */
+#ifndef MPGORT_CODEC_H
+#define MPGORT_CODEC_H
+
+#include "cpython.h"
+
+/* ---- tags ------------------------------------------------------------------------------------- */
+
+enum {
+    TAG_NULL, /* an empty slot: unbound local, the NULL of a call; in frames only */
+    TAG_NONE,
+    TAG_TRUE,
+    TAG_FALSE,
+    TAG_ELLIPSIS,
+    TAG_NOTIMPLEMENTED,
+    TAG_INT16,
+    TAG_INT32,
+    TAG_INT64,
+    TAG_INTBIG, /* n, n bytes two's complement */
+    TAG_FLOAT,
+    TAG_COMPLEX,
+    TAG_STR,   /* n, n bytes ASCII */
+    TAG_STRU8, /* n, n bytes UTF-8, surrogates passed */
+    TAG_BYTES,
+    TAG_BYTEARRAY,
+    TAG_TUPLE,
+    TAG_LIST,
+    TAG_DICT,
+    TAG_SET,
+    TAG_FROZENSET,
+    TAG_SLICE,
+    TAG_RANGE,
+    TAG_REF,    /* n: the n-th remembered */
+    TAG_CONST,  /* n: co_consts[n] of the frame's code; in frames only */
+    TAG_PICKLE, /* n: the n-th of the blob's pickle */
+    TAG_HANDLE, /* kind byte, 8 bytes offset */
+    TAG_GLOBAL, /* id in the table of codes and names: a function or class by its name */
+    TAG_MODULE, /* name */
+    TAG_SEQITER,  /* type byte, index, sequence */
+    TAG_RANGEITER,
+    TAG_DICTITER, /* type byte, consumed, dict */
+    TAG_REDUCED,  /* type byte, args tuple, state: builtin iterators by their own __reduce__ */
+    TAG_CELL,
+    TAG_METHOD,   /* function, self */
+    TAG_CMETHOD,  /* self, name */
+    TAG_FUNCTION, /* a local one: code id, closure, defaults, ... */
+    TAG_OBJECT,   /* class, attributes: a plain instance */
+    TAG_OBJECTD,  /* class, __dict__ as an object of its own */
+    TAG_EXC,      /* class, args, cause, context, ... */
+    TAG_GEN,      /* a frame: see frame.c */
+    TAG_ASEND,
+    TAG_ATHROW,
+    TAG_COROWRAP,
+    TAG_PARK, /* the park request that the chain stands at */
+    TAG_COUNT,
+    TAG_SMALL = 0x40, /* ..0x7f: the ints -5..58 */
+    TAG_MEMO = 0x80,
+};
+#define SMALL_MIN (-5)
+#define SMALL_MAX 58
+#define BLOB_MAGIC_CHAIN (0xC0 | (PY_MINOR_VERSION & 0xf)) /* frames are bound to the version */
+#define BLOB_MAGIC_VALUE (0xA0 | (PY_MINOR_VERSION & 0xf))
+#define DEPTH_MAX 3000 /* nesting of values and frames in one blob */
+
+/* ---- code.c ----------------------------------------------------------------------------------- */
+
+enum { POINT_CREATED = 0, POINT_AWAIT = 1, POINT_YIELD = 2 };
+
+struct resume_point { /* Point of _code.py, which explains it */
+    int next, forward, line, how;
+    uint16_t depth;
+    const char *locals, *stack; /* a kind per slot */
+};
+
+#define SHELL_POOL 16
+
+struct code_info { /* hangs on the code object (co_extra), made once, never freed */
+    PyFunctionObject *func; /* template: code, globals, names; all rebuilt frames share it */
+    PyCodeObject *code;     /* func's */
+    PyObject *globals;      /* func's */
+    uint32_t id, epoch;     /* in core_codes, valid while epoch == codes_epoch */
+    uint8_t hash[16];
+    PyObject *payload;      /* bytes for core_codes.intern */
+    int n_points;
+    struct resume_point *points;
+    int16_t *point_at;      /* by code unit: index in points, or -1 */
+    PyObject *spec;         /* owns what the points point into */
+    uint32_t const_mask;    /* table of co_consts by address: index + 1, 0 empty */
+    uint16_t *const_at;
+    PyGenObject *shells[SHELL_POOL]; /* dropped coroutines, COMPLETED and empty, to be filled again */
+    int n_shells;
+};
+extern uint32_t codes_epoch;
+
+/* The info of a code object run with these globals; NULL with an exception set, or without one where
+ * such frames do not move (*why says why). */
+struct code_info *code_info_of(PyCodeObject *code, PyObject *globals, const char **why);
+/* Its number in the shared table; 0 with an exception set. */
+uint32_t code_info_intern(struct code_info *ci);
+static inline uint32_t code_info_id(struct code_info *ci)
+{
+    return likely(ci->epoch == codes_epoch) ? ci->id : code_info_intern(ci);
+}
+/* The code with this number, located or built; NULL with BadContinuation or CodeMismatch. */
+struct code_info *code_info_by_id(uint32_t id);
+/* A function or class by (module, qualified name); 0 without exception: not found under its name. */
+uint32_t global_id(PyObject *o);
+PyObject *global_by_id(uint32_t id);
+/* If o is the value of a global variable of a module, its number as such; 0 without exception: not. */
+uint32_t variable_id(PyObject *o);
+PyObject *code_payload_tuple(uint32_t id); /* the unmarshalled payload */
+int core_code_init(PyObject *mod);
+
+/* ---- encoding --------------------------------------------------------------------------------- */
+
+struct memo_entry {
+    PyObject *o;
+    Py_ssize_t visits; /* references met */
+    uint32_t frame;    /* where it was first met: frame number and slot, for the reason */
+    uint16_t slot;
+    uint8_t flags;
+};
+enum {
+    MEMO_CHECK = 1, /* mutable, or leads to what is: references from outside pin */
+    MEMO_OPEN = 2,  /* being written; cannot be referred to until complete */
+};
+
+struct enc {
+    uint8_t *end, *base; /* the write pointer itself travels in a register: see codec.c */
+    struct core_enc *out;
+    bool moving;         /* a continuation; else a value */
+    bool ignore_root;    /* the caller's references to the root are not counted */
+    int status, depth;
+    PyObject *root, *park;
+    bool park_met;
+    uint32_t mutables; /* how many mutable objects were met so far: tells whether a tuple holds any */
+    /* memo: entries in order, and a table by address. An index of 0 is an empty place. */
+    struct memo_entry *memo;
+    uint32_t n_memo, memo_cap;
+    uint32_t *table, table_mask;
+    uint32_t table_epoch; /* places of other epochs are empty */
+    uint32_t *table_seen;
+    PyGenObject **gens;
+    uint32_t n_gens, gens_cap;
+    uint32_t cur_frame;
+    uint16_t cur_slot;
+    PyObject **pickled; /* borrowed: objects for the one pickle */
+    uint32_t n_pickled, pickled_cap;
+    PyObject *by_name;   /* dict address -> id: objects to write as a module's global (a second try) */
+    PyObject *by_pickle; /* set of addresses: objects that the pickle has to hold (a second try) */
+    PyObject *ghosts;    /* list of dead frames met in tracebacks, or NULL */
+    bool again;          /* the try failed for by_name or by_pickle, which have grown */
+    struct enc *next;    /* of the free ones */
+    char path[200], why[160];
+};
+
+/* All enc_* take the write pointer and return it advanced, or NULL: E->status says why. */
+uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n);
+#define ROOM(n)                                                                                    \
+    do {                                                                                           \
+        if (unlikely((size_t)(E->end - p) < (size_t)(n)) && (p = enc_grow(E, p, (n))) == NULL)     \
+            return NULL;                                                                           \
+    } while (0)
+uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o);
+uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g, uint8_t memo);
+uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o, uint8_t memo); /* codec_types.c */
+uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o, uint8_t memo);
+uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o, uint8_t memo);
+uint8_t *enc_fail(struct enc *E, int status);
+uint8_t *enc_refuse(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void enc_path(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+bool is_plain_instance(PyTypeObject *type);
+
+static inline uint8_t *put_varint(uint8_t *p, uint64_t v)
+{
+    while (v >= 0x80) {
+        *p++ = (uint8_t)v | 0x80;
+        v >>= 7;
+    }
+    *p++ = (uint8_t)v;
+    return p;
+}
+#define VARINT_MAX 10
+
+/* ---- decoding --------------------------------------------------------------------------------- */
+
+struct dec {
+    const uint8_t *p, *end;
+    bool moving;
+    int depth;
+    PyObject **memo; /* strong references */
+    uint32_t n_memo, memo_cap;
+    PyObject *pickled;            /* list, or NULL */
+    struct built {
+        PyGenObject *g; /* strong */
+        int8_t state;   /* what it becomes when the whole blob is good */
+    } *gens;
+    uint32_t n_gens, gens_cap;
+    CorePark *park;
+    struct code_info *code; /* of the innermost frame: what TAG_CONST means */
+};
+
+PyObject *dec_value(struct dec *D); /* new reference, or NULL with an exception */
+PyObject *dec_tagged(struct dec *D, uint8_t tag);
+PyObject *dec_gen(struct dec *D, bool memo);
+PyObject *dec_other(struct dec *D, int tag, bool memo);
+PyObject *dec_exception(struct dec *D, bool memo);
+void *dec_bad(const char *fmt, ...); /* BadContinuation, returns NULL */
+int dec_varint(struct dec *D, uint64_t *v);
+int dec_count(struct dec *D, size_t each, Py_ssize_t *n); /* bounded by the bytes that are left */
+int dec_remember(struct dec *D, PyObject *o, uint32_t *at); /* o may be NULL: set with dec_complete */
+void dec_complete(struct dec *D, uint32_t at, PyObject *o);
+
+/* ---- shared by name --------------------------------------------------------------------------- */
+
+extern PyObject *core_errors;  /* module mpgort._errors */
+extern PyObject *core_pickle;  /* module mpgort._pickle */
+extern PyObject *core_code_py; /* module mpgort._code */
+PyObject *core_error(const char *name); /* a class of mpgort._errors, borrowed */
+extern bool frames_ok;
+extern char frames_reason[160];
+extern bool fast_forward_on;
+bool core_layouts_ok(char *why, size_t n); /* codec_types.c */
+int core_codec_expose(PyObject *mod);      /* expose.c: the private Python interface */
+int core_frame_self_test(void);
+
+#endif

@@ -1,0 +1,597 @@
+/* goroutine.c — the face of a goroutine: go, spawn and its handle, gosched, sleep, goexit.
+ *
+ * A handle refers to the join object (shm/join.c): how the goroutine ended, and who waits. It lives on
+ * its own counts, so a result stays for whoever comes late, and a handle can be sent anywhere.
+ *
+ * CANCEL (tag: cancel; the other side is park() in proc.c). The canceller sets join->cancel, then looks
+ * whether the goroutine waits and, if so, claims that wait. The parking M arms the wait, then looks at
+ * join->cancel. Both store before they load, seq_cst, so at least one of them sees the other: a
+ * cancel is never lost between. Who wins the claim takes the flag with it. */
+#include "proc.h"
+#include <math.h>
+#include <stddef.h>
+
+enum { HANDLE_GOROUTINE = 8 };
+
+typedef struct {
+    PyObject_HEAD
+    CoreProg *prog;
+    shm_off off; /* join object */
+    uint32_t slot;
+    PyObject *weakrefs;
+} Goroutine;
+
+static PyTypeObject Goroutine_Type;
+
+static struct shm_join *join_of(Goroutine *h) { return shm_at(&h->prog->loop, h->off); }
+
+/* A handle on the join object off; takes over one reference. */
+static PyObject *goroutine_wrap(CoreProg *prog, shm_off off)
+{
+    struct shm_ctx *c = core_ctx(prog);
+    if (c == NULL)
+        return NULL;
+    PyObject *known = core_handle_get(prog, off);
+    if (known != NULL) {
+        shm_obj_unref(c, off);
+        return Py_NewRef(known);
+    }
+    uint32_t slot;
+    int r = shm_handle_hold(c, off, &slot);
+    if (r < 0) {
+        shm_obj_unref(c, off);
+        core_shm_error(prog, r);
+        return NULL;
+    }
+    Goroutine *h = PyObject_New(Goroutine, &Goroutine_Type);
+    if (h == NULL) {
+        shm_handle_release(c, slot);
+        return NULL;
+    }
+    h->prog = (CoreProg *)Py_NewRef((PyObject *)prog);
+    h->off = off;
+    h->slot = slot;
+    h->weakrefs = NULL;
+    if (core_handle_put(prog, off, (PyObject *)h) < 0) {
+        Py_DECREF(h);
+        return NULL;
+    }
+    return (PyObject *)h;
+}
+
+static void goroutine_dealloc(Goroutine *h)
+{
+    if (h->weakrefs != NULL)
+        PyObject_ClearWeakRefs((PyObject *)h);
+    core_handle_del(h->prog, h->off);
+    if (h->prog->attached) {
+        PyObject *type, *value, *tb;
+        PyErr_Fetch(&type, &value, &tb);
+        struct shm_ctx *c = core_ctx(h->prog);
+        if (c != NULL)
+            shm_handle_release(c, h->slot);
+        PyErr_Restore(type, value, tb);
+    }
+    Py_DECREF(h->prog);
+    PyObject_Free(h);
+}
+
+/* ---- results --------------------------------------------------------------------------------- */
+
+/* How the goroutine ended, as an exception object; NULL without one set: it has a value. */
+static PyObject *join_exception(CoreProg *prog, struct shm_join *j)
+{
+    switch (load_acq(&j->state)) { /* pairs with the store of shm_join_finish: value is complete */
+    case SHM_J_VALUE:
+        return NULL;
+    case SHM_J_CANCELLED:
+        return PyObject_CallNoArgs(core_errors.Cancelled);
+    case SHM_J_KILLED:
+        return PyObject_CallFunction(core_errors.Killed, "s", "the goroutine was killed");
+    default:
+        return core_exc_peek(prog, &j->value);
+    }
+}
+
+static PyObject *join_result(CoreProg *prog, shm_off off)
+{
+    struct shm_join *j = shm_at(&prog->loop, off);
+    PyObject *exc = join_exception(prog, j);
+    if (exc != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+        Py_DECREF(exc);
+        return NULL;
+    }
+    return PyErr_Occurred() ? NULL : core_val_peek(prog, &j->value);
+}
+
+static int join_try(CorePark *pk, PyObject **result)
+{
+    Goroutine *h = (Goroutine *)pk->a;
+    if (core_try_begin(h->prog) == NULL)
+        return -1;
+    if (load_acq(&join_of(h)->state) == SHM_J_PENDING) /* pairs as in join_exception() */
+        return 0;
+    *result = join_result(h->prog, h->off);
+    return *result != NULL ? 1 : -1;
+}
+
+static int join_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
+{
+    Goroutine *h = (Goroutine *)pk->a;
+    struct shm_g *g = shm_g(c, gr);
+    g->value.tag = SHM_VAL_NONE;
+    shm_obj_ref(c, h->off);
+    int r = shm_join_park(c, h->off, gr);
+    if (r == SHM_PARKED)
+        return r;
+    if (r == SHM_OK) { /* ended meanwhile; the reference goes with the wait, as after a park */
+        g->ok = 1;
+        g->waitkind = SHM_OBJ_JOIN;
+        g->waitobj = h->off;
+    } else {
+        shm_obj_unref(c, h->off);
+    }
+    return r;
+}
+
+static PyObject *join_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
+{
+    return join_result(prog, g->waitobj);
+}
+
+/* ---- the handle ------------------------------------------------------------------------------ */
+
+static PyObject *goroutine_await(PyObject *h) { return core_park_for(PK_JOIN, h); }
+
+static PyObject *goroutine_result(Goroutine *h, PyObject *args, PyObject *kw)
+{
+    static char *names[] = {"timeout", NULL};
+    PyObject *timeout = Py_None;
+    int64_t ns;
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "|O:result", names, &timeout) ||
+        (ns = core_timeout_ns(timeout)) == -2 || core_ctx(h->prog) == NULL)
+        return NULL;
+    if (load_acq(&join_of(h)->state) != SHM_J_PENDING) /* pairs as in join_exception() */
+        return join_result(h->prog, h->off);
+    PyObject *pk = core_park_for(PK_JOIN, (PyObject *)h);
+    PyObject *v = pk ? core_block(h->prog, (CorePark *)pk, ns) : NULL;
+    Py_XDECREF(pk);
+    return v;
+}
+
+static PyObject *goroutine_exception(Goroutine *h, PyObject *_)
+{
+    if (core_ctx(h->prog) == NULL)
+        return NULL;
+    if (load_acq(&join_of(h)->state) == SHM_J_PENDING) /* pairs as in join_exception() */
+        Py_RETURN_NONE;
+    PyObject *exc = join_exception(h->prog, join_of(h));
+    if (exc == NULL && !PyErr_Occurred())
+        Py_RETURN_NONE;
+    return exc;
+}
+
+static PyObject *goroutine_done(Goroutine *h, PyObject *_)
+{
+    if (core_ctx(h->prog) == NULL)
+        return NULL;
+    return PyBool_FromLong(load_acq(&join_of(h)->state) != SHM_J_PENDING); /* as above */
+}
+
+static PyObject *goroutine_status(Goroutine *h, PyObject *_)
+{
+    static const char *ended[] = {"", "done", "failed", "cancelled", "killed", "died"};
+    struct shm_ctx *c = core_ctx(h->prog);
+    if (c == NULL)
+        return NULL;
+    for (;;) {
+        struct shm_join *j = join_of(h);
+        unsigned state = load_acq(&j->state); /* as above */
+        if (state != SHM_J_PENDING)
+            return PyUnicode_FromString(ended[state <= SHM_J_DIED ? state : SHM_J_DIED]);
+        struct shm_g *g = shm_g(c, j->g);
+        unsigned reason = g->reason;
+        switch (shm_readgstatus(c, j->g)) {
+        case Gwaiting:
+            return PyUnicode_FromString(shm_reason_text(c, reason));
+        case Grunning:
+            return PyUnicode_FromString("running");
+        case Grunnable:
+            return PyUnicode_FromString("runnable");
+        default: /* it ends just now: its state follows */
+            break;
+        }
+    }
+}
+
+static PyObject *goroutine_cancel(Goroutine *h, PyObject *_)
+{
+    struct shm_ctx *c = core_ctx(h->prog);
+    if (c == NULL)
+        return NULL;
+    struct shm_join *j = join_of(h);
+    if (load_acq(&j->state) != SHM_J_PENDING) /* pairs as in join_exception() */
+        Py_RETURN_FALSE;
+    shm_gref gr = j->g;
+    struct shm_g *g = shm_g(c, gr);
+    store_seq(&j->cancel, 1);        /* tag cancel: store, then look at the wait */
+    uint64_t w = load_seq(&g->wait); /* tag cancel */
+    if (SHM_W_STATE(w) == SHM_W_ARMED && shm_readgstatus(c, gr) == Gwaiting &&
+        shm_wait_abort(c, gr, SHM_W_EPOCH(w), 2)) {
+        store_seq(&j->cancel, 0); /* delivered with this wake-up */
+        shm_ready(c, gr, true);
+    }
+    Py_RETURN_TRUE;
+}
+
+static PyObject *goroutine_id(Goroutine *h, void *_)
+{
+    if (core_ctx(h->prog) == NULL)
+        return NULL;
+    return PyLong_FromUnsignedLongLong(join_of(h)->goid);
+}
+
+static PyObject *goroutine_repr(Goroutine *h)
+{
+    if (!h->prog->attached)
+        return PyUnicode_FromString("<mpgort.Goroutine of an ended runtime>");
+    PyObject *status = goroutine_status(h, NULL);
+    if (status == NULL)
+        return NULL;
+    PyObject *text = PyUnicode_FromFormat("<mpgort.Goroutine %llu [%U]>",
+                                          (unsigned long long)join_of(h)->goid, status);
+    Py_DECREF(status);
+    return text;
+}
+
+static PyObject *goroutine_richcompare(PyObject *a, PyObject *b, int op)
+{
+    if (!Py_IS_TYPE(b, &Goroutine_Type) || (op != Py_EQ && op != Py_NE))
+        Py_RETURN_NOTIMPLEMENTED;
+    Goroutine *x = (Goroutine *)a, *y = (Goroutine *)b;
+    return PyBool_FromLong((x->prog == y->prog && x->off == y->off) == (op == Py_EQ));
+}
+
+static Py_hash_t goroutine_hash(Goroutine *h)
+{
+    return (Py_hash_t)(h->off * 0x9E3779B97F4A7C15ULL >> 8);
+}
+
+static PyObject *goroutine_reduce(Goroutine *h, PyObject *_)
+{
+    PyErr_SetString(PyExc_TypeError,
+                    "a goroutine's handle crosses as an argument, message, result or local of a "
+                    "goroutine; it cannot be pickled for anywhere else");
+    return NULL;
+}
+
+static int goroutine_word(PyObject *o, uint64_t *off)
+{
+    Goroutine *h = (Goroutine *)o;
+    if (h->prog != core_prog_cur) {
+        PyErr_SetString(core_errors.SerializationError,
+                        "a goroutine's handle cannot cross to another runtime than its own");
+        return -1;
+    }
+    struct shm_ctx *c = core_ctx(h->prog);
+    if (c == NULL)
+        return -1;
+    shm_obj_ref(c, h->off);
+    *off = h->off;
+    return 0;
+}
+
+static PyObject *goroutine_make(uint8_t kind, uint64_t off)
+{
+    if (core_prog_cur == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "a goroutine's handle arrived where no runtime is");
+        return NULL;
+    }
+    return goroutine_wrap(core_prog_cur, off);
+}
+
+static void goroutine_drop(uint8_t kind, uint64_t off)
+{
+    struct shm_ctx *c = core_prog_cur != NULL ? core_ctx(core_prog_cur) : NULL;
+    if (c != NULL)
+        shm_obj_unref(c, off);
+}
+
+/* ---- go, spawn ------------------------------------------------------------------------------- */
+
+static bool callable(PyObject *fn, const char *who)
+{
+    if (PyCallable_Check(fn))
+        return true;
+    PyErr_Format(PyExc_TypeError,
+                 PyCoro_CheckExact(fn) ? "%s: pass the function and its arguments, not a call of it: "
+                                         "%s(f, x), not %s(f(x))"
+                                       : "%s: a function is needed, not %.200s",
+                 who, PyCoro_CheckExact(fn) ? who : Py_TYPE(fn)->tp_name, who);
+    if (PyCoro_CheckExact(fn)) { /* its "never awaited" warning would say the same again */
+        PyObject *type, *value, *tb, *r;
+        PyErr_Fetch(&type, &value, &tb);
+        if ((r = PyObject_CallMethod(fn, "close", NULL)) == NULL)
+            PyErr_Clear();
+        Py_XDECREF(r);
+        PyErr_Restore(type, value, tb);
+    }
+    return false;
+}
+
+static PyObject *do_go(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw)
+{
+    if (!callable(fn, "go") || core_newproc(prog, fn, args, kw, 0, SHM_GF_GO) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw)
+{
+    if (!callable(fn, "spawn"))
+        return NULL;
+    uint8_t flags = 0;
+    if (kw != NULL && PyDict_GET_SIZE(kw) > 0) { /* a dict of this call's own */
+        PyObject *durable = PyDict_GetItemString(kw, "durable");
+        if (durable != NULL) {
+            int yes = PyObject_IsTrue(durable);
+            if (yes < 0 || PyDict_DelItemString(kw, "durable") < 0)
+                return NULL;
+            flags = yes ? SHM_GF_DURABLE : 0;
+        }
+        for (const char *const *k = (const char *const[]){"timeout", "retries", NULL}; *k; k++)
+            if (PyDict_GetItemString(kw, *k) != NULL) {
+                PyErr_Format(PyExc_NotImplementedError,
+                             "spawn(%s=...) is not there yet; for a function that takes %s itself, "
+                             "use functools.partial", *k, *k);
+                return NULL;
+            }
+    }
+    struct shm_ctx *c = core_ctx(prog);
+    shm_off off;
+    if (c == NULL)
+        return NULL;
+    int r = shm_join_new(c, &off);
+    if (r < 0) {
+        core_shm_error(prog, r);
+        return NULL;
+    }
+    if (core_newproc(prog, fn, args, kw, off, flags) < 0) {
+        shm_obj_unref(c, off);
+        shm_obj_unref(c, off);
+        return NULL;
+    }
+    return goroutine_wrap(prog, off);
+}
+
+typedef PyObject *starter(CoreProg *, PyObject *, PyObject *, PyObject *);
+
+/* fn, *args, **kwargs of the public go and spawn. */
+static PyObject *from_call(starter *f, const char *who, CoreProg *prog, PyObject *const *args,
+                           Py_ssize_t n, PyObject *names)
+{
+    if (n < 1) {
+        PyErr_Format(PyExc_TypeError, "%s: a function is needed", who);
+        return NULL;
+    }
+    if (prog == NULL && (prog = core_current(who)) == NULL)
+        return NULL;
+    PyObject *rest = PyTuple_New(n - 1), *kw = NULL, *res = NULL;
+    if (rest == NULL)
+        return NULL;
+    for (Py_ssize_t i = 1; i < n; i++)
+        PyTuple_SET_ITEM(rest, i - 1, Py_NewRef(args[i]));
+    if (names != NULL && PyTuple_GET_SIZE(names) > 0) {
+        if ((kw = PyDict_New()) == NULL)
+            goto end;
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++)
+            if (PyDict_SetItem(kw, PyTuple_GET_ITEM(names, i), args[n + i]) < 0)
+                goto end;
+    }
+    res = f(prog, args[0], rest, kw);
+end:
+    Py_DECREF(rest);
+    Py_XDECREF(kw);
+    return res;
+}
+
+static PyObject *mod_go(PyObject *mod, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    return from_call(do_go, "go", NULL, args, n, names);
+}
+static PyObject *mod_spawn(PyObject *mod, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    return from_call(do_spawn, "spawn", NULL, args, n, names);
+}
+
+static PyObject *start_in(starter *f, PyObject *a)
+{
+    CoreProg *prog;
+    PyObject *fn, *args, *kw;
+    if (!PyArg_ParseTuple(a, "O!OO!O!", &CoreProg_Type, &prog, &fn, &PyTuple_Type, &args, &PyDict_Type,
+                          &kw))
+        return NULL;
+    PyObject *copy = PyDict_Copy(kw);
+    PyObject *res = copy ? f(prog, fn, args, copy) : NULL;
+    Py_XDECREF(copy);
+    return res;
+}
+static PyObject *mod_go_in(PyObject *mod, PyObject *args) { return start_in(do_go, args); }
+static PyObject *mod_spawn_in(PyObject *mod, PyObject *args) { return start_in(do_spawn, args); }
+
+/* ---- gosched, sleep, goexit and questions ----------------------------------------------------- */
+
+static PyObject *none_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g) { Py_RETURN_NONE; }
+
+static int sleep_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
+{
+    struct shm_g *g = shm_g(c, gr);
+    g->value.tag = SHM_VAL_NONE;
+    g->ok = 1;
+    return shm_sleep_park(c, gr, pk->u[0]);
+}
+
+static int loop_try(CorePark *pk, PyObject **result)
+{
+    if (core_proc_cur != NULL && core_proc_cur->curg != 0)
+        return 0;
+    core_current("await");
+    return -1;
+}
+
+static PyObject *mod_gosched(PyObject *mod, PyObject *_) { return core_park_for(PK_GOSCHED, NULL); }
+
+static PyObject *mod_sleep(PyObject *mod, PyObject *seconds)
+{
+    double s = PyFloat_AsDouble(seconds);
+    if (s == -1.0 && PyErr_Occurred())
+        return NULL;
+    if (isnan(s)) {
+        PyErr_SetString(PyExc_ValueError, "sleep: a number of seconds is needed, not nan");
+        return NULL;
+    }
+    if (s <= 0)
+        return core_park_for(PK_GOSCHED, NULL);
+    CorePark *pk = (CorePark *)core_park_for(PK_SLEEP, NULL);
+    if (pk != NULL)
+        pk->u[0] = s > 9e9 ? UINT64_MAX : shm_now_ns() + (uint64_t)(s * 1e9);
+    return (PyObject *)pk;
+}
+
+static PyObject *mod_goexit(PyObject *mod, PyObject *_)
+{
+    if (core_current("goexit()") != NULL)
+        PyErr_SetNone(core_errors.Goexit);
+    return NULL;
+}
+
+static PyObject *mod_goid(PyObject *mod, PyObject *_)
+{
+    CoreProg *prog = core_current("goid()");
+    if (prog == NULL)
+        return NULL;
+    return PyLong_FromUnsignedLongLong(core_g(prog->proc, prog->proc->curg)->goid);
+}
+
+static PyObject *mod_num_goroutine(PyObject *mod, PyObject *_)
+{
+    CoreProg *prog = core_current("num_goroutine()");
+    if (prog == NULL)
+        return NULL;
+    struct shm_ctx *c = prog->proc->c;
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < c->hdr->max_m; i++) {
+        struct shm_m *m = &c->mtab[i];
+        n += load_rlx(&m->st.spawned) - load_rlx(&m->st.finished); /* counters: a glance */
+    }
+    return PyLong_FromUnsignedLongLong(n);
+}
+
+static PyObject *mod_gomaxprocs(PyObject *mod, PyObject *args)
+{
+    PyObject *n = Py_None;
+    CoreProg *prog;
+    if (!PyArg_ParseTuple(args, "|O:gomaxprocs", &n) || (prog = core_current("gomaxprocs()")) == NULL)
+        return NULL;
+    uint32_t procs = prog->proc->c->hdr->nprocs;
+    if (n != Py_None) {
+        long want = PyLong_AsLong(n);
+        if (want == -1 && PyErr_Occurred())
+            return NULL;
+        if (want >= 1 && want != (long)(procs ? procs : 1)) {
+            PyErr_Format(PyExc_NotImplementedError,
+                         "gomaxprocs(%ld): the number of Ps is fixed at start, here procs=%u", want,
+                         procs);
+            return NULL;
+        }
+    }
+    return PyLong_FromUnsignedLong(procs ? procs : 1);
+}
+
+PyObject *core_park_for(int op, PyObject *a)
+{
+    CorePark *pk = core_park_new(op);
+    if (pk != NULL)
+        pk->a = Py_XNewRef(a);
+    return (PyObject *)pk;
+}
+
+static PyMethodDef goroutine_methods[] = {
+    {"result", (PyCFunction)(void (*)(void))goroutine_result, METH_VARARGS | METH_KEYWORDS,
+     "result(timeout=None)\n--\n\nThe value, for a plain thread or function, which blocks.\n\nRaises the "
+     "goroutine's exception, or TimeoutError after `timeout` seconds."},
+    {"exception", (PyCFunction)goroutine_exception, METH_NOARGS,
+     "exception()\n--\n\nThe exception that ended it; None while it runs or if it has a value."},
+    {"done", (PyCFunction)goroutine_done, METH_NOARGS, "done()\n--\n\nTrue once it has ended."},
+    {"status", (PyCFunction)goroutine_status, METH_NOARGS,
+     "status()\n--\n\n\"running\", \"runnable\", the wait reason (\"chan receive\"), or how it ended: "
+     "\"done\",\n\"failed\", \"cancelled\", \"killed\", \"died\"."},
+    {"cancel", (PyCFunction)goroutine_cancel, METH_NOARGS,
+     "cancel()\n--\n\nRaises Cancelled in it where it is parked, or at its next park; False if it has "
+     "ended."},
+    {"__reduce__", (PyCFunction)goroutine_reduce, METH_NOARGS, NULL},
+    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
+    {NULL},
+};
+static PyGetSetDef goroutine_getset[] = {
+    {"id", (getter)goroutine_id, NULL, "Its number, never used again (Go's goid)."},
+    {NULL},
+};
+static PyAsyncMethods goroutine_async = {.am_await = goroutine_await};
+static PyTypeObject Goroutine_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpgort.Goroutine",
+    .tp_doc = "A handle of a goroutine, made by spawn(): `await h` gives its value or raises its "
+              "exception,\nin any process, for any number of waiters.",
+    .tp_basicsize = sizeof(Goroutine),
+    .tp_dealloc = (destructor)goroutine_dealloc,
+    .tp_repr = (reprfunc)goroutine_repr,
+    .tp_as_async = &goroutine_async,
+    .tp_hash = (hashfunc)goroutine_hash,
+    .tp_richcompare = goroutine_richcompare,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .tp_weaklistoffset = offsetof(Goroutine, weakrefs),
+    .tp_methods = goroutine_methods,
+    .tp_getset = goroutine_getset,
+};
+
+static PyMethodDef functions[] = {
+    {"go", (PyCFunction)(void (*)(void))mod_go, METH_FASTCALL | METH_KEYWORDS,
+     "go($module, fn, /, *args, **kwargs)\n--\n\nStarts fn(*args, **kwargs) as a goroutine, as Go's go "
+     "statement.\n\nArguments pass by value. An exception that leaves it is a panic and ends the "
+     "program.\nRaises TypeError, SerializationError, OutOfSharedMemory. Source: Go newproc."},
+    {"spawn", (PyCFunction)(void (*)(void))mod_spawn, METH_FASTCALL | METH_KEYWORDS,
+     "spawn($module, fn, /, *args, **kwargs)\n--\n\nAs go, but returns a handle to await, which gets the "
+     "value or exception.\n\ndurable=True: never heavy, its continuation is in shared memory at every "
+     "park."},
+    {"go_in", mod_go_in, METH_VARARGS, NULL},
+    {"spawn_in", mod_spawn_in, METH_VARARGS, NULL},
+    {"gosched", mod_gosched, METH_NOARGS,
+     "gosched()\n--\n\nAwaitable: lets others run; goes to the tail of the global queue. Source: Go "
+     "Gosched."},
+    {"sleep", mod_sleep, METH_O,
+     "sleep(seconds)\n--\n\nAwaitable: pauses at least `seconds`. Source: Go timeSleep."},
+    {"goexit", mod_goexit, METH_NOARGS,
+     "goexit()\n--\n\nEnds the calling goroutine after its finally blocks. Source: Go Goexit."},
+    {"goid", mod_goid, METH_NOARGS, "goid()\n--\n\nThe calling goroutine's number; main is 1."},
+    {"num_goroutine", mod_num_goroutine, METH_NOARGS,
+     "num_goroutine()\n--\n\nGoroutines that exist now, main included. Source: Go NumGoroutine."},
+    {"gomaxprocs", mod_gomaxprocs, METH_VARARGS,
+     "gomaxprocs(n=None)\n--\n\nThe number of Ps (1 with procs=0)."},
+    {NULL},
+};
+
+int core_goroutine_init(PyObject *mod)
+{
+    if (PyType_Ready(&Goroutine_Type) < 0 || PyModule_AddFunctions(mod, functions) < 0 ||
+        PyModule_AddObjectRef(mod, "Goroutine", (PyObject *)&Goroutine_Type) < 0)
+        return -1;
+    core_park_ops[PK_GOSCHED] = (struct core_park_op){NULL, none_resume, NULL};
+    core_park_ops[PK_SLEEP] = (struct core_park_op){sleep_park, none_resume, NULL};
+    core_park_ops[PK_JOIN] = (struct core_park_op){join_park, join_resume, NULL};
+    core_park_tries[PK_GOSCHED] = core_park_tries[PK_SLEEP] = core_park_tries[PK_FOREVER] = loop_try;
+    core_park_tries[PK_JOIN] = join_try;
+    struct core_handle_type t = {&Goroutine_Type, HANDLE_GOROUTINE, goroutine_word, goroutine_make,
+                                 goroutine_drop};
+    return core_handle_register(&t);
+}

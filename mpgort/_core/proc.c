@@ -1,0 +1,1485 @@
+/* proc.c — THEN HERE. The M's loop, under the names of Go's proc.go: schedule, execute, park, finish.
+ *
+ * It owns what this process knows of running goroutines: which one's Python runs now (`curg`), which
+ * ones are live here between two turns (`homes`), which context is entered. Where a goroutine stands
+ * and who may touch it is the segment's business (shm/sched.c, THE essay); this file moves it between
+ * bytes and Python.
+ *
+ * ONE TURN of a goroutine
+ *   1 schedule   shm_findrunnable() with the GIL; if there is nothing, again without it, asleep.
+ *   2 execute    runnable -> running by CAS (INV status-truth); a home goroutine is taken from
+ *                `homes`, a light one is decoded and its block freed; a new one's call is made.
+ *   3 resume     g->op says what it was parked in: that operation's resume() makes the value of the
+ *                await from g->ok and g->value, or the exception that the await raises.
+ *   4 run        PyIter_Send (core_chain_send) until it yields a park request, returns or raises.
+ *   5 park       the request comes out here, on the scheduler's stack: this is mcall. Its await
+ *                chain is encoded and stored (or it stays at home), then the operation's park() does
+ *                the rest in one transaction: try again, link, running -> waiting, arm.
+ *                SHM_OK: done after all, go on live with 4. SHM_PARKED: the goroutine may already run
+ *                elsewhere; only the local copy is dropped (INV touch-nothing).
+ *   6 finish     the value or exception goes to the join object, or is a panic; running -> dead.
+ *
+ * AT HOME. main (its frame is the caller's), pinned (cannot be encoded: home->reason says which local
+ * and why), heavy (over the budget). The live coroutine stays in `homes`, g->home_m1 names this M, and
+ * ready() queues it here. A pinned or heavy one is tried again after 1, 2, 4 … 128 parks. When
+ * SHM_ATTN_OFFLOAD asks for it, a heavy one that comes up is encoded whole and given to the global
+ * queue.
+ *
+ * PREEMPTION happens where Python can be left: at an await. An operation that succeeds at once while a
+ * preemption is due puts its result into g and yields all the same (core_try_done): the loop queues
+ * the goroutine at the global tail and step 3 finds the result where a waker would have put it.
+ *
+ * CONTEXT VARIABLES. Goroutines that set none share one empty context; only one that has some pays
+ * for its own: its items end the continuation (SHM_GF_CONTEXT).
+ *
+ * THE WAIT HOLDS ITS OBJECT. A parked goroutine may be the only one to know its channel (`await
+ * chan().recv()`): the request's handle dies with the local copy, so a park on a counted object takes
+ * a reference for g->waitobj and the resume gives it back.
+ *
+ * PLAIN FUNCTIONS THAT WAIT (ch.get in a thread, or in a goroutine that is no coroutine) have a C
+ * stack that cannot move: core_block() parks a G that stands for the thread (SHM_GF_OUTSIDE), woken by
+ * futex; a worker first hands its P over. With procs=0 there is no other M to run what it waits for,
+ * so the loop is entered again below it: the inner one ends when the waiting G is ready. */
+#include "proc.h"
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+struct core_park_op core_park_ops[32];
+struct core_errors core_errors;
+_Thread_local struct core_proc *core_proc_cur;
+
+#define BACKOFF_MAX 128
+#define BLOCK_SLICE_NS 100000000LL /* a blocked thread looks at signals and at the program's end */
+
+static int schedule(struct core_proc *s, shm_gref *g, bool *inherit);
+static int run_g(struct core_proc *s, shm_gref gr);
+
+/* ---- the state of one program in this process ------------------------------------------------ */
+
+struct core_proc *core_proc_get(CoreProg *prog)
+{
+    if (prog->proc != NULL)
+        return prog->proc;
+    struct core_proc *s = PyMem_Calloc(1, sizeof *s);
+    if (s == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    s->prog = prog;
+    s->c = &prog->loop;
+    s->reasons = PyDict_New();
+    if (s->reasons == NULL || core_enc_init(&s->enc) < 0 || core_enc_init(&s->venc) < 0) {
+        Py_XDECREF(s->reasons);
+        PyMem_Free(s);
+        return PyErr_NoMemory(), NULL;
+    }
+    prog->proc = s;
+    return s;
+}
+
+static void home_free(struct core_home *h)
+{
+    Py_CLEAR(h->root);
+    Py_CLEAR(h->park);
+    Py_CLEAR(h->ctx);
+    Py_CLEAR(h->reason);
+    PyMem_Free(h);
+}
+
+void core_proc_free(CoreProg *prog)
+{
+    struct core_proc *s = prog->proc;
+    if (s == NULL)
+        return;
+    prog->proc = NULL;
+    /* Goroutines that the program's end found parked here end without running anything more. */
+    for (uint32_t i = 0; i < s->homes_cap; i++)
+        if (s->homes[i] != NULL) {
+            if (s->homes[i]->root != NULL) {
+                core_chain_drop(s->homes[i]->root);
+                s->homes[i]->root = NULL;
+            }
+            home_free(s->homes[i]);
+        }
+    PyMem_Free(s->homes);
+    core_enc_free(&s->enc);
+    core_enc_free(&s->venc);
+    Py_CLEAR(s->base_ctx);
+    Py_CLEAR(s->ctx);
+    Py_CLEAR(s->main_value);
+    Py_CLEAR(s->main_exc);
+    Py_CLEAR(s->interrupt);
+    Py_CLEAR(s->reasons);
+    PyMem_Free(s->slots);
+    PyMem_Free(s);
+}
+
+CoreProg *core_current(const char *what)
+{
+    if (core_proc_cur != NULL && core_proc_cur->curg != 0)
+        return core_proc_cur->prog;
+    if (core_proc_cur != NULL)
+        PyErr_Format(PyExc_RuntimeError, "%s on the scheduler's stack (m->g0): no goroutine runs here",
+                     what);
+    else
+        PyErr_Format(PyExc_RuntimeError,
+                     "%s outside a goroutine: start one with mpgort.run(main) or Runtime().spawn(fn)",
+                     what);
+    return NULL;
+}
+
+shm_gref core_curg(CoreProg *prog)
+{
+    return core_proc_cur != NULL && core_proc_cur->prog == prog ? core_proc_cur->curg : 0;
+}
+
+/* ---- values ---------------------------------------------------------------------------------- */
+
+/* Encoding and decoding name codes and handles in terms of one program. */
+struct entered {
+    CoreProg *was;
+};
+static struct entered enter(CoreProg *prog)
+{
+    struct entered e = {core_prog_cur};
+    if (core_prog_cur != prog) {
+        core_prog_cur = prog;
+        core_codes_changed();
+    }
+    return e;
+}
+static void leave(struct entered e)
+{
+    if (core_prog_cur != e.was) {
+        core_prog_cur = e.was;
+        core_codes_changed();
+    }
+}
+
+/* The program's sink for values, or a fresh one while it is in use: a reducer may itself send. */
+static struct core_enc *venc_take(struct core_proc *s, struct core_enc *spare)
+{
+    struct core_enc *e = &s->venc;
+    if (s->venc_busy) {
+        if (core_enc_init(spare) < 0)
+            return PyErr_NoMemory(), NULL;
+        e = spare;
+    } else {
+        s->venc_busy = true;
+    }
+    core_enc_reset(e);
+    e->budget = SIZE_MAX;
+    return e;
+}
+static void venc_give(struct core_proc *s, struct core_enc *e)
+{
+    if (e == &s->venc)
+        s->venc_busy = false;
+    else
+        core_enc_free(e);
+}
+
+/* Handles already counted for bytes that will not be stored after all. */
+static void enc_undo_handles(struct shm_ctx *c, struct core_enc *e)
+{
+    for (uint32_t i = 0; i < e->nh; i++)
+        shm_obj_unref(c, SHM_HANDLE_OFF(e->h[i]));
+    e->nh = 0;
+}
+
+static int value_store(CoreProg *prog, struct shm_ctx *c, struct core_enc *e, struct shm_val *val)
+{
+    size_t n = (size_t)(e->p - e->base);
+    int r = n > UINT32_MAX ? SHM_ENOMEM : shm_val_make(c, val, e->base, (uint32_t)n, e->h, e->nh);
+    if (r < 0) {
+        enc_undo_handles(c, e);
+        return core_shm_error(prog, r);
+    }
+    return 0;
+}
+
+int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val)
+{
+    struct core_proc *s = core_proc_get(prog);
+    struct shm_ctx *c = core_ctx(prog);
+    struct core_enc spare, *e;
+    if (s == NULL || c == NULL || (e = venc_take(s, &spare)) == NULL)
+        return -1;
+    struct entered was = enter(prog);
+    int r = core_value_encode(v, e);
+    if (r == ENC_OK)
+        r = value_store(prog, c, e, val);
+    else
+        enc_undo_handles(c, e);
+    leave(was);
+    venc_give(s, e);
+    return r == 0 ? 0 : -1;
+}
+
+static int exc_encode(CoreProg *prog, PyObject *exc, struct shm_val *val)
+{
+    struct core_proc *s = core_proc_get(prog);
+    struct shm_ctx *c = core_ctx(prog);
+    struct core_enc spare, *e;
+    if (s == NULL || c == NULL || (e = venc_take(s, &spare)) == NULL)
+        return -1;
+    struct entered was = enter(prog);
+    int r = core_exc_encode(exc, e);
+    if (r == ENC_OK)
+        r = value_store(prog, c, e, val);
+    else
+        enc_undo_handles(c, e);
+    leave(was);
+    venc_give(s, e);
+    return r == 0 ? 0 : -1;
+}
+
+static PyObject *val_decode(CoreProg *prog, struct shm_ctx *c, const struct shm_val *val)
+{
+    uint32_t n;
+    const uint8_t *p = shm_val_bytes(c, val, &n);
+    struct entered was = enter(prog);
+    PyObject *v = core_value_decode(p, n);
+    leave(was);
+    return v;
+}
+
+PyObject *core_val_take(CoreProg *prog, struct shm_val *val)
+{
+    if (val->tag == SHM_VAL_NONE)
+        Py_RETURN_NONE;
+    struct shm_ctx *c = core_ctx(prog);
+    if (c == NULL)
+        return NULL;
+    struct shm_val mine = *val;
+    val->tag = SHM_VAL_NONE;
+    PyObject *v = val_decode(prog, c, &mine);
+    shm_val_consumed(c, &mine);
+    return v;
+}
+
+PyObject *core_val_peek(CoreProg *prog, const struct shm_val *val)
+{
+    if (val->tag == SHM_VAL_NONE)
+        Py_RETURN_NONE;
+    struct shm_ctx *c = core_ctx(prog);
+    struct shm_val copy;
+    if (c == NULL)
+        return NULL;
+    int r = shm_val_copy(c, &copy, val);
+    if (r < 0) {
+        core_shm_error(prog, r);
+        return NULL;
+    }
+    return core_val_take(prog, &copy);
+}
+
+PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val)
+{
+    struct shm_ctx *c = core_ctx(prog);
+    struct shm_val copy;
+    if (c == NULL)
+        return NULL;
+    int r = shm_val_copy(c, &copy, val);
+    if (r < 0) {
+        core_shm_error(prog, r);
+        return NULL;
+    }
+    uint32_t n;
+    const uint8_t *p = shm_val_bytes(c, &copy, &n);
+    struct entered was = enter(prog);
+    PyObject *exc = core_exc_decode(p, n);
+    leave(was);
+    shm_val_consumed(c, &copy);
+    return exc;
+}
+
+/* ---- context variables ----------------------------------------------------------------------- */
+
+static bool context_empty(PyObject *ctx) { return ctx == NULL || PyObject_Size(ctx) <= 0; }
+
+/* Enters ctx (a new reference is taken) instead of what the loop has entered now. */
+static int context_switch(struct core_proc *s, PyObject *ctx)
+{
+    if (s->ctx == ctx)
+        return 0;
+    if (s->ctx != NULL) {
+        if (PyContext_Exit(s->ctx) < 0)
+            return -1;
+        Py_CLEAR(s->ctx);
+    }
+    if (ctx != NULL) {
+        if (PyContext_Enter(ctx) < 0)
+            return -1;
+        s->ctx = Py_NewRef(ctx);
+    }
+    return 0;
+}
+
+/* Back to the empty context that all share; one that a goroutine has written to is its own now. */
+static int context_base(struct core_proc *s)
+{
+    if (s->ctx == s->base_ctx && context_empty(s->ctx))
+        return 0;
+    if (s->ctx == s->base_ctx) {
+        PyObject *fresh = PyContext_New();
+        if (fresh == NULL)
+            return -1;
+        Py_XSETREF(s->base_ctx, fresh);
+    }
+    return context_switch(s, s->base_ctx);
+}
+
+/* ---- home ------------------------------------------------------------------------------------- */
+
+static struct core_home *home_get(struct core_proc *s, shm_gref gr)
+{
+    uint32_t i = shm_gidx(gr);
+    struct core_home *h = i < s->homes_cap ? s->homes[i] : NULL;
+    return h != NULL && h->g == gr ? h : NULL;
+}
+
+static struct core_home *home_make(struct core_proc *s, shm_gref gr)
+{
+    uint32_t i = shm_gidx(gr);
+    if (i >= s->homes_cap) {
+        uint32_t cap = s->homes_cap ? s->homes_cap : 64;
+        while (cap <= i)
+            cap *= 2;
+        struct core_home **t = PyMem_Realloc(s->homes, cap * sizeof *t);
+        if (t == NULL)
+            return PyErr_NoMemory(), NULL;
+        memset(t + s->homes_cap, 0, (cap - s->homes_cap) * sizeof *t);
+        s->homes = t;
+        s->homes_cap = cap;
+    }
+    if (s->homes[i] != NULL) /* of a G whose slot was reused: it died elsewhere, by force */
+        home_free(s->homes[i]);
+    struct core_home *h = s->homes[i] = PyMem_Calloc(1, sizeof *h);
+    if (h == NULL)
+        return PyErr_NoMemory(), NULL;
+    h->g = gr;
+    return h;
+}
+
+static void home_drop(struct core_proc *s, struct core_home *h)
+{
+    s->homes[shm_gidx(h->g)] = NULL;
+    home_free(h);
+}
+
+/* ---- continuations --------------------------------------------------------------------------- */
+
+/* Stores e's bytes, followed by the context's, as g's continuation. */
+static int cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
+                      PyObject *ctx)
+{
+    shm_off off;
+    int r;
+    size_t n = (size_t)(e->p - e->base);
+    if (context_empty(ctx)) {
+        if (n > UINT32_MAX)
+            return enc_undo_handles(c, e), core_shm_error(s->prog, SHM_ENOMEM);
+        r = shm_cont_make(c, &off, e->base, (uint32_t)n, e->h, e->nh);
+        g->flags &= (uint8_t)~SHM_GF_CONTEXT;
+    } else {
+        /* [chain or call][context][u32 length of the context]; handles of both at the end. */
+        struct core_enc spare, *ce = venc_take(s, &spare);
+        if (ce == NULL)
+            return enc_undo_handles(c, e), -1;
+        r = core_context_encode(ctx, ce);
+        if (r != ENC_OK) {
+            enc_undo_handles(c, ce);
+            enc_undo_handles(c, e);
+            venc_give(s, ce);
+            return -1;
+        }
+        uint32_t m = (uint32_t)(ce->p - ce->base);
+        size_t total = n + m + sizeof m;
+        uint8_t *buf = PyMem_Malloc(total + 1);
+        uint64_t *h = PyMem_Malloc((e->nh + ce->nh + 1) * sizeof *h);
+        if (buf == NULL || h == NULL || total > UINT32_MAX) {
+            enc_undo_handles(c, ce);
+            enc_undo_handles(c, e);
+            venc_give(s, ce);
+            PyMem_Free(buf);
+            PyMem_Free(h);
+            PyErr_NoMemory();
+            return -1;
+        }
+        memcpy(buf, e->base, n);
+        memcpy(buf + n, ce->base, m);
+        memcpy(buf + n + m, &m, sizeof m);
+        memcpy(h, e->h, e->nh * sizeof *h);
+        memcpy(h + e->nh, ce->h, ce->nh * sizeof *h);
+        r = shm_cont_make(c, &off, buf, (uint32_t)total, h, e->nh + ce->nh);
+        if (r < 0)
+            enc_undo_handles(c, ce);
+        PyMem_Free(buf);
+        PyMem_Free(h);
+        venc_give(s, ce);
+        g->flags |= SHM_GF_CONTEXT;
+        n = total;
+    }
+    if (r < 0) {
+        enc_undo_handles(c, e);
+        return core_shm_error(s->prog, r);
+    }
+    g->cont_off = off;
+    g->cont_len = (uint32_t)n;
+    return 0;
+}
+
+/* Splits a continuation into chain (or call) and context; false: the lengths do not fit. */
+static bool cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain,
+                       size_t *ctx)
+{
+    *chain = n;
+    *ctx = 0;
+    if (g->flags & SHM_GF_CONTEXT) {
+        uint32_t m;
+        if (n < sizeof m)
+            return false;
+        memcpy(&m, p + n - sizeof m, sizeof m);
+        if (m > n - sizeof m)
+            return false;
+        *ctx = m;
+        *chain = n - sizeof m - m;
+    }
+    return true;
+}
+
+enum { LIGHT = 1, AT_HOME = 0 };
+
+/* Keeps the running goroutine here: root and pk move into its home. */
+static int keep(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, uint8_t why,
+                const char *reason)
+{
+    struct shm_g *g = core_g(s, gr);
+    struct core_home *h = s->curhome;
+    if (h == NULL && (h = home_make(s, gr)) == NULL)
+        return -1;
+    h->root = root;
+    h->park = pk;
+    h->why = why;
+    if (reason != NULL) {
+        PyObject *text = PyUnicode_DecodeUTF8(reason, (Py_ssize_t)strlen(reason), "replace");
+        if (text == NULL)
+            PyErr_Clear();
+        Py_XSETREF(h->reason, text);
+    }
+    if (s->ctx != s->base_ctx || !context_empty(s->ctx))
+        Py_XSETREF(h->ctx, Py_XNewRef(s->ctx));
+    g->home_m1 = (uint16_t)s->c->m1;
+    g->home_why = why;
+    g->op = (uint8_t)pk->kind;
+    s->curhome = h;
+    own_add(&s->c->m->st.home_parks, 1); /* owner only */
+    return AT_HOME;
+}
+
+/* Makes the running goroutine complete outside this M's Python, if that can be, before it parks
+ * (INV parked-complete). LIGHT: the bytes are stored, root and pk are still the caller's. AT_HOME:
+ * they have moved. -1: exception; nothing has changed. */
+static int store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
+{
+    struct shm_g *g = core_g(s, gr);
+    struct shm_hdr *hdr = s->c->hdr;
+    struct core_home *h = s->curhome;
+    bool whole = hdr->migrate == 1 || (g->flags & SHM_GF_DURABLE);
+    if (g->flags & SHM_GF_MAIN)
+        return keep(s, gr, root, pk, SHM_HOME_MAIN, NULL);
+    if (h != NULL && h->why == SHM_HOME_LOCKED)
+        return keep(s, gr, root, pk, SHM_HOME_LOCKED, NULL);
+    if (hdr->migrate == 2)
+        return keep(s, gr, root, pk, SHM_HOME_PINNED, h ? NULL : "MPGORT_MIGRATE=never");
+    if (h != NULL && h->skip > 0) {
+        h->skip--;
+        return keep(s, gr, root, pk, h->why, NULL);
+    }
+    core_enc_reset(&s->enc);
+    s->enc.budget = whole ? SIZE_MAX : hdr->heavy_bytes;
+    int r = core_chain_encode(root, (PyObject *)pk, &s->enc);
+    if (r == ENC_OK) {
+        if (cont_store(s, s->c, g, &s->enc, s->ctx) < 0)
+            return -1;
+        g->op = (uint8_t)pk->kind;
+        g->home_m1 = 0;
+        g->home_why = SHM_HOME_NONE;
+        if (h != NULL) {
+            s->curhome = NULL;
+            home_drop(s, h);
+        }
+        return LIGHT;
+    }
+    enc_undo_handles(s->c, &s->enc);
+    if (r == ENC_ERROR)
+        return -1;
+    r = keep(s, gr, root, pk, r == ENC_HEAVY ? SHM_HOME_HEAVY : SHM_HOME_PINNED, s->enc.reason);
+    if (r == AT_HOME) {
+        h = s->curhome;
+        h->backoff = h->backoff ? (uint8_t)(h->backoff < BACKOFF_MAX ? h->backoff * 2 : BACKOFF_MAX) : 1;
+        h->skip = h->backoff;
+    }
+    return r;
+}
+
+/* The operation ended at once after all: takes back what store() gave away. */
+static void unstore(struct core_proc *s, shm_gref gr, int how)
+{
+    struct shm_g *g = core_g(s, gr);
+    if (how == LIGHT) {
+        shm_cont_drop(s->c, g->cont_off, g->cont_len);
+        g->cont_off = 0;
+    } else {
+        s->curhome->root = NULL;
+        s->curhome->park = NULL;
+    }
+}
+
+/* ---- new goroutines -------------------------------------------------------------------------- */
+
+static PyObject *current_context(void)
+{
+    PyThreadState *ts = PyThreadState_Get();
+    return ts->context;
+}
+
+int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
+                 uint8_t flags)
+{
+    struct core_proc *s = core_proc_get(prog);
+    struct shm_ctx *c = core_ctx(prog);
+    struct core_enc spare, *e;
+    if (s == NULL || c == NULL)
+        return -1;
+    if (load_acq(&c->hdr->shutdown)) { /* pairs with store_rel in shutdown */
+        PyErr_SetString(PyExc_RuntimeError, "the runtime has been shut down");
+        return -1;
+    }
+    PyObject *call = kwargs != NULL && PyDict_GET_SIZE(kwargs) > 0 ? PyTuple_Pack(3, fn, args, kwargs)
+                                                                    : PyTuple_Pack(2, fn, args);
+    if (call == NULL)
+        return -1;
+    if ((e = venc_take(s, &spare)) == NULL) {
+        Py_DECREF(call);
+        return -1;
+    }
+    struct entered was = enter(prog);
+    int r = core_value_encode(call, e);
+    Py_DECREF(call);
+    shm_gref gr = 0;
+    if (r != ENC_OK) {
+        enc_undo_handles(c, e);
+        r = -1;
+    } else if ((r = shm_gnew(c, &gr)) < 0) {
+        enc_undo_handles(c, e);
+        r = core_shm_error(prog, r);
+    } else {
+        struct shm_g *g = shm_g(c, gr);
+        shm_gref me = core_curg(prog);
+        g->flags = flags;
+        g->op = PK_START;
+        g->ok = 0;
+        g->value.tag = SHM_VAL_NONE;
+        g->waitkind = 0;
+        g->home_m1 = 0;
+        g->obj = join;
+        g->parent = me ? (uint32_t)shm_g(c, me)->goid : 0;
+        r = cont_store(s, c, g, e, current_context());
+        if (r < 0) {
+            bool ok = shm_casgstatus(c, gr, Gidle, Gdead);
+            (void)ok;
+            shm_gfree(c, gr);
+        }
+    }
+    leave(was);
+    venc_give(s, e);
+    if (r < 0)
+        return -1;
+    if (join != 0) {
+        struct shm_join *j = shm_at(c, join);
+        j->g = gr;
+        j->goid = shm_g(c, gr)->goid;
+    }
+    shm_newproc(c, gr);
+    return 0;
+}
+
+/* ---- the end of a goroutine ------------------------------------------------------------------ */
+
+/* The first goroutine that panics names itself in the header; M0 raises it. */
+static void panic(struct core_proc *s, struct shm_g *g, PyObject *exc)
+{
+    struct shm_hdr *hdr = s->c->hdr;
+    uint32_t none = 0;
+    own_add(&s->c->m->st.panics, 1);               /* owner only */
+    if (!cas_acqrel(&hdr->panic, &none, 1))        /* claims panic_val; pairs with the same CAS */
+        return;
+    hdr->panic_goid = g->goid;
+    if (exc_encode(s->prog, exc, &hdr->panic_val) < 0) {
+        PyErr_Clear();
+        hdr->panic_val.tag = SHM_VAL_NONE;
+    }
+    store_rel(&hdr->panic, 2); /* publishes panic_val; pairs with load_acq in core_failure() */
+    struct shm_m *m0 = &s->c->mtab[hdr->m0_slot];
+    or_seq(&m0->attn, SHM_ATTN_PANIC); /* seen by M0 before it sleeps: tag idle-dance (sched.c) */
+    shm_notewakeup(&m0->note);
+}
+
+/* The G that runs has ended with value, or with the exception that is set (value NULL).
+ * -1: the exception ends the loop itself (Ctrl-C with procs=0). */
+static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
+{
+    struct shm_g *g = core_g(s, gr);
+    PyObject *exc = NULL;
+    int fatal = 0;
+    if (value == NULL) {
+        PyObject *type, *tb;
+        PyErr_Fetch(&type, &exc, &tb);
+        PyErr_NormalizeException(&type, &exc, &tb);
+        if (tb != NULL)
+            PyException_SetTraceback(exc, tb);
+        Py_XDECREF(tb);
+        Py_XDECREF(type);
+        if (Py_TYPE(exc) == (PyTypeObject *)core_errors.Goexit) {
+            Py_CLEAR(exc);
+            value = Py_NewRef(Py_None);
+            if (g->flags & SHM_GF_MAIN)
+                s->main_goexit = true;
+        }
+    }
+    if (g->flags & SHM_GF_MAIN) {
+        if (!s->main_goexit) {
+            s->main_done = true;
+            s->main_value = value;
+            s->main_exc = exc;
+            value = exc = NULL;
+        }
+    } else if (exc != NULL && PyErr_GivenExceptionMatches(exc, PyExc_KeyboardInterrupt) &&
+               s->prog->is_m0) {
+        /* procs=0: Ctrl-C struck while this goroutine ran; it is the caller's, not a panic. */
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+        fatal = -1;
+    }
+    if (g->obj != 0) {
+        struct shm_val val;
+        unsigned state = SHM_J_VALUE;
+        if (exc == NULL && core_val_encode(s->prog, value, &val) < 0) {
+            PyObject *type, *tb;
+            PyErr_Fetch(&type, &exc, &tb);
+            PyErr_NormalizeException(&type, &exc, &tb);
+            Py_XDECREF(type);
+            Py_XDECREF(tb);
+        }
+        if (exc != NULL) {
+            state = Py_TYPE(exc) == (PyTypeObject *)core_errors.Cancelled ? SHM_J_CANCELLED
+                                                                          : SHM_J_ERROR;
+            if (exc_encode(s->prog, exc, &val) < 0) {
+                PyErr_Clear();
+                val.tag = SHM_VAL_NONE;
+            }
+        }
+        shm_join_finish(s->c, g->obj, state, &val);
+        shm_obj_unref(s->c, g->obj);
+        g->obj = 0;
+    } else if (exc != NULL && !fatal) {
+        panic(s, g, exc);
+    }
+    Py_XDECREF(value);
+    Py_XDECREF(exc);
+    if (s->curhome != NULL) {
+        home_drop(s, s->curhome);
+        s->curhome = NULL;
+    }
+    s->curg = 0;
+    shm_goexit0(s->c, gr);
+    return fatal;
+}
+
+/* ---- park ------------------------------------------------------------------------------------ */
+
+/* The exception now set, as an object, for a throw into the goroutine. */
+static PyObject *take_exc(void)
+{
+    PyObject *type, *exc, *tb;
+    PyErr_Fetch(&type, &exc, &tb);
+    PyErr_NormalizeException(&type, &exc, &tb);
+    if (tb != NULL)
+        PyException_SetTraceback(exc, tb);
+    Py_XDECREF(type);
+    Py_XDECREF(tb);
+    return exc;
+}
+
+/* The wait's hold on its object ends. */
+static void wait_end(struct shm_ctx *c, struct shm_g *g)
+{
+    if (g->waitkind == SHM_OBJ_CHAN || g->waitkind == SHM_OBJ_JOIN) {
+        shm_off o = g->waitobj;
+        g->waitkind = 0;
+        g->waitobj = 0;
+        shm_obj_unref(c, o);
+    }
+}
+
+/* What the await gives, from g (step 3). Also ends the wait's hold on its object. */
+static PyObject *resume_value(struct core_proc *s, struct shm_g *g, unsigned op)
+{
+    PyObject *v = NULL;
+    if (g->ok == 2) { /* cancelled: shm_wait_abort by h.cancel() or by Ctrl-C */
+        shm_val_drop(s->c, &g->value);
+        g->value.tag = SHM_VAL_NONE;
+        if (s->interrupt != NULL && (g->flags & SHM_GF_MAIN)) {
+            PyErr_SetObject((PyObject *)Py_TYPE(s->interrupt), s->interrupt);
+            Py_CLEAR(s->interrupt);
+        } else {
+            PyErr_SetNone(core_errors.Cancelled);
+        }
+    } else if (op < 32 && core_park_ops[op].resume != NULL) {
+        v = core_park_ops[op].resume(s->prog, s->c, g);
+    } else {
+        PyErr_Format(PyExc_RuntimeError, "goroutine %llu is parked in an unknown operation %u",
+                     (unsigned long long)g->goid, op);
+    }
+    wait_end(s->c, g);
+    return v;
+}
+
+bool core_preempt_due(struct core_proc *s)
+{
+    return shm_preempt_requested(s->c) && load_rlx(&s->c->m->locks) == 0; /* own words */
+}
+
+struct core_proc *core_try_begin(CoreProg *prog)
+{
+    struct core_proc *s = core_proc_cur;
+    if (s == NULL || s->curg == 0) {
+        core_current("await");
+        return NULL;
+    }
+    if (s->prog != prog) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "await on a handle of another runtime: a handle belongs to the program that made it");
+        return NULL;
+    }
+    return s;
+}
+
+int core_try_done(struct core_proc *s, CorePark *pk, PyObject **result)
+{
+    if (core_preempt_due(s)) {
+        s->inhand = true;
+        return 0;
+    }
+    *result = core_park_ops[pk->kind].resume(s->prog, s->c, core_g(s, s->curg));
+    return *result != NULL ? 1 : -1;
+}
+
+/* Takes a cancel that is due. Seq_cst: tag cancel. */
+static bool cancel_due(struct shm_join *j)
+{
+    uint32_t one = 1;
+    return load_rlx(&j->cancel) == 1 && cas_seq(&j->cancel, &one, 0);
+}
+
+static void park_drop(struct shm_ctx *c, CorePark *pk)
+{
+    if (core_park_ops[pk->kind].drop != NULL)
+        core_park_ops[pk->kind].drop(c, pk);
+}
+
+enum { GONE = 0, GO_ON = 1 };
+
+/* Step 5. `pk` (owned) came out of `root` (owned). GONE: the goroutine is parked, both are dropped or
+ * kept at home. GO_ON: it goes on live; *value or *exc (owned) is for the await. */
+static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, PyObject **value,
+                PyObject **exc)
+{
+    struct shm_ctx *c = s->c;
+    struct shm_g *g = core_g(s, gr);
+    unsigned op = (unsigned)pk->kind;
+    *value = *exc = NULL;
+    if (load_rlx(&c->m->locks) > 0) { /* own word */
+        PyErr_SetString(PyExc_RuntimeError, "schedule: holding locks");
+        *exc = take_exc();
+        park_drop(c, pk);
+        return GO_ON;
+    }
+    if (op >= 32 || (core_park_ops[op].park == NULL && op != PK_GOSCHED)) {
+        PyErr_Format(PyExc_RuntimeError, "a park request of kind %u reached the loop", op);
+        *exc = take_exc();
+        return GO_ON;
+    }
+    bool inhand = s->inhand;
+    s->inhand = false;
+    struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
+    if (j != NULL && !inhand && cancel_due(j)) {
+        PyErr_SetNone(core_errors.Cancelled);
+        *exc = take_exc();
+        park_drop(c, pk);
+        return GO_ON;
+    }
+    uint64_t epoch = shm_wait_next(g);
+    int how = store(s, gr, root, pk);
+    if (how < 0) {
+        *exc = take_exc();
+        if (inhand) {
+            shm_val_drop(c, &g->value);
+            g->value.tag = SHM_VAL_NONE;
+        } else {
+            park_drop(c, pk);
+        }
+        return GO_ON;
+    }
+    own_add(&c->m->st.parks, 1); /* owner only */
+    int r = SHM_PARKED;
+    s->curg = 0;
+    struct core_home *home = s->curhome;
+    if (inhand || op == PK_GOSCHED) {
+        if (inhand)
+            own_add(&c->m->st.preempted, 1); /* owner only */
+        shm_gosched(c, gr);
+    } else {
+        r = core_park_ops[op].park(c, pk, gr);
+    }
+    if (r == SHM_PARKED) {
+        /* From here g is another's, and j perhaps no join object any more. A cancel that came
+         * between the look above and the arming saw a goroutine that was not waiting (tag: cancel,
+         * in goroutine.c), so look again: the claim by epoch is ours only if it still waits. */
+        s->curhome = NULL;
+        if (j != NULL && load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, 2)) {
+            store_seq(&j->cancel, 0);
+            shm_ready(c, gr, true);
+        }
+        if (how == LIGHT) {
+            core_chain_drop(root);
+            Py_DECREF(pk);
+        }
+        return GONE;
+    }
+    s->curg = gr;
+    s->curhome = home;
+    unstore(s, gr, how);
+    if (r == SHM_OK) {
+        *value = resume_value(s, g, op);
+    } else if (r != CORE_EXC) {
+        core_shm_error(s->prog, r);
+    }
+    if (*value == NULL)
+        *exc = take_exc();
+    return GO_ON;
+}
+
+/* ---- run ------------------------------------------------------------------------------------- */
+
+/* Runs root from `res`/`out` on until it parks or ends. root is owned and consumed. */
+static int drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult res, PyObject *out)
+{
+    for (;;) {
+        if (res == PYGEN_NEXT) {
+            PyObject *value, *exc;
+            if (Py_TYPE(out) == &CorePark_Type) {
+                if (park(s, gr, root, (CorePark *)out, &value, &exc) == GONE)
+                    return 0;
+            } else {
+                value = NULL;
+                PyErr_Format(PyExc_RuntimeError,
+                             "a goroutine can await goroutines, channels and other awaitables of "
+                             "mpgort, not what yields %.200R (of another event loop?)", out);
+                exc = take_exc();
+            }
+            PyObject *pk = out;
+            if (exc != NULL)
+                res = core_chain_throw(root, pk, exc, &out);
+            else
+                res = core_chain_send(root, pk, value, &out);
+            Py_XDECREF(value);
+            Py_XDECREF(exc);
+            Py_DECREF(pk);
+        } else {
+            Py_DECREF(root);
+            return finish(s, gr, res == PYGEN_RETURN ? out : NULL);
+        }
+    }
+}
+
+/* Step 2 for a goroutine that has not started: makes its call. */
+static int start(struct core_proc *s, shm_gref gr)
+{
+    struct shm_g *g = core_g(s, gr);
+    const uint8_t *p = shm_at(s->c, g->cont_off);
+    size_t chain, ctx;
+    PyObject *call = NULL, *v = NULL;
+    if (!cont_split(g, p, g->cont_len, &chain, &ctx))
+        PyErr_SetString(core_errors.BadContinuation, "the call of a new goroutine is damaged");
+    else if ((ctx == 0 || core_context_decode(p + chain, ctx) == 0))
+        call = core_value_decode(p, chain);
+    shm_cont_consumed(s->c, g->cont_off);
+    g->cont_off = 0;
+    g->flags = (uint8_t)((g->flags | SHM_GF_STARTED) & ~SHM_GF_CONTEXT);
+    if (call == NULL)
+        return finish(s, gr, NULL);
+    if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) < 2 ||
+        !PyTuple_Check(PyTuple_GET_ITEM(call, 1)))
+        PyErr_SetString(core_errors.BadContinuation, "the call of a new goroutine is damaged");
+    else
+        v = PyObject_Call(PyTuple_GET_ITEM(call, 0), PyTuple_GET_ITEM(call, 1),
+                          PyTuple_GET_SIZE(call) > 2 ? PyTuple_GET_ITEM(call, 2) : NULL);
+    Py_DECREF(call);
+    if (v == NULL)
+        return finish(s, gr, NULL);
+    if (!PyCoro_CheckExact(v)) {
+        if (Py_TYPE(v)->tp_as_async == NULL || Py_TYPE(v)->tp_as_async->am_await == NULL)
+            return finish(s, gr, v);
+        /* A bound method of a handle (go(ch.send, v)), or another awaitable: a coroutine awaits it. */
+        PyObject *coro = PyObject_CallOneArg(core_errors.await_it, v);
+        Py_DECREF(v);
+        if (coro == NULL)
+            return finish(s, gr, NULL);
+        v = coro;
+    }
+    PyObject *out;
+    PySendResult res = PyIter_Send(v, Py_None, &out);
+    return drive(s, gr, v, res, out);
+}
+
+/* Step 2 and 3 for a goroutine whose status is running and which this M holds. */
+static int run_g(struct core_proc *s, shm_gref gr)
+{
+    struct shm_g *g = core_g(s, gr);
+    struct shm_ctx *c = s->c;
+    unsigned op = g->op;
+    PyObject *root, *park = NULL, *ctx_owned = NULL;
+    struct core_home *h = g->home_m1 == c->m1 ? home_get(s, gr) : NULL;
+    s->curg = gr;
+    s->curhome = h;
+    if (context_base(s) < 0)
+        PyErr_Clear();
+    if (h != NULL && h->root != NULL) {
+        core_home_note_free(s, g);
+        root = h->root;
+        park = (PyObject *)h->park;
+        h->root = NULL;
+        h->park = NULL;
+        if (context_switch(s, h->ctx ? h->ctx : s->base_ctx) < 0)
+            PyErr_Clear();
+        if (h->why == SHM_HOME_HEAVY && load_rlx(&c->m->attn) & SHM_ATTN_OFFLOAD) { /* a hint */
+            and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_OFFLOAD);
+            core_enc_reset(&s->enc);
+            s->enc.budget = SIZE_MAX;
+            if (core_chain_encode(root, park, &s->enc) == ENC_OK &&
+                cont_store(s, c, g, &s->enc, s->ctx) == 0) {
+                g->home_m1 = 0;
+                g->home_why = SHM_HOME_NONE;
+                home_drop(s, h);
+                s->curhome = NULL;
+                s->curg = 0;
+                own_add(&c->m->st.offloads, 1); /* owner only */
+                shm_gosched(c, gr);
+                core_chain_drop(root);
+                Py_DECREF(park);
+                return 0;
+            }
+            PyErr_Clear();
+        }
+    } else if (g->cont_off == 0) {
+        PyErr_Format(core_errors.BadContinuation, "goroutine %llu has no continuation here",
+                     (unsigned long long)g->goid);
+        return finish(s, gr, NULL);
+    } else {
+        const uint8_t *p = shm_at(c, g->cont_off);
+        size_t chain, ctx;
+        if (g->flags & SHM_GF_CONTEXT) {
+            /* Its variables live in a context of its own from here on. */
+            if ((ctx_owned = PyContext_New()) == NULL || context_switch(s, ctx_owned) < 0)
+                PyErr_Clear();
+            Py_XDECREF(ctx_owned);
+        }
+        if (!(g->flags & SHM_GF_STARTED))
+            return start(s, gr);
+        root = NULL;
+        if (!cont_split(g, p, g->cont_len, &chain, &ctx))
+            PyErr_SetString(core_errors.BadContinuation, "the lengths in a continuation do not fit");
+        else if (ctx == 0 || core_context_decode(p + chain, ctx) == 0)
+            root = core_chain_decode(p, chain, &park);
+        shm_cont_consumed(c, g->cont_off);
+        g->cont_off = 0;
+        g->flags &= (uint8_t)~SHM_GF_CONTEXT;
+        if (root == NULL)
+            return finish(s, gr, NULL);
+        Py_INCREF(park);
+    }
+    PyObject *value = resume_value(s, g, op), *out;
+    PySendResult res;
+    if (value != NULL) {
+        res = core_chain_send(root, park, value, &out);
+        Py_DECREF(value);
+    } else {
+        PyObject *exc = take_exc();
+        res = core_chain_throw(root, park, exc, &out);
+        Py_DECREF(exc);
+    }
+    Py_DECREF(park);
+    return drive(s, gr, root, res, out);
+}
+
+/* ---- schedule -------------------------------------------------------------------------------- */
+
+/* What ended the program from elsewhere, as an exception object; NULL without one set: nothing. */
+PyObject *core_failure(CoreProg *prog)
+{
+    struct shm_hdr *hdr = prog->loop.hdr;
+    if (load_acq(&hdr->panic) == 2) { /* pairs with store_rel in panic() */
+        PyObject *cause = NULL;
+        if (hdr->panic_val.tag != SHM_VAL_NONE && (cause = core_exc_peek(prog, &hdr->panic_val)) == NULL)
+            PyErr_Clear();
+        PyObject *e = PyObject_CallFunction(core_errors.make_panic, "KO",
+                                            (unsigned long long)hdr->panic_goid, cause ? cause : Py_None);
+        Py_XDECREF(cause);
+        return e;
+    }
+    uint32_t m1 = load_acq(&hdr->death); /* pairs with the keeper's store after status and goid */
+    if (m1 != 0)
+        return PyObject_CallFunction(core_errors.make_death, "IiK", m1 - 1,
+                                     (int)load_rlx(&hdr->death_status),
+                                     (unsigned long long)load_rlx(&hdr->death_g));
+    return NULL;
+}
+
+static PyObject *deadlock(struct core_proc *s)
+{
+    return PyObject_CallFunction(core_errors.make_deadlock, "OO", (PyObject *)s->prog,
+                                 s->main_goexit ? Py_True : Py_False);
+}
+
+static int raise_it(PyObject *exc)
+{
+    if (exc != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+        Py_DECREF(exc);
+    }
+    return -1;
+}
+
+/* Ctrl-C (or another Python signal handler's exception) on M0: raised in main where it is parked. */
+static int interrupt_main(struct core_proc *s)
+{
+    PyObject *exc = take_exc();
+    struct shm_g *g = s->main_g ? core_g(s, s->main_g) : NULL;
+    if (g == NULL || s->main_goexit || (g->home_m1 == s->c->m1 && home_get(s, s->main_g) == NULL))
+        return raise_it(exc);
+    Py_XSETREF(s->interrupt, exc);
+    uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm; our own */
+    if (shm_wait_abort(s->c, s->main_g, SHM_W_EPOCH(w), 2))
+        shm_ready(s->c, s->main_g, true);
+    return 0;
+}
+
+/* Looks up from the queue: shutdown, signals, a death, a panic. 1: the loop ends; -1: exception. */
+static int attend(struct core_proc *s)
+{
+    struct shm_ctx *c = s->c;
+    if (load_acq(&c->hdr->shutdown)) /* pairs with store_rel in shutdown */
+        return 1;
+    uint32_t attn = load_acq(&c->m->attn); /* pairs with or_seq of who asks */
+    if (attn & SHM_ATTN_DUMP) {
+        core_dump_homes(s);
+        and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_DUMP); /* after the notes: pairs with ask_homes() */
+    }
+    if (!s->prog->is_m0)
+        return 0;
+    if (attn & (SHM_ATTN_DEATH | SHM_ATTN_PANIC)) {
+        and_seq(&c->m->attn, ~(uint32_t)(SHM_ATTN_DEATH | SHM_ATTN_PANIC));
+        PyObject *e = core_failure(s->prog);
+        if (e != NULL || PyErr_Occurred())
+            return raise_it(e);
+    }
+    if (PyErr_CheckSignals() < 0)
+        return interrupt_main(s);
+    uint64_t now = shm_now_ns();
+    if (now - s->ticked_ns >= 90000000) {
+        s->ticked_ns = now;
+        PyObject *tick = PyObject_GetAttrString((PyObject *)s->prog, "tick");
+        if (tick == NULL) {
+            PyErr_Clear();
+        } else {
+            PyObject *r = tick == Py_None ? Py_NewRef(Py_None) : PyObject_CallNoArgs(tick);
+            Py_DECREF(tick);
+            if (r == NULL)
+                return -1;
+            Py_DECREF(r);
+        }
+    }
+    return 0;
+}
+
+/* 0: *g is for execute(). 1: shutdown. -1: exception. */
+static int schedule(struct core_proc *s, shm_gref *g, bool *inherit)
+{
+    struct shm_ctx *c = s->c;
+    if (s->exec_next != 0) {
+        *g = s->exec_next;
+        *inherit = s->exec_inherit;
+        s->exec_next = 0;
+        return 0;
+    }
+    for (;;) {
+        int r = shm_findrunnable(c, false, g, inherit);
+        if (r == SHM_OK)
+            return 0;
+        if (r == SHM_EAGAIN) {
+            if (context_base(s) < 0)
+                PyErr_Clear();
+            Py_BEGIN_ALLOW_THREADS
+            r = shm_findrunnable(c, true, g, inherit);
+            Py_END_ALLOW_THREADS
+            if (r == SHM_OK)
+                return 0;
+        }
+        if (r == SHM_EDEADLOCK)
+            return raise_it(deadlock(s));
+        if (r == SHM_EDEAD)
+            return 1;
+        if (r != SHM_EINTR && r != SHM_EAGAIN)
+            return core_shm_error(s->prog, r);
+        if ((r = attend(s)) != 0)
+            return r;
+    }
+}
+
+static int loop(struct core_proc *s)
+{
+    while (!s->main_done) {
+        shm_gref g;
+        bool inherit;
+        int r = schedule(s, &g, &inherit);
+        if (r != 0)
+            return r;
+        if (shm_execute(s->c, g, inherit) && run_g(s, g) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int loop_begin(struct core_proc *s)
+{
+    if (core_proc_cur != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "mpgort.run() cannot be called from a goroutine");
+        return -1;
+    }
+    if ((s->base_ctx = PyContext_New()) == NULL)
+        return -1;
+    s->main_done = s->main_goexit = false;
+    s->prog->loop_thread = PyThread_get_thread_ident();
+    core_proc_cur = s;
+    core_prog_cur = s->prog;
+    core_codes_changed();
+    return 0;
+}
+
+static void loop_end(struct core_proc *s)
+{
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    if (context_switch(s, NULL) < 0)
+        PyErr_Clear();
+    core_proc_cur = NULL;
+    core_prog_cur = NULL;
+    core_codes_changed();
+    s->prog->loop_thread = 0;
+    s->curg = 0;
+    PyErr_Restore(type, value, tb);
+}
+
+int core_m_loop(CoreProg *prog)
+{
+    struct core_proc *s = core_proc_get(prog);
+    if (s == NULL || loop_begin(s) < 0)
+        return -1;
+    int r = context_switch(s, s->base_ctx) < 0 ? -1 : loop(s);
+    loop_end(s);
+    return r < 0 ? -1 : 0;
+}
+
+/* main is a goroutine like another, but for where it lives: its call is not encoded. It is created,
+ * claimed and run before the loop's first look at a queue, so that arguments stay the caller's own. */
+PyObject *core_main_loop(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs)
+{
+    struct core_proc *s = core_proc_get(prog);
+    if (s == NULL || loop_begin(s) < 0)
+        return NULL;
+    struct shm_ctx *c = s->c;
+    shm_gref gr;
+    int r = shm_gnew(c, &gr);
+    PyObject *ctx = NULL;
+    if (r < 0) {
+        core_shm_error(prog, r);
+        goto end;
+    }
+    struct shm_g *g = core_g(s, gr);
+    g->flags = SHM_GF_MAIN | SHM_GF_STARTED;
+    g->home_m1 = (uint16_t)c->m1;
+    g->home_why = SHM_HOME_MAIN;
+    s->main_g = gr;
+    if ((s->curhome = home_make(s, gr)) == NULL || (ctx = PyContext_CopyCurrent()) == NULL ||
+        context_switch(s, ctx) < 0)
+        goto end;
+    Py_XSETREF(s->curhome->ctx, Py_NewRef(ctx));
+    shm_newproc(c, gr);
+    bool inherit;
+    if ((r = schedule(s, &gr, &inherit)) != 0 || !shm_execute(c, gr, inherit)) {
+        if (r == 0)
+            PyErr_SetString(PyExc_SystemError, "main's goroutine is not runnable");
+        goto end;
+    }
+    s->curg = gr;
+    PyObject *v = PyObject_Call(fn, args, kwargs), *out;
+    if (v != NULL && Py_TYPE(v)->tp_as_async != NULL && Py_TYPE(v)->tp_as_async->am_await != NULL) {
+        if (!PyCoro_CheckExact(v)) {
+            PyObject *coro = PyObject_CallOneArg(core_errors.await_it, v);
+            Py_DECREF(v);
+            v = coro;
+        }
+        if (v != NULL) {
+            PySendResult res = PyIter_Send(v, Py_None, &out);
+            r = drive(s, gr, v, res, out);
+        } else {
+            r = finish(s, gr, NULL);
+        }
+    } else {
+        r = finish(s, gr, v);
+    }
+    if (r == 0)
+        r = loop(s);
+    if (r == 1 && !PyErr_Occurred())
+        PyErr_SetString(PyExc_RuntimeError, "the runtime was shut down while main ran");
+end:
+    Py_XDECREF(ctx);
+    loop_end(s);
+    if (!s->main_done)
+        return NULL;
+    PyObject *result = s->main_value;
+    s->main_value = NULL;
+    if (result == NULL) {
+        PyErr_Clear();
+        raise_it(s->main_exc);
+        s->main_exc = NULL;
+    }
+    return result;
+}
+
+/* ---- plain functions and threads that wait ---------------------------------------------------- */
+
+int64_t core_timeout_ns(PyObject *o)
+{
+    if (o == NULL || o == Py_None)
+        return -1;
+    double t = PyFloat_AsDouble(o);
+    if (t == -1.0 && PyErr_Occurred())
+        return -2;
+    if (isnan(t)) {
+        PyErr_SetString(PyExc_ValueError, "a timeout must be a number of seconds, not nan");
+        return -2;
+    }
+    if (t <= 0)
+        return 0;
+    return t > 9e9 ? -1 : (int64_t)(t * 1e9);
+}
+
+/* procs=0: nobody else could run what this goroutine waits for. */
+static int block_nested(struct core_proc *s, shm_gref gr)
+{
+    struct core_home *home = s->curhome;
+    PyObject *ctx = Py_XNewRef(s->ctx);
+    int r = 0;
+    s->curg = 0;
+    s->curhome = NULL;
+    for (;;) {
+        shm_gref g;
+        bool inherit;
+        if ((r = schedule(s, &g, &inherit)) != 0 || !shm_execute(s->c, g, inherit)) {
+            if (r == 0)
+                continue;
+            if (r == 1)
+                PyErr_SetString(PyExc_RuntimeError, "the runtime was shut down");
+            break;
+        }
+        if (g == gr)
+            break;
+        if ((r = run_g(s, g)) < 0)
+            break;
+    }
+    s->curg = gr;
+    s->curhome = home;
+    if (context_switch(s, ctx) < 0)
+        PyErr_Clear();
+    Py_XDECREF(ctx);
+    return r == 0 ? 0 : -1;
+}
+
+/* Sleeps until the OUTSIDE goroutine gr is runnable. 0; 1 timed out; -1 exception. */
+static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
+{
+    struct shm_ctx *c = core_ctx(prog);
+    struct shm_g *g = shm_g(c, gr);
+    uint64_t end = timeout_ns < 0 ? UINT64_MAX : shm_now_ns() + (uint64_t)timeout_ns;
+    for (;;) {
+        uint64_t st = load_acq(&g->status); /* pairs with the CAS of shm_ready */
+        if (SHM_ST_STATUS(st) == Grunnable)
+            return 0;
+        uint64_t now = shm_now_ns();
+        int64_t slice = BLOCK_SLICE_NS;
+        if (end != UINT64_MAX && now + (uint64_t)slice > end)
+            slice = end > now ? (int64_t)(end - now) : 0;
+        /* The futex is the status word's low half: status and owner change in it, never the
+         * generation, so a wake-up cannot be missed between the load and the wait. */
+        if (slice > 0) {
+            Py_BEGIN_ALLOW_THREADS
+            shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)st, slice);
+            Py_END_ALLOW_THREADS
+        }
+        st = load_acq(&g->status); /* as above */
+        if (SHM_ST_STATUS(st) == Grunnable)
+            return 0;
+        bool late = end != UINT64_MAX && shm_now_ns() >= end;
+        PyObject *failure = NULL;
+        if (!late && PyErr_CheckSignals() == 0) {
+            if (prog->is_m0 && ((failure = core_failure(prog)) != NULL || PyErr_Occurred()))
+                raise_it(failure);
+            else if (load_acq(&c->hdr->shutdown)) /* pairs with store_rel in shutdown */
+                PyErr_SetString(core_errors.Killed, "the runtime was shut down");
+            else if (core_proc_cur != NULL && core_proc_cur->prog == prog && prog->is_m0 &&
+                     load_acq(&c->m->attn) & SHM_ATTN_CHECKDEAD && /* pairs with the last idle M */
+                     shm_checkdead(c))
+                raise_it(deadlock(core_proc_cur));
+        }
+        if (!late && !PyErr_Occurred())
+            continue;
+        if (!shm_wait_abort(c, gr, SHM_W_EPOCH(load_acq(&g->wait)), 3)) { /* own wait */
+            PyErr_Clear(); /* the waker was first: what it brought is taken */
+            continue;
+        }
+        bool ok = shm_casgstatus(c, gr, Gwaiting, Grunnable);
+        (void)ok;
+        return PyErr_Occurred() ? -1 : 1;
+    }
+}
+
+PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
+{
+    struct shm_ctx *c = core_ctx(prog);
+    struct core_proc *s = core_proc_cur != NULL && core_proc_cur->prog == prog ? core_proc_cur : NULL;
+    if (c == NULL)
+        return NULL;
+    shm_gref gr = s ? s->curg : 0;
+    bool own = gr != 0, nested = own && c->hdr->nprocs == 0 && timeout_ns < 0;
+    int r = 0;
+    if (s != NULL && gr == 0)
+        PyErr_SetString(PyExc_RuntimeError, "blocking call on the scheduler's stack (m->g0)");
+    else if (s != NULL && load_rlx(&c->m->locks) > 0) /* own word */
+        PyErr_SetString(PyExc_RuntimeError, "schedule: holding locks");
+    else if (timeout_ns == 0)
+        PyErr_SetNone(PyExc_TimeoutError);
+    else if (!own && (r = shm_gnew(c, &gr)) < 0)
+        core_shm_error(prog, r);
+    if (PyErr_Occurred()) {
+        park_drop(c, pk);
+        return NULL;
+    }
+    if (!own) {
+        bool ok = shm_casgstatus(c, gr, Gidle, Grunnable) && shm_casgstatus(c, gr, Grunnable, Grunning);
+        (void)ok;
+    }
+    struct shm_g *g = shm_g(c, gr);
+    uint16_t home_m1 = g->home_m1;
+    uint8_t home_why = g->home_why, flags = g->flags, op = g->op;
+    g->op = (uint8_t)pk->kind;
+    if (nested) {
+        g->home_m1 = (uint16_t)c->m1;
+        g->home_why = home_why ? home_why : SHM_HOME_LOCKED;
+    } else {
+        g->flags |= (uint8_t)(SHM_GF_OUTSIDE | (own ? 0 : SHM_GF_SYSTEM));
+        if (own)
+            s->curg = 0;
+    }
+    if (own && !nested && !prog->is_m0)
+        shm_handoffp(c);
+    r = core_park_ops[pk->kind].park(c, pk, gr);
+    int w = 0;
+    if (r == SHM_PARKED)
+        w = nested ? block_nested(s, gr) : block_futex(prog, gr, timeout_ns);
+    PyObject *v = NULL;
+    bool back = r != SHM_PARKED || nested || shm_gclaim_runnable(c, gr);
+    (void)back;
+    if ((r == SHM_PARKED && w == 0) || r == SHM_OK)
+        v = core_park_ops[pk->kind].resume(prog, c, g);
+    else if (w == 1)
+        PyErr_SetNone(PyExc_TimeoutError);
+    else if (r < 0 && r != CORE_EXC)
+        core_shm_error(prog, r);
+    wait_end(c, g);
+    if (v == NULL && w != 0) {
+        shm_val_drop(c, &g->value);
+        g->value.tag = SHM_VAL_NONE;
+    }
+    g->flags = flags;
+    g->op = op;
+    g->home_m1 = home_m1;
+    g->home_why = home_why;
+    if (own) {
+        s->curg = gr;
+        store_rlx(&c->m->curg, gr); /* own word, read by dumps */
+    } else {
+        bool ok = shm_casgstatus(c, gr, Grunning, Gdead);
+        (void)ok;
+        shm_gfree(c, gr);
+    }
+    return v;
+}
+
+/* ---- the module's part ----------------------------------------------------------------------- */
+
+static PyObject *mod_hooks(PyObject *mod, PyObject *args)
+{
+    PyObject *a, *p, *d, *l;
+    if (!PyArg_ParseTuple(args, "OOOO:_hooks", &a, &p, &d, &l))
+        return NULL;
+    Py_XSETREF(core_errors.await_it, Py_NewRef(a));
+    Py_XSETREF(core_errors.make_panic, Py_NewRef(p));
+    Py_XSETREF(core_errors.make_death, Py_NewRef(d));
+    Py_XSETREF(core_errors.make_deadlock, Py_NewRef(l));
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"_hooks", mod_hooks, METH_VARARGS, NULL},
+    {NULL},
+};
+
+int core_proc_init(PyObject *mod)
+{
+    PyObject *errors = PyImport_ImportModule("mpgort._errors");
+    if (errors == NULL)
+        return -1;
+    const struct {
+        const char *name;
+        PyObject **to;
+    } names[] = {
+        {"ChanError", &core_errors.ChanError},
+        {"Closed", &core_errors.Closed},
+        {"Cancelled", &core_errors.Cancelled},
+        {"Killed", &core_errors.Killed},
+        {"SerializationError", &core_errors.SerializationError},
+        {"BadContinuation", &core_errors.BadContinuation},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if ((*names[i].to = PyObject_GetAttrString(errors, names[i].name)) == NULL)
+            return -1;
+    Py_DECREF(errors);
+    core_errors.Goexit = PyErr_NewException("mpgort._core.Goexit", PyExc_BaseException, NULL);
+    if (core_errors.Goexit == NULL || PyModule_AddObjectRef(mod, "Goexit", core_errors.Goexit) < 0)
+        return -1;
+    return PyModule_AddFunctions(mod, functions);
+}

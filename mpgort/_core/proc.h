@@ -1,0 +1,145 @@
+/* proc.h — what the M's loop (proc.c) shares with the primitives (goroutine.c, chan.c, runtime.c).
+ *
+ * A primitive is three functions on the same verbs: a `try` that runs when its awaitable is first
+ * awaited, a `park` that the loop calls once the continuation is stored, and a `resume` that turns
+ * what the waker left in g (ok, value, waitobj) into the value of the await. Try and park may end
+ * at once; resume runs on whichever M picks the goroutine up, so it may use nothing but g. */
+#ifndef MPGORT_PROC_H
+#define MPGORT_PROC_H
+
+#include "core.h"
+
+/* Which operation a park request stands for; also g->op while the goroutine is parked. */
+enum {
+    PK_START = 0,    /* not started: the continuation is a call */
+    PK_GOSCHED = 8,  /* below 8: the codec's own */
+    PK_SLEEP,
+    PK_JOIN,
+    PK_RECV,
+    PK_RECV_OK,
+    PK_ANEXT,
+    PK_SEND,
+    PK_FOREVER,      /* nil channel, empty select */
+    PK_GOPARK,
+    PK_MCALL,
+};
+
+struct core_proc;
+struct core_park_op {
+    /* The goroutine's continuation is stored (or it is at home): SHM_PARKED; SHM_OK: done at once,
+     * g->ok and g->value say how; a negative SHM_E or -100 with an exception set. */
+    int (*park)(struct shm_ctx *c, CorePark *pk, shm_gref g);
+    /* New reference, or NULL with the exception that the await raises. */
+    PyObject *(*resume)(CoreProg *prog, struct shm_ctx *c, struct shm_g *g);
+    /* The request will not be parked after all: frees what its try left in it. NULL: nothing. */
+    void (*drop)(struct shm_ctx *c, CorePark *pk);
+};
+#define CORE_EXC (-100) /* park(): an exception is set */
+extern struct core_park_op core_park_ops[32];
+
+/* A goroutine that is live in this process between two of its turns. */
+struct core_home {
+    shm_gref g;
+    PyObject *root;   /* its coroutine */
+    CorePark *park;   /* what it is parked in; NULL: just readied by force (not used) */
+    PyObject *ctx;    /* its context variables, NULL: none */
+    PyObject *reason; /* str: what keeps it here (pinned, heavy) */
+    uint8_t why;      /* SHM_HOME_* */
+    uint8_t skip, backoff; /* parks to go until encoding is tried again; its next distance */
+};
+
+/* The loop's state of one program in this process. */
+struct core_proc {
+    CoreProg *prog;
+    struct shm_ctx *c;      /* prog->loop */
+    struct core_enc enc;    /* continuations */
+    struct core_enc venc;   /* values, reentrant use is refused by depth */
+    PyObject *ctx;          /* context now entered; NULL: the caller's own (main before its first turn) */
+    PyObject *base_ctx;     /* the empty one that goroutines without variables share */
+    struct core_home **homes; /* by g index */
+    uint32_t homes_cap;
+    shm_gref curg;          /* whose Python runs; 0 on the scheduler's stack */
+    struct core_home *curhome;
+    bool inhand;            /* a try succeeded but a preemption is due: the result is in g */
+    int on_g0;              /* > 0: unlockf or an mcall function runs */
+    bool main_done, main_goexit;
+    PyObject *main_value;   /* of main, NULL with main_exc */
+    PyObject *main_exc;
+    bool venc_busy;
+    shm_gref main_g;
+    PyObject *interrupt;    /* KeyboardInterrupt on its way to main's await */
+    uint64_t ticked_ns;
+    shm_gref exec_next;     /* runtime.execute(g, exec_inherit) from the scheduler's stack */
+    bool exec_inherit;
+    PyObject *reasons;      /* dict: text of a registered wait reason -> its number in this segment */
+    /* interned handles of this process: (offset, direction) -> object, borrowed */
+    struct core_slot {
+        uint64_t key;
+        PyObject *obj;
+    } *slots;
+    uint32_t nslots, slots_cap;
+};
+
+struct core_proc *core_proc_get(CoreProg *prog); /* made on first use; NULL: exception */
+
+/* The program of the calling goroutine, or RuntimeError "... outside a goroutine". */
+CoreProg *core_current(const char *what);
+static inline struct shm_g *core_g(struct core_proc *s, shm_gref g) { return shm_g(s->c, g); }
+/* The running goroutine of this thread's loop, 0 if there is none (other thread, scheduler). */
+shm_gref core_curg(CoreProg *prog);
+
+/* Encodes v for prog into *val (references of its handles taken). -1: exception set. */
+int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val);
+/* Decodes and consumes *val; SHM_VAL_NONE is None. */
+PyObject *core_val_take(CoreProg *prog, struct shm_val *val);
+/* Decodes a copy: the value stays (a join object's). */
+PyObject *core_val_peek(CoreProg *prog, const struct shm_val *val);
+PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val);
+bool core_preempt_due(struct core_proc *s);
+/* What ended the program from elsewhere (a panic, a dead worker) as an exception object, or NULL. */
+PyObject *core_failure(CoreProg *prog);
+
+/* The loop of the calling thread, NULL in threads that run none. */
+extern _Thread_local struct core_proc *core_proc_cur;
+/* For a `try`: the loop whose goroutine awaits pk on a handle of prog, or NULL with an exception. */
+struct core_proc *core_try_begin(CoreProg *prog);
+/* A `try` that is done has put ok and value into the running g: 1 and *result by its resume(); 0 if
+ * a preemption is due, which the loop grants with the result in g; -1: exception. */
+int core_try_done(struct core_proc *s, CorePark *pk, PyObject **result);
+
+/* Waits with the thread blocked (threads, plain functions): parks by `op` of pk as a G that stands
+ * for this thread, and returns its resume() value. timeout_ns < 0: none. NULL: TimeoutError etc. */
+PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns);
+/* Seconds (float, int, None: -1) to ns; -2 and an exception on nonsense. */
+int64_t core_timeout_ns(PyObject *o);
+
+/* Starts fn(*args, **kwargs); join: 0 for go, else the join object's offset (one reference given). */
+int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
+                 uint8_t flags);
+
+/* handle.c: one Python object per (offset, direction) and process. */
+PyObject *core_handle_get(CoreProg *prog, uint64_t key); /* borrowed, or NULL */
+int core_handle_put(CoreProg *prog, uint64_t key, PyObject *o);
+void core_handle_del(CoreProg *prog, uint64_t key);
+
+/* errors, imported from mpgort._errors once */
+extern struct core_errors {
+    PyObject *ChanError, *Closed, *Cancelled, *Killed, *SerializationError, *BadContinuation;
+    PyObject *Goexit;       /* goexit() raises it; private to this package */
+    PyObject *await_it;     /* async def f(x): return await x */
+    PyObject *make_panic, *make_death, *make_deadlock; /* mpgort._traceback: the texts */
+} core_errors;
+
+/* A park request for `op` with operand a (a new reference is taken; NULL allowed). */
+PyObject *core_park_for(int op, PyObject *a);
+/* Waits for ever, for `reason` (nil channel, empty select). */
+PyObject *core_park_forever(unsigned reason);
+
+/* dump.c: leaves the frames of this M's home goroutines where a dump finds them; frees one's. */
+void core_dump_homes(struct core_proc *s);
+void core_home_note_free(struct core_proc *s, struct shm_g *g);
+
+int core_runtime_init(PyObject *mod);
+int core_dump_init(PyObject *mod);
+
+#endif

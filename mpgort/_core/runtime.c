@@ -1,0 +1,657 @@
+/* runtime.c — the verbs of proc.go for users: gopark, goready, mcall, acquirem, getg, casgstatus, …
+ *
+ * This is mpgort.runtime. Every primitive could be written with these alone, in Python, with Go's
+ * contracts:
+ *
+ * gopark     1 the G's continuation is stored, 2 running -> waiting with its reason, curg dropped,
+ *            the wait armed; 3 THEN unlockf(g, lock) runs on the scheduler's stack. From 2 on another M
+ *            may ready, run and finish the G, so after 2 only unlockf's answer matters: if it is false,
+ *            the M claims the wait itself (INV one-waker), and if it wins, goes on with the G at once,
+ *            in the same time slice. If it loses, someone has readied the G: it is his.
+ * mcall      fn(g) runs on the scheduler's stack with g still running; it has to record g and end in
+ *            schedule(), execute() or park_m(), which do not return: they raise ScheduleExit, which only
+ *            park() here catches.
+ * m.locks    acquirem() counts; while it is > 0 nothing parks, and a preempt request, which is a
+ *            level, waits until releasem() brings it to 0.
+ *
+ * The scheduler's stack (m->g0) is the code between a goroutine's yield and the next one's resume:
+ * core_proc->on_g0 > 0 while a user's function runs there. */
+#include "proc.h"
+#include <stddef.h>
+
+static PyTypeObject G_Type, M_Type;
+static PyObject *ScheduleExit; /* raised by what does not return; derives from BaseException */
+
+/* ---- G and M --------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    CoreProg *prog;
+    shm_gref g;
+    uint64_t goid;
+} GObject;
+
+typedef struct {
+    PyObject_HEAD
+    CoreProg *prog;
+    uint32_t index;
+} MObject;
+
+static PyObject *g_make(CoreProg *prog, shm_gref gr, uint64_t goid)
+{
+    GObject *o = PyObject_New(GObject, &G_Type);
+    if (o != NULL) {
+        o->prog = (CoreProg *)Py_NewRef((PyObject *)prog);
+        o->g = gr;
+        o->goid = goid;
+    }
+    return (PyObject *)o;
+}
+
+static void g_dealloc(GObject *o)
+{
+    Py_DECREF(o->prog);
+    PyObject_Free(o);
+}
+
+static const char *status_name(unsigned st)
+{
+    switch (st) {
+    case Gidle:
+        return "Gidle";
+    case Grunnable:
+        return "Grunnable";
+    case Grunning:
+        return "Grunning";
+    case Gwaiting:
+        return "Gwaiting";
+    case Gdead:
+        return "Gdead";
+    default:
+        return "unknown status";
+    }
+}
+
+static PyObject *g_repr(GObject *o)
+{
+    const char *st = o->prog->attached ? status_name(shm_readgstatus(&o->prog->loop, o->g)) : "ended";
+    return PyUnicode_FromFormat("<mpgort.runtime.G %llu %s>", (unsigned long long)o->goid, st);
+}
+
+static PyObject *g_status(GObject *o, void *_)
+{
+    if (core_ctx(o->prog) == NULL)
+        return NULL;
+    return PyLong_FromLong(shm_readgstatus(&o->prog->loop, o->g));
+}
+
+static PyObject *g_goid(GObject *o, void *_) { return PyLong_FromUnsignedLongLong(o->goid); }
+
+static PyObject *g_reduce(GObject *o, PyObject *_)
+{
+    PyObject *mod = PyImport_ImportModule("mpgort._core");
+    PyObject *f = mod ? PyObject_GetAttrString(mod, "_g_from") : NULL;
+    Py_XDECREF(mod);
+    return f ? Py_BuildValue("N(KK)", f, (unsigned long long)o->g, (unsigned long long)o->goid) : NULL;
+}
+
+static PyObject *g_from(PyObject *mod, PyObject *args)
+{
+    unsigned long long g, goid;
+    if (!PyArg_ParseTuple(args, "KK", &g, &goid))
+        return NULL;
+    if (core_prog_cur == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "a G arrived where no runtime is");
+        return NULL;
+    }
+    if (shm_gidx(g) == 0 || shm_gidx(g) >= core_prog_cur->loop.hdr->max_g) {
+        PyErr_SetString(core_errors.BadContinuation, "a G out of the table's range");
+        return NULL;
+    }
+    return g_make(core_prog_cur, g, goid);
+}
+
+static PyObject *g_richcompare(PyObject *a, PyObject *b, int op)
+{
+    if (!Py_IS_TYPE(b, &G_Type) || (op != Py_EQ && op != Py_NE))
+        Py_RETURN_NOTIMPLEMENTED;
+    GObject *x = (GObject *)a, *y = (GObject *)b;
+    return PyBool_FromLong((x->prog == y->prog && x->goid == y->goid) == (op == Py_EQ));
+}
+
+static Py_hash_t g_hash(GObject *o) { return (Py_hash_t)o->goid; }
+
+static PyMethodDef g_methods[] = {{"__reduce__", (PyCFunction)g_reduce, METH_NOARGS, NULL}, {NULL}};
+static PyGetSetDef g_getset[] = {
+    {"goid", (getter)g_goid, NULL, "Its number."},
+    {"status", (getter)g_status, NULL, "Gidle, Grunnable, Grunning, Gwaiting or Gdead, now."},
+    {NULL},
+};
+static PyTypeObject G_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpgort.runtime.G",
+    .tp_doc = "A goroutine as the scheduler knows it: what getg() returns and unlockf is given.",
+    .tp_basicsize = sizeof(GObject),
+    .tp_dealloc = (destructor)g_dealloc,
+    .tp_repr = (reprfunc)g_repr,
+    .tp_hash = (hashfunc)g_hash,
+    .tp_richcompare = g_richcompare,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .tp_methods = g_methods,
+    .tp_getset = g_getset,
+};
+
+static void m_dealloc(MObject *o)
+{
+    Py_DECREF(o->prog);
+    PyObject_Free(o);
+}
+static struct shm_m *m_of(MObject *o) { return &o->prog->loop.mtab[o->index]; }
+static PyObject *m_repr(MObject *o) { return PyUnicode_FromFormat("<mpgort.runtime.M %u>", o->index); }
+static PyObject *m_id(MObject *o, void *_) { return PyLong_FromUnsignedLong(o->index); }
+static PyObject *m_locks(MObject *o, void *_)
+{
+    if (core_ctx(o->prog) == NULL)
+        return NULL;
+    return PyLong_FromUnsignedLong(load_rlx(&m_of(o)->locks)); /* a glance */
+}
+static PyObject *m_pid(MObject *o, void *_)
+{
+    if (core_ctx(o->prog) == NULL)
+        return NULL;
+    return PyLong_FromUnsignedLong(load_rlx(&m_of(o)->pid)); /* a glance */
+}
+static PyGetSetDef m_getset[] = {
+    {"id", (getter)m_id, NULL, "Slot in the M table."},
+    {"locks", (getter)m_locks, NULL, "How many acquirem() are not yet released."},
+    {"pid", (getter)m_pid, NULL, "Process id."},
+    {NULL},
+};
+static PyTypeObject M_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpgort.runtime.M",
+    .tp_doc = "An M: one OS process (M0: the thread of run) that executes goroutines.",
+    .tp_basicsize = sizeof(MObject),
+    .tp_dealloc = (destructor)m_dealloc,
+    .tp_repr = (reprfunc)m_repr,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .tp_getset = m_getset,
+};
+
+/* ---- gopark ---------------------------------------------------------------------------------- */
+
+static PyObject *runtime_error(const char *text)
+{
+    PyErr_SetString(PyExc_RuntimeError, text);
+    return NULL;
+}
+
+/* The number of a WaitReason in this program's segment: built-in ones are numbers everywhere, a
+ * user's text gets its number at first use. */
+static int reason_number(struct core_proc *s, PyObject *reason, unsigned *number)
+{
+    PyObject *key = PyObject_GetAttrString(reason, "_key");
+    if (key == NULL) {
+        PyErr_Format(PyExc_TypeError,
+                     "gopark: reason must be a WaitReason (WaitReason.register(\"text\")), not %.200s",
+                     Py_TYPE(reason)->tp_name);
+        return -1;
+    }
+    PyObject *n = PyLong_CheckExact(key) ? key : PyDict_GetItemWithError(s->reasons, key);
+    if (n == NULL && !PyErr_Occurred()) {
+        const char *text = PyUnicode_AsUTF8(key);
+        int r = text ? shm_reason_register(s->c, text, number) : CORE_EXC;
+        if (r < 0 && r != CORE_EXC)
+            core_shm_error(s->prog, r);
+        else if (r >= 0 && (n = PyLong_FromUnsignedLong(*number)) != NULL) {
+            PyDict_SetItem(s->reasons, key, n);
+            Py_DECREF(n);
+        }
+    }
+    Py_DECREF(key);
+    if (PyErr_Occurred())
+        return -1;
+    *number = (unsigned)PyLong_AsUnsignedLong(n);
+    return 0;
+}
+
+static int gopark_try(CorePark *pk, PyObject **result)
+{
+    struct core_proc *s = core_proc_cur;
+    if (s != NULL && (s->curg == 0 || shm_readgstatus(s->c, s->curg) != Grunning)) {
+        runtime_error("gopark: bad g status");
+        return -1;
+    }
+    if (s == NULL && core_current("gopark()") == NULL)
+        return -1;
+    unsigned reason;
+    if (reason_number(s, PyTuple_GET_ITEM(pk->a, 2), &reason) < 0)
+        return -1;
+    pk->u[0] = reason;
+    return 0;
+}
+
+/* Running -> waiting for a wait of the user's own; the G is anyone's from here on. */
+static uint64_t wait_begin(struct shm_ctx *c, shm_gref gr, unsigned reason)
+{
+    struct shm_g *g = shm_g(c, gr);
+    uint64_t epoch = shm_wait_next(g);
+    g->value.tag = SHM_VAL_NONE;
+    g->ok = 1;
+    g->waitkind = 0;
+    g->waitobj = 0;
+    shm_gopark(c, gr, reason);
+    shm_wait_arm(c, gr, epoch);
+    return epoch;
+}
+
+/* Takes a parked G back to running on this M, if nobody has readied it. */
+static bool take_back(struct shm_ctx *c, shm_gref gr, uint64_t epoch)
+{
+    return shm_wait_claim(c, gr, epoch) && shm_casgstatus(c, gr, Gwaiting, Grunnable) &&
+           shm_execute(c, gr, true);
+}
+
+static int gopark_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
+{
+    struct core_proc *s = core_proc_cur;
+    PyObject *unlockf = PyTuple_GET_ITEM(pk->a, 0), *lock = PyTuple_GET_ITEM(pk->a, 1);
+    unsigned reason = (unsigned)pk->u[0];
+    PyObject *o = NULL;
+    if (unlockf != Py_None && (o = g_make(s->prog, gr, shm_g(c, gr)->goid)) == NULL)
+        return CORE_EXC;
+    if (reason != SHM_WR_SLEEP && c->p != NULL) {
+        /* Go: "timers expire while two goroutines keep the scheduler busy". */
+        uint32_t ran;
+        shm_checktimers(c, c->p, shm_now_ns(), &ran);
+    }
+    uint64_t epoch = wait_begin(c, gr, reason);
+    if (unlockf == Py_None)
+        return SHM_PARKED;
+    s->on_g0++;
+    PyObject *answer = PyObject_CallFunctionObjArgs(unlockf, o, lock, NULL);
+    s->on_g0--;
+    Py_DECREF(o);
+    int yes = answer ? PyObject_IsTrue(answer) : -1;
+    Py_XDECREF(answer);
+    if (yes > 0)
+        return SHM_PARKED;
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    bool mine = take_back(c, gr, epoch);
+    PyErr_Restore(type, value, tb);
+    if (mine)
+        return yes < 0 ? CORE_EXC : SHM_OK;
+    if (yes < 0)
+        PyErr_WriteUnraisable(unlockf);
+    return SHM_PARKED;
+}
+
+static PyObject *value_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
+{
+    return core_val_take(prog, &g->value);
+}
+
+static PyObject *mod_gopark(PyObject *mod, PyObject *args, PyObject *kw)
+{
+    static char *names[] = {"unlockf", "lock", "reason", "trace_ev", "traceskip", NULL};
+    PyObject *unlockf, *lock, *reason, *trace_ev = Py_None;
+    int traceskip = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "OOO|Oi:gopark", names, &unlockf, &lock, &reason,
+                                     &trace_ev, &traceskip))
+        return NULL;
+    if (unlockf != Py_None && !PyCallable_Check(unlockf)) {
+        PyErr_Format(PyExc_TypeError, "gopark: unlockf must be a function (g, lock) or None, not %.200s",
+                     Py_TYPE(unlockf)->tp_name);
+        return NULL;
+    }
+    PyObject *t = PyTuple_Pack(3, unlockf, lock, reason);
+    PyObject *pk = t ? core_park_for(PK_GOPARK, t) : NULL;
+    Py_XDECREF(t);
+    return pk;
+}
+
+static PyObject *mod_goready(PyObject *mod, PyObject *args, PyObject *kw)
+{
+    static char *names[] = {"g", "value", NULL};
+    GObject *o;
+    PyObject *v = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "O!|O:goready", names, &G_Type, &o, &v))
+        return NULL;
+    struct shm_ctx *c = core_ctx(o->prog);
+    if (c == NULL)
+        return NULL;
+    struct shm_g *g = shm_g(c, o->g);
+    struct shm_val val = {.tag = SHM_VAL_NONE};
+    if (v != NULL && v != Py_None && core_val_encode(o->prog, v, &val) < 0)
+        return NULL;
+    uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm: g is complete if it is armed */
+    bool user = g->op == PK_GOPARK || g->op == PK_MCALL;
+    if (shm_readgstatus(c, o->g) != Gwaiting || !user || SHM_W_STATE(w) != SHM_W_ARMED ||
+        !shm_wait_claim(c, o->g, SHM_W_EPOCH(w))) {
+        shm_val_drop(c, &val);
+        return runtime_error("bad g->status in ready");
+    }
+    g->value = val;
+    g->ok = 1;
+    shm_ready(c, o->g, true);
+    Py_RETURN_NONE;
+}
+
+/* ---- mcall ----------------------------------------------------------------------------------- */
+
+static int mcall_try(CorePark *pk, PyObject **result)
+{
+    struct core_proc *s = core_proc_cur;
+    if (s != NULL && s->curg != 0)
+        return 0;
+    if (s != NULL)
+        runtime_error("runtime: mcall called on m->g0 stack");
+    else
+        core_current("mcall()");
+    return -1;
+}
+
+/* Brings a G that fn left anywhere back to running here, to raise the mistake in it. */
+static bool recover(struct shm_ctx *c, shm_gref gr)
+{
+    switch (shm_readgstatus(c, gr)) {
+    case Grunning:
+        store_rlx(&c->m->curg, gr); /* own word; fn may have dropped it */
+        return true;
+    case Gwaiting:
+        return take_back(c, gr, SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait))); /* own wait */
+    case Grunnable: /* a queue names it, perhaps: that entry is stale then (INV status-truth) */
+        return shm_execute(c, gr, true);
+    default:
+        return false;
+    }
+}
+
+static int mcall_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
+{
+    struct core_proc *s = core_proc_cur;
+    PyObject *fn = pk->a;
+    struct shm_g *g = shm_g(c, gr);
+    PyObject *o = g_make(s->prog, gr, g->goid);
+    if (o == NULL)
+        return CORE_EXC;
+    g->value.tag = SHM_VAL_NONE;
+    g->ok = 1;
+    g->waitkind = 0;
+    s->on_g0++;
+    PyObject *res = PyObject_CallOneArg(fn, o);
+    s->on_g0--;
+    Py_DECREF(o);
+    if (res == NULL && PyErr_ExceptionMatches(ScheduleExit)) {
+        PyErr_Clear();
+        return SHM_PARKED;
+    }
+    if (res != NULL)
+        runtime_error("runtime: mcall function returned");
+    Py_XDECREF(res);
+    s->exec_next = 0;
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    bool mine = recover(c, gr);
+    PyErr_Restore(type, value, tb);
+    if (mine)
+        return CORE_EXC;
+    PyErr_WriteUnraisable(fn);
+    return SHM_PARKED;
+}
+
+static PyObject *mod_mcall(PyObject *mod, PyObject *fn)
+{
+    if (core_proc_cur != NULL && core_proc_cur->on_g0 > 0)
+        return runtime_error("runtime: mcall called on m->g0 stack");
+    if (!PyCallable_Check(fn)) {
+        PyErr_Format(PyExc_TypeError, "mcall: a function (g) is needed, not %.200s", Py_TYPE(fn)->tp_name);
+        return NULL;
+    }
+    return core_park_for(PK_MCALL, fn);
+}
+
+/* The loop of this thread while a user's function runs on its scheduler stack. */
+static struct core_proc *on_g0(const char *what)
+{
+    if (core_proc_cur != NULL && core_proc_cur->on_g0 > 0)
+        return core_proc_cur;
+    PyErr_Format(PyExc_RuntimeError, "%s: only on the scheduler's stack (in fn of mcall or in unlockf)",
+                 what);
+    return NULL;
+}
+
+static PyObject *mod_schedule(PyObject *mod, PyObject *_)
+{
+    if (on_g0("schedule") != NULL)
+        PyErr_SetNone(ScheduleExit);
+    return NULL;
+}
+
+static GObject *g_arg(PyObject *o, const char *who)
+{
+    if (Py_IS_TYPE(o, &G_Type))
+        return core_ctx(((GObject *)o)->prog) ? (GObject *)o : NULL;
+    PyErr_Format(PyExc_TypeError, "%s: a G is needed (as getg() returns), not %.200s", who,
+                 Py_TYPE(o)->tp_name);
+    return NULL;
+}
+
+static PyObject *mod_execute(PyObject *mod, PyObject *args)
+{
+    PyObject *a;
+    int inherit = 0;
+    if (!PyArg_ParseTuple(args, "O|p:execute", &a, &inherit))
+        return NULL;
+    struct core_proc *s = on_g0("execute");
+    GObject *o = s ? g_arg(a, "execute") : NULL;
+    if (o == NULL)
+        return NULL;
+    unsigned st = shm_readgstatus(s->c, o->g);
+    if (st != Grunnable) {
+        PyErr_Format(PyExc_RuntimeError, "execute: bad g->status: goroutine %llu is %s, not Grunnable",
+                     (unsigned long long)o->goid, status_name(st));
+        return NULL;
+    }
+    s->exec_next = o->g;
+    s->exec_inherit = inherit;
+    PyErr_SetNone(ScheduleExit);
+    return NULL;
+}
+
+static PyObject *mod_park_m(PyObject *mod, PyObject *a)
+{
+    struct core_proc *s = on_g0("park_m");
+    GObject *o = s ? g_arg(a, "park_m") : NULL;
+    if (o == NULL)
+        return NULL;
+    if (shm_readgstatus(s->c, o->g) != Grunning || load_rlx(&s->c->m->curg) != o->g) /* own word */
+        return runtime_error("park_m: bad g status: it does not run on this M");
+    wait_begin(s->c, o->g, SHM_WR_NONE);
+    PyErr_SetNone(ScheduleExit);
+    return NULL;
+}
+
+static PyObject *mod_dropg(PyObject *mod, PyObject *_)
+{
+    struct core_proc *s = on_g0("dropg");
+    if (s == NULL)
+        return NULL;
+    store_rlx(&s->c->m->curg, 0); /* own word, read by dumps */
+    Py_RETURN_NONE;
+}
+
+static PyObject *mod_globrunqput(PyObject *mod, PyObject *a)
+{
+    GObject *o = g_arg(a, "globrunqput");
+    struct shm_ctx *c = o ? core_ctx(o->prog) : NULL;
+    if (c == NULL)
+        return NULL;
+    unsigned st = shm_readgstatus(c, o->g);
+    if (st != Grunnable) {
+        PyErr_Format(PyExc_RuntimeError, "globrunqput: goroutine %llu is %s, not Grunnable",
+                     (unsigned long long)o->goid, status_name(st));
+        return NULL;
+    }
+    struct shm_g *g = shm_g(c, o->g);
+    if (g->home_m1 != 0)
+        shm_homeqput(c, &c->mtab[g->home_m1 - 1], o->g);
+    else
+        shm_globrunqput(c, o->g);
+    shm_wakep(c);
+    Py_RETURN_NONE;
+}
+
+static bool legal(unsigned from, unsigned to)
+{
+    return (from == Grunning && (to == Gwaiting || to == Grunnable)) ||
+           (from == Gwaiting && to == Grunnable) || (from == Grunnable && to == Grunning);
+}
+
+static PyObject *mod_casgstatus(PyObject *mod, PyObject *args)
+{
+    PyObject *a;
+    unsigned from, to;
+    if (!PyArg_ParseTuple(args, "OII:casgstatus", &a, &from, &to))
+        return NULL;
+    GObject *o = g_arg(a, "casgstatus");
+    struct shm_ctx *c = o ? core_ctx(o->prog) : NULL;
+    if (c == NULL)
+        return NULL;
+    unsigned st = shm_readgstatus(c, o->g);
+    if (st != from || !legal(from, to)) {
+        PyErr_Format(PyExc_RuntimeError, "casgstatus: %s -> %s: %s, goroutine %llu is in %s",
+                     status_name(from), status_name(to), st != from ? "bad old status" : "illegal move",
+                     (unsigned long long)o->goid, status_name(st));
+        return NULL;
+    }
+    struct shm_g *g = shm_g(c, o->g);
+    uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm */
+    if (from == Gwaiting && !(SHM_W_STATE(w) == SHM_W_ARMED && shm_wait_claim(c, o->g, SHM_W_EPOCH(w))))
+        return runtime_error("casgstatus: Gwaiting -> Grunnable: somebody else is readying it");
+    uint64_t epoch = shm_wait_next(g);
+    if (!shm_casgstatus(c, o->g, from, to)) {
+        PyErr_Format(PyExc_RuntimeError, "casgstatus: %s -> %s: goroutine %llu has ended",
+                     status_name(from), status_name(to), (unsigned long long)o->goid);
+        return NULL;
+    }
+    if (to == Gwaiting && core_proc_cur != NULL && core_proc_cur->on_g0 > 0)
+        shm_wait_arm(c, o->g, epoch);
+    Py_RETURN_NONE;
+}
+
+/* ---- getg, acquirem, releasem ---------------------------------------------------------------- */
+
+static PyObject *mod_getg(PyObject *mod, PyObject *_)
+{
+    struct core_proc *s = core_proc_cur;
+    if (s == NULL || s->curg == 0)
+        Py_RETURN_NONE;
+    return g_make(s->prog, s->curg, core_g(s, s->curg)->goid);
+}
+
+static PyObject *mod_acquirem(PyObject *mod, PyObject *_)
+{
+    struct core_proc *s = core_proc_cur;
+    if (s == NULL)
+        return (PyObject *)core_current("acquirem()");
+    MObject *m = PyObject_New(MObject, &M_Type);
+    if (m == NULL)
+        return NULL;
+    m->prog = (CoreProg *)Py_NewRef((PyObject *)s->prog);
+    m->index = s->c->m1 - 1;
+    own_add(&s->c->m->locks, 1); /* owner only */
+    return (PyObject *)m;
+}
+
+static PyObject *mod_releasem(PyObject *mod, PyObject *a)
+{
+    struct core_proc *s = core_proc_cur;
+    if (s == NULL)
+        return (PyObject *)core_current("releasem()");
+    if (!Py_IS_TYPE(a, &M_Type) || ((MObject *)a)->prog != s->prog || ((MObject *)a)->index + 1 != s->c->m1)
+        return runtime_error("releasem: not this goroutine's M");
+    if (load_rlx(&s->c->m->locks) == 0) /* own word */
+        return runtime_error("releasem: m.locks is 0");
+    store_rlx(&s->c->m->locks, load_rlx(&s->c->m->locks) - 1); /* own word */
+    Py_RETURN_NONE;
+}
+
+static PyObject *mod_request_preempt(PyObject *mod, PyObject *_)
+{
+    struct core_proc *s = core_proc_cur;
+    if (s == NULL || s->c->p == NULL)
+        return (PyObject *)core_current("preempt()");
+    store_rlx(&s->c->p->preempt, 1); /* a level, read by shm_preempt_requested */
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"gopark", (PyCFunction)(void (*)(void))mod_gopark, METH_VARARGS | METH_KEYWORDS,
+     "gopark(unlockf, lock, reason, trace_ev=None, traceskip=0)\n--\n\nAwaitable: puts the goroutine into "
+     "Gwaiting, then calls unlockf(g, lock) on the scheduler's stack.\n\nIf that returns a false value, "
+     "the goroutine goes on at once; if it raises, the await raises.\nReturns the value goready() "
+     "passed. Source: Go proc.go gopark, park_m."},
+    {"goready", (PyCFunction)(void (*)(void))mod_goready, METH_VARARGS | METH_KEYWORDS,
+     "goready(g, value=None)\n--\n\nMakes a goroutine parked in gopark or mcall runnable; from any "
+     "process.\n\nRaises RuntimeError \"bad g->status in ready\" otherwise. Source: Go proc.go ready."},
+    {"mcall", mod_mcall, METH_O,
+     "mcall(fn)\n--\n\nAwaitable: leaves the goroutine and calls fn(g) on the scheduler's stack.\n\nfn records "
+     "g and ends in schedule(), execute() or park_m(), which do not return.\nSource: Go mcall."},
+    {"schedule", mod_schedule, METH_NOARGS,
+     "schedule()\n--\n\nOn the scheduler's stack: finds the next goroutine and runs it. Does not return."},
+    {"execute", mod_execute, METH_VARARGS,
+     "execute(g, inherit_time=False)\n--\n\nOn the scheduler's stack: runs g next, which must be Grunnable. "
+     "Does not return."},
+    {"park_m", mod_park_m, METH_O,
+     "park_m(g)\n--\n\nOn the scheduler's stack: g to Gwaiting, then schedule(). Does not return."},
+    {"dropg", mod_dropg, METH_NOARGS, "dropg()\n--\n\nOn the scheduler's stack: this M runs no goroutine now."},
+    {"globrunqput", mod_globrunqput, METH_O,
+     "globrunqput(g)\n--\n\nPuts a Grunnable g at the tail of the global queue (an at-home one: of its M's)."},
+    {"casgstatus", mod_casgstatus, METH_VARARGS,
+     "casgstatus(g, old, new)\n--\n\nMoves g's status; RuntimeError naming the statuses if it is not in `old` "
+     "or the move is illegal."},
+    {"getg", mod_getg, METH_NOARGS,
+     "getg()\n--\n\nThe running goroutine as a G; None on the scheduler's stack and outside."},
+    {"acquirem", mod_acquirem, METH_NOARGS,
+     "acquirem()\n--\n\nPins the goroutine to its M until releasem(m): m.locks + 1, nothing may park."},
+    {"releasem", mod_releasem, METH_O,
+     "releasem(m)\n--\n\nm.locks - 1; at 0 a waiting preempt request takes effect at the next await."},
+    {"_request_preempt", mod_request_preempt, METH_NOARGS, NULL},
+    {"_g_from", g_from, METH_VARARGS, NULL},
+    {NULL},
+};
+
+int core_runtime_init(PyObject *mod)
+{
+    ScheduleExit = PyErr_NewException("mpgort._core.ScheduleExit", PyExc_BaseException, NULL);
+    if (ScheduleExit == NULL || PyType_Ready(&G_Type) < 0 || PyType_Ready(&M_Type) < 0 ||
+        PyModule_AddFunctions(mod, functions) < 0 ||
+        PyModule_AddObjectRef(mod, "G", (PyObject *)&G_Type) < 0 ||
+        PyModule_AddObjectRef(mod, "M", (PyObject *)&M_Type) < 0)
+        return -1;
+    const struct {
+        const char *name;
+        int value;
+    } statuses[] = {{"Gidle", Gidle}, {"Grunnable", Grunnable}, {"Grunning", Grunning},
+                    {"Gwaiting", Gwaiting}, {"Gdead", Gdead}};
+    for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
+        if (PyModule_AddIntConstant(mod, statuses[i].name, statuses[i].value) < 0)
+            return -1;
+    /* ("", "chan receive (nil chan)", ...): text by number, for WaitReason. */
+    PyObject *texts = PyTuple_New(SHM_WR_USER);
+    if (texts == NULL)
+        return -1;
+    for (unsigned i = 0; i < SHM_WR_USER; i++) {
+        PyObject *t = PyUnicode_FromString(shm_reason_text(NULL, i));
+        if (t == NULL)
+            return -1;
+        PyTuple_SET_ITEM(texts, i, t);
+    }
+    int r = PyModule_AddObjectRef(mod, "wait_reasons", texts);
+    Py_DECREF(texts);
+    core_park_ops[PK_GOPARK] = (struct core_park_op){gopark_park, value_resume, NULL};
+    core_park_ops[PK_MCALL] = (struct core_park_op){mcall_park, value_resume, NULL};
+    core_park_tries[PK_GOPARK] = gopark_try;
+    core_park_tries[PK_MCALL] = mcall_try;
+    return r;
+}

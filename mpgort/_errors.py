@@ -1,0 +1,131 @@
+"""Every exception that mpgort raises, with its text.
+
+All of them pickle, attributes and `__cause__` aside: an error of one process is often raised in
+another. So each keeps in `args` exactly what its constructor takes.
+"""
+
+from __future__ import annotations
+
+import signal as _signal
+
+
+class ChanError(Exception):
+    """Misuse of a channel, with Go's text: "send on closed channel", "close of nil channel"."""
+
+
+class Closed(ChanError):
+    """`Chan.get` on a channel that is closed and drained."""
+
+    def __init__(self, message: str = "channel is closed and drained") -> None:
+        super().__init__(message)
+
+
+class Deadlock(RuntimeError):
+    """No goroutine can ever run again. The text lists every goroutine as Go does."""
+
+    def __init__(self, message: str = "all goroutines are asleep - deadlock!") -> None:
+        super().__init__(message)
+
+
+class GoroutinePanic(RuntimeError):
+    """An exception left a goroutine started by `go`; it is the `__cause__`, with its traceback.
+
+    `goid` is the goroutine's number, `reason` says in one line what it died of.
+    """
+
+    def __init__(self, goid: int, reason: str, trace: str = "") -> None:
+        super().__init__(goid, reason, trace)
+        self.goid = goid
+        self.reason = reason
+        self.trace = trace
+
+    def __str__(self) -> str:
+        text = f"panic: {self.reason}\n\ngoroutine {self.goid} [running]:"
+        return f"{text}\n{self.trace.rstrip()}" if self.trace else text
+
+
+class Cancelled(BaseException):
+    """Raised once in a goroutine that `cancel()` was called on, where it is parked. Like asyncio's
+    it is no `Exception`, so that a handler of errors does not swallow it."""
+
+
+class Killed(Exception):
+    """The goroutine was ended from outside: `kill()`, the end of the program, a timeout."""
+
+    def __init__(self, message: str = "goroutine was killed") -> None:
+        super().__init__(message)
+
+
+class MDied(RuntimeError):
+    """The worker process died under the goroutine. `signal` or `exitcode` says of what, `m` which
+    worker it was."""
+
+    def __init__(
+        self,
+        signal: int | None = None,
+        exitcode: int | None = None,
+        m: int | None = None,
+        goid: int | None = None,
+    ) -> None:
+        super().__init__(signal, exitcode, m, goid)
+        self.signal = signal
+        self.exitcode = exitcode
+        self.m = m
+        self.goid = goid
+
+    def __str__(self) -> str:
+        who = "a worker" if self.m is None else f"worker M{self.m}"
+        if self.signal is not None:
+            try:
+                name = _signal.Signals(self.signal).name
+            except ValueError:
+                name = f"signal {self.signal}"
+            how = f"was killed by {name}"
+        elif self.exitcode is not None:
+            how = f"exited with status {self.exitcode}"
+        else:
+            how = "died"
+        under = "" if self.goid is None else f" under goroutine {self.goid}"
+        return f"{who} {how}{under}"
+
+
+class SerializationError(TypeError):
+    """A value cannot cross between processes. `path` leads to the culprit ("args[0].conn"),
+    `reason` says what is wrong with it; the pickler's own error, if any, is the `__cause__`."""
+
+    def __init__(self, path: str = "", reason: str = "") -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.path and self.reason else self.path + self.reason
+
+
+class OutOfSharedMemory(MemoryError):
+    """The heap, the g table or /dev/shm is full; the text has the figures and the option to raise.
+    Nothing that was stored already is touched."""
+
+
+class UnsupportedPlatform(RuntimeError):
+    """This machine or interpreter lacks something that mpgort stands on; the text says what."""
+
+
+class SyncError(RuntimeError):
+    """Misuse of a primitive of `mpgort.sync`, with Go's text."""
+
+
+class OwnerDied(SyncError):
+    """The holder of a lock died with its worker; `recover()` frees the lock again."""
+
+
+class BadContinuation(ValueError):
+    """Bytes that are no continuation or value of this program: damaged, or of another version."""
+
+
+class CodeMismatch(RuntimeError):
+    """This process has other code, or none, under the name that a continuation runs."""
+
+
+class BadSegment(RuntimeError):
+    """A shared segment is damaged, of another layout version, or another user's."""

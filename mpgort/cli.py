@@ -1,0 +1,163 @@
+"""The command `mpgort`: one function per command, each returning the exit status.
+
+  mpgort run FILE [ARG...]      calls main(*ARG) of FILE as goroutine 1
+  mpgort demo [NAME] [option]   shows what the runtime does, and checks the result
+  mpgort doctor                 what this machine allows, and what to change
+  mpgort bench [option]         bench/figures.py of a source checkout
+
+FILE is executed as a module named `__mp_main__`, the name under which multiprocessing re-imports a
+main script: its `if __name__ == "__main__":` block stays out, and its functions are found under
+that name by every M, inherited by a fork or executed again elsewhere. Beside that the process looks
+as if Python had started FILE: `sys.argv`, `sys.path[0]`, the traceback and the exit status."""
+
+import argparse
+import runpy
+import sys
+import traceback
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType, TracebackType
+
+import mpgort
+from mpgort import _doctor, demos
+
+
+def load_program(path: Path) -> ModuleType:
+    """Executes the file as the main module of this process, and returns it.
+
+    Raises what the file raises; SyntaxError if it does not compile, OSError if it cannot be read."""
+    module = ModuleType("__mp_main__")
+    module.__file__ = str(path)
+    code = compile(path.read_bytes(), str(path), "exec")
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    if not sys.flags.safe_path:
+        sys.path[0] = str(path.parent.resolve())
+    exec(code, module.__dict__)
+    return module
+
+
+def below(tb: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of this file on top: Python does not show its own either."""
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    return tb
+
+
+def complain(text: str) -> int:
+    print(f"mpgort: {text}", file=sys.stderr)
+    return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    path = Path(args.file)
+    if path.is_dir():
+        return complain(f"{path} is a directory: give a Python file")
+    if not path.exists():
+        return complain(f"no such file: {path}")
+    sys.argv = [args.file, *args.args]
+    try:
+        module = load_program(path)
+        main = getattr(module, "main", None)
+        if not callable(main):
+            return complain(f"{path} has no function main: write `async def main(...)` in it")
+        mpgort.run(main, *args.args, procs=args.procs)
+    except Exception as e:
+        traceback.print_exception(e.with_traceback(below(e.__traceback__)))
+        return 1
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    if args.list:
+        for name in demos.NAMES:
+            print(f"{name:<12} {demos.describe(name)}")
+        return 0
+    return demos.load(args.name).demo(args)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    findings = _doctor.findings()
+    for f in findings:
+        print(f"{f.level:<5} {f.what:<14} {f.found}")
+        if f.change:
+            print(f"{'':<20} change: {f.change}")
+    failed = sum(f.level == "fail" for f in findings)
+    warned = sum(f.level == "warn" for f in findings)
+    if failed:
+        print(f"mpgort cannot run here: {failed} to change")
+    else:
+        print(f"mpgort can run here{f', {warned} to improve' if warned else ''}")
+    return 1 if failed else 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    figures = Path(__file__).parent.parent / "bench" / "figures.py"
+    if not figures.exists():
+        return complain("the benchmarks are in the source checkout only: bench/figures.py")
+    sys.argv = [str(figures), *args.args]
+    sys.path[0] = str(figures.parent)
+    runpy.run_path(str(figures), run_name="__main__")
+    return 0
+
+
+def version() -> str:
+    try:
+        return metadata.version("mpgort")
+    except metadata.PackageNotFoundError:  # imported from a checkout that is not installed
+        return "(not installed)"
+
+
+def count(text: str) -> int:
+    """The value of --procs: 0 runs everything in this process."""
+    n = int(text)
+    if n < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
+    return n
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpgort", description="Go's goroutine runtime for Python, over processes."
+    )
+    parser.add_argument("--version", action="version", version=f"mpgort {version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    procs = {"type": count, "metavar": "N", "help": "worker processes (0: all in this one)"}
+
+    p = commands.add_parser("run", help="run the function main of a Python file as goroutine 1")
+    p.add_argument("--procs", **procs)  # type: ignore[arg-type]
+    p.add_argument("file", metavar="FILE")
+    p.add_argument("args", metavar="ARG", nargs=argparse.REMAINDER, help="main's arguments: text")
+    p.set_defaults(call=run)
+
+    p = commands.add_parser("demo", help="show what the runtime does (without a name: index)")
+    p.add_argument("--list", action="store_true", help="name the demos")
+    p.add_argument("--procs", **procs)  # type: ignore[arg-type]
+    demos.load("index").options(p)
+    p.set_defaults(call=demo, name="index")
+    names = p.add_subparsers(metavar="NAME", title="demos")
+    for name in demos.NAMES:
+        q = names.add_parser(name, help=demos.describe(name))
+        # Not given here, it keeps the value it may have before the name: demo --procs 2 skynet.
+        q.add_argument("--procs", default=argparse.SUPPRESS, **procs)  # type: ignore[arg-type]
+        demos.load(name).options(q)
+        q.set_defaults(name=name)
+
+    p = commands.add_parser("doctor", help="what this machine allows, and what to change")
+    p.set_defaults(call=doctor)
+
+    p = commands.add_parser(
+        "bench", help="measure this machine, peers beside (source checkout)", add_help=False
+    )
+    p.set_defaults(call=bench)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "bench":  # its options are those of bench/figures.py, --help too
+        args.args = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    status: int = args.call(args)
+    return status

@@ -1,0 +1,133 @@
+/* handle.c — objects that live as long as somebody holds a handle.
+ *
+ * A channel, a join object or a user's object begins with `struct shm_obj`; obj->refs counts
+ *   - the handles that the Pythons of all Ms hold: one slot each in the holding M's table;
+ *   - the handle words written in bytes: messages, results, continuations (heap.c);
+ *   - the references of the runtime itself (a g on its join object).
+ * A count alone would outlive a dead M: one does not know how much of it was his. So each M's part
+ * stands in the segment, in his table, and his reaper gives it back slot by slot. It is a table and
+ * not a counter per object and M because handles are few and objects may be a million.
+ *
+ * THE TABLE is a heap block of words: the offset of an object, or FREE | next free slot + 1. It
+ * grows by copying into a block of twice the size, then storing handles_off, then handles_cap: a
+ * reaper meets the old table, or the new one with at least as many slots as it is told.
+ * A slot is emptied before its reference is given back, and a reference exists before its slot is
+ * filled: a death in between leaks a reference (the mark pass finds it) and never frees what
+ * somebody holds. */
+#include "internal.h"
+
+#define FREE (1ULL << 63)
+#define FIRST_CAP 16
+
+static struct shm_obj *obj_at(struct shm_ctx *c, shm_off obj, const char *what)
+{
+    struct shm_obj *o = shm_at(c, obj);
+    if (unlikely(obj == 0 || obj % 8 || obj >= c->hdr->size || load_rlx(&o->refs) == 0))
+        shm_throw("%s: %#llx is no object with references", what, (unsigned long long)obj);
+    return o;
+}
+
+void shm_obj_ref(struct shm_ctx *c, shm_off obj)
+{
+    /* Relaxed would do for a count that cannot reach 0 here; it costs the same. */
+    add_acqrel(&obj_at(c, obj, "ref")->refs, 1);
+}
+
+void shm_obj_unref(struct shm_ctx *c, shm_off obj)
+{
+    struct shm_obj *o = obj_at(c, obj, "unref");
+    /* Releases what this M did to the object to whoever frees it, and acquires it if that is us. */
+    if (sub_acqrel(&o->refs, 1) != 1)
+        return;
+    FAILPOINT("handle.unref.last");
+    switch (o->kind) {
+    case SHM_OBJ_CHAN:
+        shm_chan_free(c, obj);
+        break;
+    case SHM_OBJ_JOIN:
+        shm_join_free(c, obj);
+        break;
+    default:
+        shm_free(c, obj);
+    }
+}
+
+static int grow(struct shm_ctx *c)
+{
+    struct shm_m *m = c->m;
+    uint32_t cap = m->handles_cap ? m->handles_cap * 2 : FIRST_CAP;
+    shm_off fresh, old = m->handles_off;
+    int e = shm_alloc(c, cap * sizeof(uint64_t), &fresh);
+    if (e)
+        return e;
+    uint64_t *w = shm_at(c, fresh);
+    if (old)
+        memcpy(w, shm_at(c, old), m->handles_cap * sizeof *w);
+    for (uint32_t i = m->handles_cap; i < cap; i++)
+        w[i] = FREE | (i + 1 < cap ? i + 2 : 0);
+    shm_tx_begin(c);
+    shm_publish(c, fresh);
+    if (old)
+        shm_adopt(c, old);
+    shm_tx_store64(c, &m->handles_off, fresh);
+    shm_tx_store32(c, &m->handles_free, m->handles_cap + 1);
+    shm_tx_store32(c, &m->handles_cap, cap);
+    shm_tx_commit(c);
+    if (old)
+        shm_free(c, old);
+    return SHM_OK;
+}
+
+int shm_handle_hold(struct shm_ctx *c, shm_off obj, uint32_t *slot)
+{
+    struct shm_m *m = c->m;
+    if (m->handles_free == 0) {
+        int e = grow(c);
+        if (e)
+            return e;
+    }
+    uint32_t i = m->handles_free - 1;
+    uint64_t *w = (uint64_t *)shm_at(c, m->handles_off) + i;
+    shm_tx_begin(c);
+    shm_tx_store32(c, &m->handles_free, (uint32_t)*w);
+    shm_tx_store32(c, &m->handles_n, m->handles_n + 1);
+    shm_tx_store64(c, w, obj);
+    shm_tx_commit(c);
+    *slot = i;
+    return SHM_OK;
+}
+
+void shm_handle_release(struct shm_ctx *c, uint32_t slot)
+{
+    struct shm_m *m = c->m;
+    uint64_t *w = (uint64_t *)shm_at(c, m->handles_off) + slot;
+    if (unlikely(slot >= m->handles_cap || *w & FREE))
+        shm_throw("handle_release: slot %u of M %u is free", slot, m->index);
+    shm_off obj = *w;
+    shm_tx_begin(c);
+    shm_tx_store64(c, w, FREE | m->handles_free);
+    shm_tx_store32(c, &m->handles_free, slot + 1);
+    shm_tx_store32(c, &m->handles_n, m->handles_n - 1);
+    shm_tx_commit(c);
+    FAILPOINT("handle.released");
+    shm_obj_unref(c, obj);
+}
+
+/* For shm_mexit: all handles, then the table. */
+void shm_handles_drop(struct shm_ctx *c)
+{
+    struct shm_m *m = c->m;
+    shm_off table = m->handles_off;
+    if (table == 0)
+        return;
+    for (uint32_t i = 0; i < m->handles_cap; i++)
+        if (!(*((uint64_t *)shm_at(c, table) + i) & FREE))
+            shm_handle_release(c, i);
+    shm_tx_begin(c);
+    shm_adopt(c, table);
+    shm_tx_store64(c, &m->handles_off, 0);
+    shm_tx_store32(c, &m->handles_cap, 0);
+    shm_tx_store32(c, &m->handles_free, 0);
+    shm_tx_commit(c);
+    shm_free(c, table);
+}

@@ -1,0 +1,635 @@
+/* heap.c — the shared heap: blocks in size classes from per-M magazines, and page runs.
+ *
+ * TWO LAYERS
+ *   runs     The region [heap_off, heap_top) is tiled by runs of 4 KiB pages, each with a 64-byte
+ *            header at its start: a SPAN (blocks of one class), a LARGE block, or FREE. Free runs
+ *            are linked in address order, taken first fit from their upper end, and merged with
+ *            their neighbours; a free run at the top lowers heap_top. All under heap_lock, by tx.
+ *   blocks   32 B .. 32 KiB, in 28 classes at most 4/3 apart (from 48 on no request wastes more
+ *            than a quarter). A block is an 8-byte header and its payload. Each M has, per class, a
+ *            magazine (last in, first out: the block freed last is the one still in the cache) and
+ *            a span it cuts from the bottom (bump). Full magazines overflow by halves into the
+ *            depot, one list per class, from where any M refills: so a block freed far from where
+ *            it was allocated comes back a batch at a time.
+ * The fast paths of shm_alloc and shm_free touch this M's own slot and the block: no lock, no
+ * read-modify-write. Rejected: a lock-free list per class for all Ms (the line of its head would
+ * travel at each block, and ABA needs a double-width CAS), and a free list per span (a block freed
+ * by another M would need the owner's consent).
+ *
+ * WHO OWNS A BLOCK
+ *   free (0)       its M's magazine or bump span, or the depot, has it
+ *   allocated (1)  the M in its header: if that M dies, it is garbage
+ *   published (2)  something in the segment names it
+ * INV mag-truth: for a block whose M has died, the magazine decides, not the header. Allocation
+ * writes the header, then takes the block out of the magazine; freeing makes the block the M's own,
+ * puts it into the magazine, then marks it free. Whatever instruction the M died at, the reaper
+ * declares free what stands in the magazine or the bump span, then frees what is allocated and the
+ * M's; no block is lost and none is free twice.
+ *
+ * MEMORY IS GIVEN BACK. Of a free run only the first page, with its header, is backed: the others
+ * are holes. They are punched before the run is linked, while it still belongs to who frees it, so
+ * neither a reader of the list nor a rollback meets a run that is half one and half the other; an
+ * allocation commits its pages again. heap_committed moves in the same transaction.
+ * Spans are not given back: what a class has needed once it is likely to need again.
+ *
+ * A death between the commit of a merge and the punching of the page that held the absorbed header
+ * leaves that one page backed: it is whole again after the run's next use. */
+#include "internal.h"
+
+#include <fcntl.h>
+
+#define PAGE 4096ULL
+#define RUN_HEAD 64
+#define MAX_SMALL 32768
+
+enum { RUN_FREE = 1, RUN_SPAN = 2, RUN_LARGE = 3 };
+
+struct run {
+    uint64_t pages;
+    uint64_t kind_cls; /* RUN_* << 32 | class of a span */
+    shm_off next;      /* of a free run: the next by address */
+    uint64_t pad_[4];
+    struct shm_blk blk; /* of a large block; its payload begins after the header */
+};
+static_assert(sizeof(struct run) == RUN_HEAD, "one line, and payloads of large blocks are aligned");
+
+/* What a free block's payload holds while it is in the depot. */
+struct chained {
+    shm_off next;       /* block of the same batch */
+    shm_off next_batch; /* first block only */
+    uint64_t n;         /* first block only: blocks in this batch */
+};
+static_assert(sizeof(struct chained) + sizeof(struct shm_blk) <= 32, "fits the smallest class");
+
+/* ---- size classes ---------------------------------------------------------------------------- */
+
+static const uint16_t sizes[SHM_NCLASS] = {
+    32,  48,   64,   80,   96,   112,  128,  160,  192,  256,   320,   416,   544,   704,
+    928, 1216, 1600, 2112, 2784, 3680, 4864, 6432, 8512, 11264, 14912, 19744, 25600, MAX_SMALL};
+
+/* Class by size in units of 16 bytes, up to 928. */
+static const uint8_t cls_of_16[] = {
+    [0 ... 2] = 0,    [3] = 1,          [4] = 2,          [5] = 3,          [6] = 4,
+    [7] = 5,          [8] = 6,          [9 ... 10] = 7,   [11 ... 12] = 8,  [13 ... 16] = 9,
+    [17 ... 20] = 10, [21 ... 26] = 11, [27 ... 34] = 12, [35 ... 44] = 13, [45 ... 58] = 14};
+
+/* `size` counts the block's header. */
+static unsigned cls_of(size_t size)
+{
+    size_t u = (size + 15) / 16;
+    if (likely(u < sizeof cls_of_16))
+        return cls_of_16[u];
+    unsigned cls = 15;
+    while (sizes[cls] < size)
+        cls++;
+    return cls;
+}
+
+/* A magazine holds at most SHM_MAG blocks and about 32 KiB. */
+static uint32_t mag_cap(unsigned cls)
+{
+    uint32_t n = 32768 / sizes[cls];
+    return n > SHM_MAG ? SHM_MAG : n < 4 ? 4 : n;
+}
+
+static uint64_t span_blocks(unsigned cls, uint64_t pages)
+{
+    return (pages * PAGE - RUN_HEAD) / sizes[cls];
+}
+
+/* The fewest pages, four or more, for four blocks or more and a rest of at most a sixteenth. */
+static uint64_t span_pages(unsigned cls)
+{
+    uint64_t pages = 4;
+    while (span_blocks(cls, pages) < 4 ||
+           pages * PAGE - RUN_HEAD - span_blocks(cls, pages) * sizes[cls] > pages * PAGE / 16)
+        pages++;
+    return pages;
+}
+
+/* ---- block headers --------------------------------------------------------------------------- */
+
+static uint64_t blk_word(unsigned cls, unsigned state, uint32_t m1, uint32_t user)
+{
+    union {
+        struct shm_blk blk;
+        uint64_t word;
+    } u = {.blk = {.cls = (uint8_t)cls, .state = (uint8_t)state, .owner_m1 = (uint16_t)m1,
+                   .user = user}};
+    return u.word;
+}
+
+/* The header as one word, released: what the block's owner did before comes before it for a reaper
+ * (and the compiler). No one else looks at it while the owner lives. */
+static void blk_set(struct shm_blk *b, unsigned cls, unsigned state, uint32_t m1, uint32_t user)
+{
+    store_rel((_Atomic uint64_t *)(void *)b, blk_word(cls, state, m1, user));
+}
+
+/* The same for a word of this M's own slot. */
+static void own_set32(uint32_t *w, uint32_t v) { store_rel((_Atomic uint32_t *)w, v); }
+static void own_set64(uint64_t *w, uint64_t v) { store_rel((_Atomic uint64_t *)w, v); }
+
+static struct run *run_at(const struct shm_ctx *c, shm_off off) { return shm_at(c, off); }
+static uint64_t run_kind(const struct run *r) { return r->kind_cls >> 32; }
+
+static uint64_t block_bytes(const struct shm_ctx *c, shm_off off)
+{
+    unsigned cls = shm_blk(c, off)->cls;
+    return cls < SHM_NCLASS ? sizes[cls] : run_at(c, off - RUN_HEAD)->pages * PAGE;
+}
+
+size_t shm_usable(const struct shm_ctx *c, shm_off off)
+{
+    size_t n = block_bytes(c, off);
+    return shm_blk(c, off)->cls < SHM_NCLASS ? n - sizeof(struct shm_blk) : n - RUN_HEAD;
+}
+
+static struct shm_blk *live_blk(const struct shm_ctx *c, shm_off off, const char *what)
+{
+    const struct shm_hdr *h = c->hdr;
+    if (unlikely(off < h->heap_off + RUN_HEAD || off >= h->size || off % 8))
+        shm_throw("%s: %#llx is no block", what, (unsigned long long)off);
+    struct shm_blk *b = shm_blk(c, off);
+    if (unlikely(b->state == 0 || b->cls > SHM_NCLASS))
+        shm_throw("%s: block %#llx has class %u, state %u; wanted a live one", what,
+                  (unsigned long long)off, b->cls, b->state);
+    return b;
+}
+
+static void blk_move(struct shm_ctx *c, shm_off off, unsigned state, const char *what)
+{
+    struct shm_blk *b = live_blk(c, off, what);
+    if (c->in_tx)
+        shm_tx_store64(c, b, blk_word(b->cls, state, c->m1, b->user));
+    else
+        blk_set(b, b->cls, state, c->m1, b->user);
+}
+
+void shm_publish(struct shm_ctx *c, shm_off off) { blk_move(c, off, 2, "publish"); }
+void shm_adopt(struct shm_ctx *c, shm_off off) { blk_move(c, off, 1, "adopt"); }
+
+/* ---- page runs ------------------------------------------------------------------------------- */
+
+/* What a new run holds before anybody can reach it: written plainly. */
+static void run_format(struct shm_ctx *c, shm_off at, unsigned kind, unsigned cls, uint64_t pages)
+{
+    if (kind == RUN_LARGE) {
+        blk_set(&run_at(c, at)->blk, SHM_NCLASS, 1, c->m1, 0);
+        return;
+    }
+    for (uint64_t i = 0; i < span_blocks(cls, pages); i++)
+        blk_set(shm_at(c, at + RUN_HEAD + i * sizes[cls]), cls, 0, 0, 0);
+}
+
+/* heap_lock held, in a tx. The link that leads to what comes after the free run at `prev`. */
+static uint64_t *link_after(struct shm_ctx *c, shm_off prev)
+{
+    return prev ? &run_at(c, prev)->next : &c->hdr->run_free;
+}
+
+static int run_take(struct shm_ctx *c, uint64_t pages, unsigned kind, unsigned cls, shm_off *off)
+{
+    struct shm_hdr *h = c->hdr;
+    shm_off prev = 0, r = h->run_free;
+    while (r && run_at(c, r)->pages < pages) {
+        prev = r;
+        r = run_at(c, r)->next;
+    }
+    uint64_t spare = r ? run_at(c, r)->pages - pages : 0;
+    shm_off at = r ? r + spare * PAGE : h->heap_top;
+    if (!r && pages * PAGE > h->size - at)
+        return SHM_ENOMEM;
+    /* The rest of a large block is committed by its owner alone: it may take long. */
+    int e = shm_commit(c, at, kind == RUN_SPAN ? pages * PAGE : PAGE);
+    if (e)
+        return e;
+    struct run *n = run_at(c, at);
+    run_format(c, at, kind, cls, pages);
+    shm_tx_begin(c);
+    shm_tx_store64(c, &n->pages, pages);
+    shm_tx_store64(c, &n->kind_cls, (uint64_t)kind << 32 | cls);
+    if (!r)
+        shm_tx_store64(c, &h->heap_top, at + pages * PAGE);
+    else if (spare)
+        shm_tx_store64(c, &run_at(c, r)->pages, spare);
+    else
+        shm_tx_store64(c, link_after(c, prev), n->next);
+    shm_tx_store64(c, &h->heap_committed,
+                   load_rlx(&h->heap_committed) + (pages - (r && !spare)) * PAGE);
+    if (kind == RUN_LARGE)
+        shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) + pages * PAGE);
+    shm_tx_commit(c);
+    *off = at;
+    return SHM_OK;
+}
+
+static int run_alloc(struct shm_ctx *c, uint64_t pages, unsigned kind, unsigned cls, shm_off *off)
+{
+    shm_lock(c, &c->hdr->heap_lock);
+    int e = run_take(c, pages, kind, cls, off);
+    shm_unlock(c, &c->hdr->heap_lock);
+    return e;
+}
+
+static void punch(struct shm_ctx *c, shm_off at, uint64_t n)
+{
+    if (n == 0)
+        return;
+    while (fallocate(c->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)n))
+        if (errno != EINTR)
+            shm_throw("heap: punch %#llx + %#llx: %s", (unsigned long long)at,
+                      (unsigned long long)n, strerror(errno));
+}
+
+/* Links the run at `at`, a large block of this M, into the free runs. */
+static void run_free(struct shm_ctx *c, shm_off at)
+{
+    struct shm_hdr *h = c->hdr;
+    struct run *n = run_at(c, at);
+    uint64_t pages = n->pages;
+    punch(c, at + PAGE, (pages - 1) * PAGE);
+    FAILPOINT("heap.large.punched");
+
+    shm_lock(c, &h->heap_lock);
+    shm_off pprev = 0, prev = 0, next = h->run_free;
+    while (next && next < at) {
+        pprev = prev;
+        prev = next;
+        next = run_at(c, next)->next;
+    }
+    bool low = prev && prev + run_at(c, prev)->pages * PAGE == at;
+    bool high = next && at + pages * PAGE == next;
+    shm_off start = low ? prev : at, after = high ? run_at(c, next)->next : next;
+    uint64_t total =
+        pages + (low ? run_at(c, prev)->pages : 0) + (high ? run_at(c, next)->pages : 0);
+    bool top = start + total * PAGE == h->heap_top;
+    uint64_t *link = link_after(c, low ? pprev : prev);
+
+    shm_tx_begin(c);
+    if (top) {
+        shm_tx_store64(c, &h->heap_top, start);
+        shm_tx_store64(c, link, 0);
+    } else {
+        struct run *f = run_at(c, start);
+        shm_tx_store64(c, &f->pages, total);
+        shm_tx_store64(c, &f->next, after);
+        shm_tx_store64(c, &f->kind_cls, (uint64_t)RUN_FREE << 32);
+        shm_tx_store64(c, link, start);
+    }
+    shm_tx_store64(c, &n->blk, blk_word(SHM_NCLASS, 0, 0, 0));
+    shm_tx_store64(c, &h->heap_committed,
+                   load_rlx(&h->heap_committed) - (pages + low + high - !top) * PAGE);
+    shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) - pages * PAGE);
+    shm_tx_commit(c);
+    if (high)
+        punch(c, next, PAGE);
+    if (low)
+        punch(c, at, PAGE);
+    if (top)
+        punch(c, start, PAGE);
+    shm_unlock(c, &h->heap_lock);
+}
+
+static int large_alloc(struct shm_ctx *c, size_t n, shm_off *off)
+{
+    if (n > c->hdr->heap_bytes)
+        return SHM_ENOMEM;
+    uint64_t pages = (n + RUN_HEAD + PAGE - 1) / PAGE;
+    shm_off at;
+    int e = run_alloc(c, pages, RUN_LARGE, SHM_NCLASS, &at);
+    if (e)
+        return e;
+    FAILPOINT("heap.large.taken");
+    e = shm_commit(c, at, pages * PAGE);
+    if (e) {
+        run_free(c, at);
+        return e;
+    }
+    *off = at + RUN_HEAD;
+    return SHM_OK;
+}
+
+/* ---- magazines and the depot ----------------------------------------------------------------- */
+
+static struct chained *chained_at(const struct shm_ctx *c, shm_off off) { return shm_at(c, off); }
+
+/* Moves the top n blocks of a magazine into the depot as one batch. */
+static void spill(struct shm_ctx *c, unsigned cls, uint32_t n)
+{
+    struct shm_hdr *h = c->hdr;
+    __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
+    const shm_off *blk = &mag->blk[mag->n - n];
+    for (uint32_t i = 0; i < n; i++)
+        chained_at(c, blk[i])->next = i + 1 < n ? blk[i + 1] : 0;
+    chained_at(c, blk[0])->n = n;
+    shm_lock(c, &h->depot_lock[cls]);
+    chained_at(c, blk[0])->next_batch = h->depot[cls];
+    shm_tx_begin(c);
+    shm_tx_store64(c, &h->depot[cls], blk[0]);
+    shm_tx_store32(c, &mag->n, mag->n - n);
+    shm_tx_commit(c);
+    shm_unlock(c, &h->depot_lock[cls]);
+}
+
+/* The magazine is empty: a batch from the depot into it, if there is one. */
+static bool refill(struct shm_ctx *c, unsigned cls)
+{
+    struct shm_hdr *h = c->hdr;
+    __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
+    /* A hint: stored by shm_tx_store64() in spill(); a batch missed now is found next time. */
+    if (load_rlx((_Atomic uint64_t *)&h->depot[cls]) == 0)
+        return false;
+    shm_lock(c, &h->depot_lock[cls]);
+    shm_off first = h->depot[cls];
+    if (first) {
+        uint32_t n = (uint32_t)chained_at(c, first)->n, i = 0;
+        for (shm_off b = first; b && i < SHM_MAG; b = chained_at(c, b)->next)
+            mag->blk[i++] = b;
+        if (i != n || n > SHM_MAG)
+            shm_throw("heap: a batch of class %u has %u blocks, wanted %u", cls, i, n);
+        shm_tx_begin(c);
+        shm_tx_store64(c, &h->depot[cls], chained_at(c, first)->next_batch);
+        shm_tx_store32(c, &mag->n, n);
+        shm_tx_commit(c);
+    }
+    shm_unlock(c, &h->depot_lock[cls]);
+    return first != 0;
+}
+
+/* The magazine and the bump span are empty: one of them has a block after this. */
+static int replenish(struct shm_ctx *c, unsigned cls)
+{
+    if (refill(c, cls))
+        return SHM_OK;
+    __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
+    uint64_t pages = span_pages(cls);
+    shm_off at;
+    int e = run_alloc(c, pages, RUN_SPAN, cls, &at);
+    if (e)
+        return e;
+    FAILPOINT("heap.span.taken");
+    /* bump after its end: a reaper that finds the new end with the old bump sees a span too long
+     * by far, so the end goes first to the bump's own value. */
+    own_set64(&mag->bump_end, 0);
+    own_set64(&mag->bump, at + RUN_HEAD);
+    own_set64(&mag->bump_end, at + RUN_HEAD + span_blocks(cls, pages) * sizes[cls]);
+    return SHM_OK;
+}
+
+/* Gives all free blocks of this M to the depot. */
+void shm_heap_flush(struct shm_ctx *c)
+{
+    for (unsigned cls = 0; cls < SHM_NCLASS; cls++) {
+        __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
+        if (mag->n)
+            spill(c, cls, mag->n);
+        while (mag->bump < mag->bump_end) {
+            uint64_t n = (mag->bump_end - mag->bump) / sizes[cls];
+            if (n > mag_cap(cls))
+                n = mag_cap(cls);
+            for (uint64_t i = 0; i < n; i++)
+                mag->blk[i] = mag->bump + i * sizes[cls] + sizeof(struct shm_blk);
+            shm_tx_begin(c);
+            shm_tx_store32(c, &mag->n, (uint32_t)n);
+            shm_tx_store64(c, &mag->bump, mag->bump + n * sizes[cls]);
+            shm_tx_commit(c);
+            spill(c, cls, (uint32_t)n);
+        }
+    }
+}
+
+/* ---- allocate and free ----------------------------------------------------------------------- */
+
+static void count_alloc(struct shm_ctx *c, uint64_t bytes)
+{
+    own_add(&c->m->st.allocs, 1);
+    own_add(&c->m->st.alloc_bytes, bytes);
+}
+
+int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
+{
+    if (unlikely(c->in_tx))
+        shm_throw("alloc: M %u is in a transaction", c->m->index);
+    if (unlikely(n > MAX_SMALL - sizeof(struct shm_blk))) {
+        int e = large_alloc(c, n, off);
+        if (!e)
+            count_alloc(c, block_bytes(c, *off));
+        return e;
+    }
+    unsigned cls = cls_of(n + sizeof(struct shm_blk));
+    __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
+    if (unlikely(mag->n == 0 && mag->bump >= mag->bump_end)) {
+        int e = replenish(c, cls);
+        if (e)
+            return e;
+    }
+    /* INV mag-truth: the header first, then out of the magazine. */
+    if (likely(mag->n > 0)) {
+        *off = mag->blk[mag->n - 1];
+        blk_set(shm_blk(c, *off), cls, 1, c->m1, 0);
+        FAILPOINT("heap.alloc.marked");
+        own_set32(&mag->n, mag->n - 1);
+    } else {
+        *off = mag->bump + sizeof(struct shm_blk);
+        blk_set(shm_blk(c, *off), cls, 1, c->m1, 0);
+        FAILPOINT("heap.bump.marked");
+        own_set64(&mag->bump, mag->bump + sizes[cls]);
+    }
+    count_alloc(c, sizes[cls]);
+    return SHM_OK;
+}
+
+void shm_free(struct shm_ctx *c, shm_off off)
+{
+    struct shm_blk *b = live_blk(c, off, "free");
+    if (unlikely(c->in_tx))
+        shm_throw("free: M %u is in a transaction", c->m->index);
+    unsigned cls = b->cls;
+    own_add(&c->m->st.frees, 1);
+    own_add(&c->m->st.free_bytes, block_bytes(c, off));
+    blk_set(b, cls, 1, c->m1, 0);
+    FAILPOINT("heap.free.owned");
+    if (unlikely(cls == SHM_NCLASS)) {
+        run_free(c, off - RUN_HEAD);
+        return;
+    }
+    if (unlikely(c->hdr->scrub))
+        memset(shm_at(c, off), 0xdb, sizes[cls] - sizeof *b); /* who still reads it shows */
+    __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
+    if (unlikely(mag->n == mag_cap(cls)))
+        spill(c, cls, mag->n / 2);
+    /* INV mag-truth: into the magazine first, then free. */
+    mag->blk[mag->n] = off;
+    own_set32(&mag->n, mag->n + 1);
+    FAILPOINT("heap.free.stored");
+    blk_set(b, cls, 0, 0, 0);
+}
+
+/* ---- values and continuations ---------------------------------------------------------------- */
+
+/* The handle words of a block: the last b->user words of its usable size. */
+static uint64_t *handle_words(const struct shm_ctx *c, shm_off off)
+{
+    return (uint64_t *)((uint8_t *)shm_at(c, off) + shm_usable(c, off)) - shm_blk(c, off)->user;
+}
+
+static int bytes_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
+                      const uint64_t *h, uint32_t nh)
+{
+    int e = shm_alloc(c, ((size_t)len + 7) / 8 * 8 + 8ULL * nh, off);
+    if (e)
+        return e;
+    if (len)
+        memcpy(shm_at(c, *off), bytes, len);
+    if (nh) {
+        shm_blk(c, *off)->user = nh;
+        memcpy(handle_words(c, *off), h, 8ULL * nh);
+    }
+    return SHM_OK;
+}
+
+/* Each handle word is counted off before its reference is given back: a death in between leaks a
+ * reference, which the mark pass finds; the other order would give it back twice. */
+static void bytes_drop(struct shm_ctx *c, shm_off off)
+{
+    struct shm_blk *b = live_blk(c, off, "drop");
+    blk_set(b, b->cls, 1, c->m1, b->user);
+    while (b->user) {
+        uint64_t h = *handle_words(c, off);
+        blk_set(b, b->cls, 1, c->m1, b->user - 1);
+        FAILPOINT("heap.drop.counted");
+        shm_obj_unref(c, SHM_HANDLE_OFF(h));
+    }
+    shm_free(c, off);
+}
+
+int shm_val_make(struct shm_ctx *c, struct shm_val *v, const void *bytes, uint32_t len,
+                 const uint64_t *h, uint32_t nh)
+{
+    if (len <= sizeof v->b && nh == 0) {
+        if (len)
+            memcpy(v->b, bytes, len);
+        v->tag = (uint8_t)len;
+        return SHM_OK;
+    }
+    shm_off off;
+    int e = bytes_make(c, &off, bytes, len, h, nh);
+    if (e)
+        return e;
+    v->h.off = off;
+    v->h.len = len;
+    v->tag = SHM_VAL_HEAP;
+    return SHM_OK;
+}
+
+const uint8_t *shm_val_bytes(const struct shm_ctx *c, const struct shm_val *v, uint32_t *len)
+{
+    if (v->tag == SHM_VAL_HEAP) {
+        *len = v->h.len;
+        return shm_at(c, v->h.off);
+    }
+    *len = v->tag == SHM_VAL_NONE ? 0 : v->tag;
+    return v->tag == SHM_VAL_NONE ? NULL : v->b;
+}
+
+void shm_val_consumed(struct shm_ctx *c, struct shm_val *v)
+{
+    if (v->tag == SHM_VAL_HEAP)
+        shm_free(c, v->h.off);
+    v->tag = SHM_VAL_NONE;
+}
+
+void shm_val_drop(struct shm_ctx *c, struct shm_val *v)
+{
+    if (v->tag == SHM_VAL_HEAP)
+        bytes_drop(c, v->h.off);
+    v->tag = SHM_VAL_NONE;
+}
+
+int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *from)
+{
+    if (from->tag != SHM_VAL_HEAP) {
+        *to = *from;
+        return SHM_OK;
+    }
+    shm_off src = from->h.off;
+    uint32_t nh = shm_blk(c, src)->user;
+    const uint64_t *h = handle_words(c, src);
+    int e = shm_val_make(c, to, shm_at(c, src), from->h.len, h, nh);
+    for (uint32_t i = 0; !e && i < nh; i++)
+        shm_obj_ref(c, SHM_HANDLE_OFF(h[i]));
+    return e;
+}
+
+int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
+                  const uint64_t *h, uint32_t nh)
+{
+    int e = bytes_make(c, off, bytes, len, h, nh);
+    if (!e)
+        own_add(&c->m->st.cont_allocs, 1);
+    return e;
+}
+
+void shm_cont_consumed(struct shm_ctx *c, shm_off off)
+{
+    own_add(&c->m->st.cont_frees, 1);
+    shm_free(c, off);
+}
+
+void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len)
+{
+    if (len > shm_usable(c, off) - 8ULL * shm_blk(c, off)->user)
+        shm_throw("drop: a continuation of %u bytes does not fit block %#llx", len,
+                  (unsigned long long)off);
+    own_add(&c->m->st.cont_frees, 1);
+    bytes_drop(c, off);
+}
+
+/* ---- looking at it all ----------------------------------------------------------------------- */
+
+void shm_heap_stats(struct shm_ctx *c, struct shm_heap_stats *s)
+{
+    uint64_t frees = 0, free_bytes = 0, cont_frees = 0;
+    memset(s, 0, sizeof *s);
+    /* What is freed is read before what is allocated: so a block in transit counts as live, and the
+     * difference never wraps (relaxed: these are statistics). */
+    uint32_t n = load_acq(&c->hdr->max_m); /* pairs with the CAS in shm_minit() */
+    for (uint32_t i = 0; i < n; i++) {
+        frees += load_acq(&c->mtab[i].st.frees); /* before the allocs below; pairs with nothing */
+        free_bytes += load_acq(&c->mtab[i].st.free_bytes);
+        cont_frees += load_acq(&c->mtab[i].st.cont_frees);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        s->live_blocks += load_rlx(&c->mtab[i].st.allocs);
+        s->live_bytes += load_rlx(&c->mtab[i].st.alloc_bytes);
+        s->live_conts += load_rlx(&c->mtab[i].st.cont_allocs);
+    }
+    s->live_blocks -= frees;
+    s->live_bytes -= free_bytes;
+    s->live_conts -= cont_frees;
+    s->committed = load_rlx(&c->hdr->heap_committed);
+    s->large_bytes = load_rlx(&c->hdr->large_bytes);
+}
+
+bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const struct shm_blk *b),
+                   void *arg)
+{
+    const struct shm_hdr *h = c->hdr;
+    shm_off at = h->heap_off, top = h->heap_top;
+    while (at < top) {
+        const struct run *r = run_at(c, at);
+        unsigned cls = (uint32_t)r->kind_cls;
+        if (r->pages == 0 || r->pages > (top - at) / PAGE || run_kind(r) < RUN_FREE ||
+            run_kind(r) > RUN_LARGE || (run_kind(r) == RUN_SPAN && cls >= SHM_NCLASS))
+            return false;
+        if (run_kind(r) == RUN_LARGE)
+            fn(arg, at + RUN_HEAD, &r->blk);
+        for (uint64_t i = 0; run_kind(r) == RUN_SPAN && i < span_blocks(cls, r->pages); i++) {
+            shm_off off = at + RUN_HEAD + i * sizes[cls] + sizeof(struct shm_blk);
+            fn(arg, off, shm_blk(c, off));
+        }
+        at += r->pages * PAGE;
+    }
+    return at == top;
+}

@@ -1,0 +1,606 @@
+"""What a continuation may copy, what goes by name, and what keeps a goroutine at home.
+
+INV (a move is unobservable): one test per rule. A refusal must say which local holds what, and must
+leave the coroutine exactly as it was, so that it can go on live."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import re
+import socket
+import sys
+import tempfile
+import threading
+import types
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import continuation_harness as h
+import pytest
+from mpgort import _core
+
+if not _core.frames_ok:
+    pytest.skip(f"frames do not move here: {_core.frames_reason}", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def parks() -> Iterator[None]:
+    with h.native_park():
+        yield
+
+
+def refused(coro: Coroutine[Any, Any, Any], *words: str) -> Any:
+    """Starts the coroutine; encoding it must be refused with all `words`, twice alike; returns it."""
+    h.start(coro)
+    with pytest.raises(_core.Pinned) as first:
+        _core.chain_encode(coro)
+    with pytest.raises(_core.Pinned) as second:
+        _core.chain_encode(coro)
+    assert str(first.value) == str(second.value)
+    for word in words:
+        assert word in str(first.value), str(first.value)
+    return coro
+
+
+def here(fn: Callable[..., Any]) -> str:
+    return f"{Path(fn.__code__.co_filename).name}:"
+
+
+# ---- what the outside also holds ----------------------------------------------------------------
+
+
+OUTSIDE: list[Any] = []
+
+
+async def _holds(thing: Any) -> Any:
+    await h.park()
+    return thing
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [1],
+        lambda: {"a": 1},
+        lambda: {1, 2},
+        lambda: bytearray(b"x"),
+        lambda: collections.deque([1]),
+        lambda: types.SimpleNamespace(a=1),
+        lambda: iter([1, 2]),
+        lambda: (x for x in "ab"),
+        lambda: ([],),
+        lambda: {"k": [1]}["k"],
+    ],
+    ids="list dict set bytearray deque instance iterator generator list-in-tuple item".split(),
+)
+def test_mutable_object_shared_with_the_outside_pins_and_names_the_local(
+    make: Callable[[], Any],
+) -> None:
+    thing = make()
+    held = thing[0] if type(thing) is tuple else thing
+    coro = refused(_holds(thing), "thing", "_holds", here(_holds), type(held).__name__)
+    assert h.finish(coro) is thing
+
+
+async def _holds_deep(thing: Any) -> Any:
+    box = {"k": [0, (thing,)]}
+    await h.park()
+    return box
+
+
+def test_sharing_deep_inside_a_local_is_found_too() -> None:
+    thing = [1]
+    coro = refused(_holds_deep(thing), "_holds_deep")
+    assert h.finish(coro)["k"][1][0] is thing
+
+
+async def _shares_a_cell(out: list[Any]) -> int:
+    n = 0
+
+    def up() -> int:
+        nonlocal n
+        n += 1
+        return n
+
+    out.append(up)
+    del out
+    await h.park()
+    return n
+
+
+def test_closure_cell_shared_with_the_outside_pins() -> None:
+    out: list[Any] = []
+    coro = refused(_shares_a_cell(out), "_shares_a_cell")
+    out[0]()
+    assert h.finish(coro) == 1
+
+
+def test_sub_coroutine_that_somebody_else_holds_pins() -> None:
+    inner = _holds(1)
+
+    async def outer() -> Any:
+        return await inner
+
+    coro = refused(outer())
+    assert h.finish(coro) == 1
+
+
+def test_object_goes_again_once_the_outside_has_let_go() -> None:
+    thing = [1]
+    coro = refused(_holds(thing), "thing")
+    del thing
+    assert h.finish(h.move(coro)) == [1]
+
+
+def test_iterator_over_a_shared_list_pins() -> None:
+    items = [1, 2]
+
+    async def body(it: Any) -> Any:
+        for _ in it:
+            await h.park()
+        return "end"
+
+    assert h.finish(refused(body(iter(items)))) == "end"
+
+
+def test_two_coroutines_that_share_a_list_both_stay() -> None:
+    shared = [1]
+    a, b = h.start(_holds(shared)), h.start(_holds(shared))
+    del shared
+    for coro in (a, b):
+        with pytest.raises(_core.Pinned):
+            _core.chain_encode(coro)
+    assert h.finish(a) is h.finish(b)
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [10**40, "a long string " * 20, b"bytes" * 50, 2.5, 1j, (1, ("a", b"b")), frozenset({1, 2})],
+    ids=lambda v: type(v).__name__,
+)
+def test_immutable_object_shared_with_the_outside_is_copied_freely(thing: Any) -> None:
+    assert h.finish(h.move(h.start(_holds(thing)))) == thing
+
+
+# ---- what goes by name --------------------------------------------------------------------------
+
+CONFIG: dict[str, Any] = {"mode": "on", "nested": [1]}
+TABLE = [1, 2, 3]
+GUARD = threading.Lock()
+COUNT = collections.Counter("aab")
+
+
+class _Registry:
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+
+
+REGISTRY = _Registry()
+
+
+async def _uses_globals() -> Any:
+    c, t, g, r, n = CONFIG, TABLE, GUARD, REGISTRY, COUNT
+    await h.park()
+    return c is CONFIG, t is TABLE, g is GUARD, r is REGISTRY, n is COUNT
+
+
+def test_module_global_goes_by_name_and_is_the_same_object() -> None:
+    assert h.finish(h.move(h.start(_uses_globals()))) == (True,) * 5
+
+
+async def _iterates_a_global() -> Any:
+    out = []
+    for x in TABLE:
+        out.append(x)
+        await h.park()
+    for k in CONFIG:
+        out.append(k)
+        await h.park()
+    return out
+
+
+def test_iterator_over_a_module_global_stays_an_iterator_over_that_global() -> None:
+    coro = h.start(_iterates_a_global())
+    try:
+        coro = h.move(coro)
+        TABLE.append(4)
+        for _ in range(10):
+            coro = h.move(coro)
+            done, out = _core.chain_send(coro, None)
+            if done:
+                break
+        assert out == [1, 2, 3, 4, "mode", "nested"]
+    finally:
+        TABLE[:] = [1, 2, 3]
+
+
+async def _is_inside_a_global() -> Any:
+    inner = CONFIG["nested"]
+    await h.park()
+    return inner is CONFIG["nested"]
+
+
+def test_object_inside_a_module_global_is_never_copied() -> None:
+    """It has no name of its own: by name through the global, or at home, but never twice."""
+    coro = h.start(_is_inside_a_global())
+    with contextlib.suppress(_core.Pinned):
+        coro = h.move(coro)
+    assert h.finish(coro) is True
+
+
+async def _method_of_a_global() -> Any:
+    put = REGISTRY.items.append
+    grow = TABLE.append
+    await h.park()
+    return put.__self__ is REGISTRY.items, grow.__self__ is TABLE  # type: ignore[attr-defined]
+
+
+def test_bound_method_of_what_a_global_holds_is_not_rebound_to_a_copy() -> None:
+    coro = h.start(_method_of_a_global())
+    with contextlib.suppress(_core.Pinned):
+        coro = h.move(coro)
+    assert h.finish(coro) == (True, True)
+
+
+async def _modules_and_types() -> Any:
+    a, b, c, d, e, f = sys, int, _Registry, len, functools.partial, h.park
+    await h.park()
+    return a is sys, b is int, c is _Registry, d is len, e is functools.partial, f is h.park
+
+
+def test_modules_classes_and_functions_go_by_name() -> None:
+    assert h.finish(h.move(h.start(_modules_and_types()))) == (True,) * 6
+
+
+def test_function_that_its_name_no_longer_leads_to_is_not_exchanged_for_another() -> None:
+    module = h.define(
+        "renamed_module",
+        "from continuation_harness import park\n"
+        "def f(): return 'old'\n"
+        "async def body():\n    g = f\n    await park()\n    return g()\n",
+    )
+    coro = h.start(module.body())
+    module.f = lambda: "new"  # type: ignore[attr-defined]
+    with contextlib.suppress(_core.Pinned):
+        coro = h.move(coro)
+    assert h.finish(coro) == "old"
+
+
+# ---- what never moves ---------------------------------------------------------------------------
+
+
+async def _open_file() -> Any:
+    stream = open(__file__)  # noqa: ASYNC230, SIM115
+    await h.park()
+    with stream:
+        return stream.read(3)
+
+
+async def _lock() -> Any:
+    guard = threading.Lock()
+    await h.park()
+    return guard.acquire(blocking=False)
+
+
+async def _inside_a_lock() -> Any:
+    with threading.Lock():
+        await h.park()
+    return True
+
+
+async def _socket() -> Any:
+    conn = socket.socket()
+    await h.park()
+    conn.close()
+    return conn.fileno()
+
+
+async def _weakref() -> Any:
+    ref = weakref.ref(_Registry)
+    await h.park()
+    return ref() is _Registry
+
+
+async def _weakly_referenced() -> Any:
+    target = _Registry()
+    WEAK.append(weakref.ref(target))
+    await h.park()
+    return WEAK.pop()() is target
+
+
+WEAK: list[Any] = []
+
+
+class _Sup(_Registry):
+    async def go(self) -> Any:
+        above = super()
+        await h.park()
+        return above.__init__.__func__ is _Registry.__init__  # type: ignore[misc]
+
+
+async def _super_object() -> Any:
+    return await _Sup().go()
+
+
+def _lines() -> Iterator[str]:
+    with open(__file__) as stream:
+        yield from stream
+
+
+async def _generator_with_a_file() -> Any:
+    lines = _lines()
+    first = next(lines)
+    await h.park()
+    lines.close()
+    return first
+
+
+async def _iterator_of_a_file() -> Any:
+    with open(__file__) as stream:  # noqa: ASYNC230
+        for line in stream:
+            await h.park()
+            return line
+
+
+async def _thread() -> Any:
+    worker = threading.Thread(target=int)
+    await h.park()
+    worker.start()
+    worker.join()
+    return worker.is_alive()
+
+
+async def _frame_object() -> Any:
+    frame = sys._getframe()
+    await h.park()
+    return frame.f_code.co_name
+
+
+async def _memoryview() -> Any:
+    view = memoryview(bytearray(b"abc"))
+    await h.park()
+    view[0] = 120
+    return bytes(view)
+
+
+async def _temporary_file() -> Any:
+    with tempfile.TemporaryFile() as tmp:
+        await h.park()
+        return tmp.write(b"abc")
+
+
+class _Finalized:
+    def __del__(self) -> None:
+        h.log("deleted")
+
+
+async def _finalizer() -> Any:
+    thing = _Finalized()
+    await h.park()
+    return type(thing).__name__
+
+
+async def _regex_match() -> Any:
+    found = re.match("(a)(b)", "ab")
+    await h.park()
+    return found and found.groups()
+
+
+NEVER: list[tuple[Any, str, str, Any]] = [
+    (_open_file, "stream", "TextIOWrapper", '"""'),
+    (_lock, "guard", "lock", True),
+    (_inside_a_lock, "", "lock", True),
+    (_socket, "conn", "socket", -1),
+    (_weakref, "ref", weakref.ref.__name__, True),
+    (_weakly_referenced, "target", "_Registry", True),
+    (_super_object, "above", "super", True),
+    (_generator_with_a_file, "lines", "TextIOWrapper", None),
+    (_iterator_of_a_file, "", "TextIOWrapper", None),
+    (_thread, "worker", "", False),
+    (_frame_object, "frame", "frame", "_frame_object"),
+    (_memoryview, "view", "memoryview", b"xbc"),
+    (_temporary_file, "tmp", "", 3),
+    (_finalizer, "thing", "_Finalized", "_Finalized"),
+]
+
+
+@pytest.mark.parametrize(
+    "body, local, kind, result", NEVER, ids=[row[0].__name__[1:] for row in NEVER]
+)
+def test_what_cannot_move_keeps_the_goroutine_home_and_is_named(
+    body: Any, local: str, kind: str, result: Any
+) -> None:
+    function = "go" if body is _super_object else body.__name__
+    coro = refused(body(), local, kind, function, here(body))
+    got = h.finish(coro)
+    assert result is None or got == result
+
+
+def test_regex_match_is_moved_whole_or_refused() -> None:
+    coro = h.start(_regex_match())
+    with contextlib.suppress(_core.Pinned):
+        coro = h.move(coro)
+    assert h.finish(coro) == ("a", "b")
+
+
+async def _closes_its_file() -> Any:
+    with open(__file__) as stream:  # noqa: ASYNC230
+        await h.park()
+    del stream
+    await h.park()
+    return "light"
+
+
+def test_goroutine_moves_again_once_the_file_is_closed() -> None:
+    coro = refused(_closes_its_file(), "stream")
+    assert _core.chain_send(coro, None)[0] is False
+    assert h.finish(h.move(coro)) == "light"
+
+
+def test_reason_names_the_line_where_the_frame_stands() -> None:
+    coro = h.start(_open_file())
+    with pytest.raises(_core.Pinned) as info:
+        _core.chain_encode(coro)
+    line = coro.cr_frame.f_lineno
+    assert f"{Path(__file__).name}:{line}" in str(info.value)
+    assert h.finish(coro)
+
+
+class _Explodes:
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise RuntimeError("not today")
+
+
+async def _reduce_raises() -> Any:
+    thing = _Explodes()
+    await h.park()
+    return type(thing).__name__
+
+
+def test_exception_of_a_users_reduce_is_a_refusal_with_its_text() -> None:
+    assert h.finish(refused(_reduce_raises(), "thing", "not today")) == "_Explodes"
+
+
+class _Meddles:
+    target: Any = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        for act in (lambda: _Meddles.target.send(None), lambda: _Meddles.target.close()):
+            try:
+                act()
+            except BaseException as e:
+                h.log(type(e).__name__)
+        return (_Registry, ())
+
+
+async def _holds_a_meddler() -> Any:
+    thing = _Meddles()
+    try:
+        await h.park()
+    finally:
+        h.log("finally")
+    return type(thing).__name__
+
+
+def test_user_code_that_runs_during_the_encoding_cannot_resume_the_coroutine() -> None:
+    h.LOG.clear()
+    coro = h.start(_holds_a_meddler())
+    _Meddles.target = coro
+    try:
+        with contextlib.suppress(_core.Pinned):
+            _core.chain_encode(coro)
+    finally:
+        _Meddles.target = None
+    assert ("tuple", ("str", "'finally'")) not in h.LOG
+    assert h.finish(coro) == "_Meddles"
+
+
+class _Reenters:
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        inner = h.start(_holds([1, 2]))
+        assert h.finish(h.move(inner)) == [1, 2]
+        _core.value_decode(_core.value_encode({"a": [1]}))
+        return (_Registry, ())
+
+
+def test_encoder_can_be_entered_again_from_a_users_reduce() -> None:
+    async def body() -> Any:
+        first, thing, last = ["x"], _Reenters(), ["y"]
+        both = (first, last)
+        await h.park()
+        return first, type(thing).__name__, both[1] is last
+
+    coro = h.start(body())
+    with contextlib.suppress(_core.Pinned):
+        coro = h.move(coro)
+    out = h.finish(coro)
+    assert (out[0], out[2]) == (["x"], True)
+
+
+# ---- heavy --------------------------------------------------------------------------------------
+
+
+async def _large(n: int) -> Any:
+    big = list(range(1000, 1000 + n))
+    await h.park()
+    return sum(big)
+
+
+def test_frame_over_the_budget_is_heavy_and_untouched() -> None:
+    coro = h.start(_large(10_000))
+    for _ in range(2):
+        with pytest.raises(_core.Heavy) as info:
+            _core.chain_encode(coro, 16_384)
+        assert "big" in str(info.value)
+    assert h.finish(coro) == sum(range(1000, 11_000))
+
+
+def test_heavy_frame_moves_whole_without_a_budget() -> None:
+    coro = h.start(_large(10_000))
+    with pytest.raises(_core.Heavy):
+        _core.chain_encode(coro, 16_384)
+    assert h.finish(h.move(coro)) == sum(range(1000, 11_000))
+
+
+def test_budget_is_kept_to_the_byte_and_heavy_costs_no_more_than_the_budget() -> None:
+    coro = h.start(_large(100))
+    size = len(_core.chain_encode(coro))
+    assert len(_core.chain_encode(coro, size)) == size
+    with pytest.raises(_core.Heavy):
+        _core.chain_encode(coro, size // 2)
+    for budget in range(0, size // 2, 7):
+        with pytest.raises(_core.Heavy):
+            _core.chain_encode(coro, budget)
+    assert h.finish(coro) == sum(range(1000, 1100))
+
+
+async def _large_string() -> Any:
+    text = "x" * (1 << 20)
+    data = bytes(1 << 20)
+    await h.park()
+    return len(text) + len(data)
+
+
+def test_one_large_immutable_local_counts_against_the_budget() -> None:
+    coro = h.start(_large_string())
+    with pytest.raises(_core.Heavy):
+        _core.chain_encode(coro, 16_384)
+    assert h.finish(h.move(coro)) == 2 << 20
+
+
+async def _large_array() -> Any:
+    import numpy
+
+    array = numpy.arange(100_000)
+    await h.park()
+    array[0] = 5
+    return int(array.sum()) - 5
+
+
+def test_out_of_band_buffer_counts_against_the_budget_and_stays_writable_after_a_move() -> None:
+    coro = h.start(_large_array())
+    with pytest.raises(_core.Heavy):
+        _core.chain_encode(coro, 16_384)
+    assert h.finish(h.move(coro)) == sum(range(100_000))
+
+
+async def _deeply_nested() -> Any:
+    box: list[Any] = []
+    for _ in range(100_000):
+        box = [box]
+    await h.park()
+    depth = 0
+    while box:
+        box, depth = box[0], depth + 1
+    return depth
+
+
+def test_nesting_deeper_than_the_c_stack_is_refused_or_moved_but_no_crash() -> None:
+    coro = h.start(_deeply_nested())
+    with contextlib.suppress(_core.Pinned, RecursionError):
+        coro = h.move(coro)
+    assert h.finish(coro) == 100_000
