@@ -67,8 +67,9 @@ class Row:
         ratio = None if value is None else self.value / value
         self.beside.append(Beside(peer, value, "x its time", ratio, most=most))
 
-    def bound(self, what: str, ratio: float, *, least: float | None = None,
-              most: float | None = None) -> None:
+    def bound(
+        self, what: str, ratio: float, *, least: float | None = None, most: float | None = None
+    ) -> None:
         self.beside.append(Beside(what, None, "", ratio, least, most))
 
 
@@ -193,9 +194,7 @@ def row_chan(scale: int) -> Row:
 
 def row_main(scale: int) -> Row:
     n = 10_000 * scale
-    ours, queue = medians(
-        lambda: mpgort.run(ping, n, procs=2), lambda: peers.asyncio_queue(n // 2)
-    )
+    ours, queue = medians(lambda: mpgort.run(ping, n, procs=2), lambda: peers.asyncio_queue(n // 2))
     assert ours is not None
     row = Row("main", "round trip between main and a goroutine on a worker", ours)
     row.faster("`asyncio.Queue`", queue, least=4)
@@ -379,7 +378,7 @@ def burn_alone(tasks: list[int]) -> float:
 
 
 def row_scaling(scale: int) -> Row:
-    tasks = [10] * (10 * scale)
+    tasks = [20] * (12 * scale)
     ours, alone, bare = medians(
         lambda: mpgort.run(burn_all, tasks, procs=2),
         lambda: burn_alone(tasks),

@@ -159,13 +159,13 @@ def erlang_program(name: str, *args: int) -> float | None:
     if ESCRIPT is None:
         return None
     # +P: a million live processes need a larger table than the default.
-    os.environ["ERL_FLAGS"] = "+P 4000000"
-    return seconds_said([ESCRIPT, str(HERE / "erlang" / f"{name}.erl"), *map(str, args)])
+    command = [ESCRIPT, str(HERE / "erlang" / f"{name}.erl"), *map(str, args)]
+    return seconds_said(command, {**os.environ, "ERL_FLAGS": "+P 4000000"})
 
 
-def seconds_said(command: list[str]) -> float:
+def seconds_said(command: list[str], env: dict[str, str] | None = None) -> float:
     """The number after "seconds" in what a program prints."""
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
     found = re.search(r"seconds ([0-9.e+-]+)", text)
     if found is None:
         raise ValueError(f"{command[0]} did not say how long it took: {text!r}")

@@ -185,7 +185,7 @@ class _State(NamedTuple):
         return self._replace(stack=self.stack[: len(self.stack) - n] + push)
 
 
-def _step(ins: dis.Instruction, slot: dict[str, int], s: _State, jump: bool) -> _State:
+def _step(ins: dis.Instruction, s: _State, jump: bool) -> _State:
     """The state after `ins`, on the way of its jump or on to the next instruction."""
     name, arg, stack = ins.opname, ins.arg or 0, s.stack
     if name in _SIMPLE:
@@ -198,7 +198,8 @@ def _step(ins: dis.Instruction, slot: dict[str, int], s: _State, jump: bool) -> 
     if name == "COPY":
         return s.pop(0, stack[-arg])
     if name == "SWAP":
-        return s._replace(stack=stack[:-arg] + stack[-1] + stack[len(stack) - arg + 1 : -1] + stack[-arg])
+        under = len(stack) - arg
+        return s._replace(stack=stack[:under] + stack[-1] + stack[under + 1 : -1] + stack[under])
     if name in ("LOAD_FAST", "LOAD_FAST_CHECK"):
         return s.pop(0, "c" if s.locals[arg] == "c" else "?")
     if name == "LOAD_FAST_AND_CLEAR":
@@ -221,8 +222,7 @@ def _step(ins: dis.Instruction, slot: dict[str, int], s: _State, jump: bool) -> 
         if arg & 1:
             return s.pop(0, "0?" if _NULL_FIRST else "?0")
         return s.pop(0, "?")
-    method = name == "LOAD_METHOD" or name == "LOAD_ATTR" and sys.version_info >= (3, 12) and arg & 1
-    if method:
+    if name == "LOAD_METHOD" or name == "LOAD_ATTR" and sys.version_info >= (3, 12) and arg & 1:
         return s.pop(1, "N?" if _NULL_FIRST else "?N")
     if name == "LOAD_ATTR":
         return s.pop(1, "?")
@@ -264,14 +264,8 @@ def _step(ins: dis.Instruction, slot: dict[str, int], s: _State, jump: bool) -> 
 def _entry(code: types.CodeType) -> _State:
     n_args = code.co_argcount + code.co_kwonlyargcount
     n_args += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
-    n_slots = len(_slots(code))
+    n_slots = len({*code.co_varnames, *code.co_cellvars, *code.co_freevars})
     return _State("?" * n_args + "0" * (n_slots - n_args), "")
-
-
-def _slots(code: types.CodeType) -> dict[str, int]:
-    """Names of the local slots in their order: locals, then cells that are no locals, then free."""
-    names = dict.fromkeys((*code.co_varnames, *code.co_cellvars, *code.co_freevars))
-    return {name: i for i, name in enumerate(names)}
 
 
 def analyse(code: types.CodeType) -> list[Point]:
@@ -290,7 +284,6 @@ def _points(code: types.CodeType) -> Iterator[Point]:
     instructions = list(dis.get_instructions(code))
     index = {ins.offset: i for i, ins in enumerate(instructions)}
     handlers = _exception_table(code)
-    slot = _slots(code)
     states: dict[int, _State] = {}
     todo: list[int] = []
 
@@ -315,9 +308,9 @@ def _points(code: types.CodeType) -> Iterator[Point]:
                 reach(target, s._replace(stack=s.stack[:depth] + ("n" if lasti else "") + "e"))
                 break
         if ins.opcode in dis.hasjrel or ins.opcode in dis.hasjabs:
-            reach(ins.argval, _step(ins, slot, s, True))
+            reach(ins.argval, _step(ins, s, True))
         if ins.opname not in _LEAVES:
-            reach(instructions[i + 1].offset, _step(ins, slot, s, False))
+            reach(instructions[i + 1].offset, _step(ins, s, False))
 
     line = code.co_firstlineno
     lines = dict[int, int]()
@@ -358,3 +351,189 @@ def _forward(
     if state is None or len(state.stack) != depth:
         return -1
     return instructions[i].offset // 2
+
+
+# ---- identity, names ----------------------------------------------------------------------------
+
+
+def digest(code: types.CodeType, module: str) -> bytes:
+    """16 bytes that are the same in every process for the same code of the same module."""
+    h = hashlib.blake2b(module.encode(), digest_size=16)
+    _feed(h, code)
+    return h.digest()
+
+
+def _feed(h: hashlib.blake2b, v: object) -> None:
+    if isinstance(v, types.CodeType):
+        h.update(b"code(")
+        for part in (
+            v.co_name, v.co_qualname, v.co_code, v.co_flags, v.co_firstlineno, v.co_argcount,
+            v.co_posonlyargcount, v.co_kwonlyargcount, v.co_stacksize, v.co_exceptiontable,
+            v.co_names, v.co_varnames, v.co_cellvars, v.co_freevars, v.co_consts,
+        ):  # fmt: skip
+            _feed(h, part)
+    elif isinstance(v, tuple):
+        h.update(b"tuple(%d" % len(v))
+        for item in v:
+            _feed(h, item)
+    elif isinstance(v, frozenset):
+        inner = []
+        for item in v:
+            part_hash = hashlib.blake2b(digest_size=16)
+            _feed(part_hash, item)
+            inner.append(part_hash.digest())
+        h.update(b"frozenset(%d" % len(v) + b"".join(sorted(inner)))
+    else:
+        text = f"{type(v).__name__}:{v!r}".encode("utf-8", "surrogatepass")
+        h.update(b"%d:" % len(text) + text)
+
+
+def _main_name(module: str) -> str:
+    """`__mp_main__` is what a spawned process calls the `__main__` of the one that spawned it."""
+    if module == "__mp_main__" and sys.modules.get(module) is sys.modules.get("__main__"):
+        return "__main__"
+    return module
+
+
+def describe(
+    code: types.CodeType, globals: dict[str, Any]
+) -> tuple[bytes, bytes, list[Point]] | str:
+    """(digest, payload, resume points) of a code that runs with these globals, or why it stays.
+
+    The payload is what another process needs to find the same code, or to build it; and what a
+    dump needs to show a frame without doing either: file, name, a line per resume point.
+    """
+    name = globals.get("__name__")
+    module = sys.modules.get(name) if isinstance(name, str) else None
+    if module is None or module.__dict__ is not globals:
+        return f"the globals of {code.co_qualname} are not those of a module"
+    flags = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+    points: list[Point] = []
+    if code.co_flags & flags:
+        points = analyse(code)
+        if not points:
+            return f"the bytecode of {code.co_qualname} is of an unknown shape"
+    name = _main_name(module.__name__ if name is None else name)
+    key = digest(code, name)
+    body = None
+    if name == "__main__" or _find(module, code.co_qualname, key, name) is not code:
+        body = marshal.dumps(code)
+    lines = tuple(p.line for p in points)
+    what = ("code", name, code.co_qualname, code.co_filename, code.co_firstlineno, lines, body)
+    return key, marshal.dumps(what), points
+
+
+def locate(payload: bytes, key: bytes) -> tuple[types.CodeType, dict[str, Any]]:
+    """The code that a payload describes, and its globals here. Raises CodeMismatch."""
+    kind, name, qualname, filename, line, _, body = marshal.loads(payload)
+    where = f"{name}.{qualname} ({filename}:{line})"
+    try:
+        module = sys.modules.get(name) or importlib.import_module(name)
+    except ImportError as e:
+        raise CodeMismatch(f"{where}: this process cannot import {name}: {e}") from e
+    code = _find(module, qualname, key, name)
+    if code is None:
+        if body is None:
+            raise CodeMismatch(f"{where}: this process has other code under that name")
+        code = cast(types.CodeType, marshal.loads(body))
+        if digest(code, name) != key:
+            raise CodeMismatch(f"{where}: the code that was sent does not match its own digest")
+    return code, module.__dict__
+
+
+def _find(
+    module: types.ModuleType, qualname: str, key: bytes, name: str
+) -> types.CodeType | None:
+    """The code with this digest reached from the module by its qualified name."""
+    found: object = module
+    for part in qualname.split(".<locals>", 1)[0].split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+        if found is None:
+            return None
+    last = qualname.rpartition(".")[2]
+    for code in _codes(found, set()):
+        if code.co_name == last and code.co_qualname == qualname and digest(code, name) == key:
+            return code
+    return None
+
+
+def _codes(o: object, seen: set[int]) -> Iterator[types.CodeType]:
+    """Code objects of a function, through the wrappers that decorators put around it, and of the
+    functions nested in it."""
+    if id(o) in seen or len(seen) > 1000:
+        return
+    seen.add(id(o))
+    if isinstance(o, types.CodeType):
+        yield o
+        for const in o.co_consts:
+            if isinstance(const, types.CodeType):
+                yield from _codes(const, seen)
+    elif isinstance(o, types.FunctionType):
+        yield from _codes(o.__code__, seen)
+        for cell in o.__closure__ or ():
+            try:
+                yield from _codes(cell.cell_contents, seen)
+            except ValueError:
+                continue
+    for name in ("__wrapped__", "__func__", "func", "fget", "fset", "fdel"):
+        inner = inspect.getattr_static(o, name, None)
+        if isinstance(inner, types.MemberDescriptorType):
+            inner = getattr(o, name, None)
+        if inner is not None and (callable(inner) or isinstance(inner, types.CodeType)):
+            yield from _codes(inner, seen)
+
+
+def _walk(name: str, qualname: str) -> object:
+    found: object = sys.modules.get(name) or importlib.import_module(name)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def name_of(o: object) -> tuple[bytes, bytes] | None:
+    """(digest, payload) of a function or class that its module and qualified name lead to."""
+    name, qualname = getattr(o, "__module__", None), getattr(o, "__qualname__", None)
+    if not isinstance(name, str) or not isinstance(qualname, str) or "<" in qualname:
+        return None
+    name = _main_name(name)
+    try:
+        if name not in sys.modules or _walk(name, qualname) is not o:
+            return None
+    except AttributeError:
+        return None
+    return _named(name, qualname)
+
+
+def variable_of(o: object) -> tuple[bytes, bytes] | None:
+    """(digest, payload) of the global variable of some module that this object is the value of."""
+    for name, module in list(sys.modules.items()):
+        table = getattr(module, "__dict__", None)
+        if not isinstance(table, dict):
+            continue
+        for variable, value in list(table.items()):
+            if value is o and isinstance(variable, str) and not variable.startswith("__"):
+                return _named(_main_name(name), variable)
+    return None
+
+
+def _named(name: str, qualname: str) -> tuple[bytes, bytes]:
+    payload = marshal.dumps(("name", name, qualname))
+    return hashlib.blake2b(payload, digest_size=16).digest(), payload
+
+
+def resolve(payload: bytes) -> tuple[dict[str, Any] | None, str, object]:
+    """(module dict, key, object) of a name's payload; dict None for one within a class."""
+    _, name, qualname = marshal.loads(payload)
+    try:
+        found = _walk(name, qualname)
+    except (ImportError, AttributeError) as e:
+        raise CodeMismatch(f"{name}.{qualname}: this process has nothing under that name") from e
+    return (None if "." in qualname else sys.modules[name].__dict__), qualname, found
+
+
+def pack(what: object) -> bytes:
+    return marshal.dumps(what)
+
+
+def unpack(data: bytes) -> Any:
+    return marshal.loads(data)

@@ -127,7 +127,7 @@ def check_address_space() -> Finding:
 
 
 def cgroup_folders() -> Iterator[tuple[str, Path]]:
-    """(version, folder) of the cgroup of this process and of all above it: any of them may limit."""
+    """(version, folder) of the cgroup of this process and of all above it: each may limit."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -25,7 +25,7 @@ from mpgort import _doctor, demos
 def load_program(path: Path) -> ModuleType:
     """Executes the file as the main module of this process, and returns it.
 
-    Raises what the file raises; SyntaxError if it does not compile, OSError if it cannot be read."""
+    Raises what the file raises; SyntaxError if it does not compile, OSError if it is unreadable."""
     module = ModuleType("__mp_main__")
     module.__file__ = str(path)
     code = compile(path.read_bytes(), str(path), "exec")

@@ -34,6 +34,9 @@
  *
  * A death between the commit of a merge and the punching of the page that held the absorbed header
  * leaves that one page backed: it is whole again after the run's next use. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* fallocate */
+#endif
 #include "internal.h"
 
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-/* internal.h — for shm/*.c only: failpoints and small helpers that are no one's API.
+/* internal.h — for the .c files of shm only: failpoints and small helpers that are no one's API.
  *
  * FAILPOINT("area.name") stands before each store that matters. In a build with SHM_FAILPOINTS it
  * asks failpoint_hit(), which a test arms to die exactly there; in a release build it is nothing. */
@@ -25,6 +25,11 @@ uint64_t shm_code_table_bytes(void);      /* code.c: reserved for the whole tabl
 uint64_t shm_code_first_bytes(void);      /* code.c: of it, what is needed from the start */
 void shm_handles_drop(struct shm_ctx *c); /* handle.c: gives back all that this M's Python holds */
 void shm_heap_flush(struct shm_ctx *c);   /* heap.c: this M's free blocks, to everybody */
+
+/* sched.c, for sysmon.c: wakes one idle M if a P is idle; anyway: though somebody spins already. */
+bool shm_wakeone(struct shm_ctx *c, bool anyway);
+bool shm_anyidle(struct shm_ctx *c);                     /* an idle P and an idle M */
+void shm_leaveidle(struct shm_ctx *c, uint32_t now_state); /* idle -> now_state, counted */
 
 /* xorshift64*: the M's own random numbers (steal order). */
 static inline uint64_t ctx_rand(struct shm_ctx *c)

@@ -171,7 +171,8 @@ struct shm_g {
     shm_off obj;             /* its join object (handle), 0 under go */
     uint32_t parent;         /* goid of the creator (low 32 bits) */
     uint8_t op;              /* the binding's: which operation it is parked in */
-    uint8_t pad0_[3];
+    uint8_t pad0_;
+    uint16_t ran_m1;         /* M slot + 1 of the M that ran it last, 0: not started */
     shm_off waitobj;         /* the object whose queue `sudog` is in, so that a canceller finds it */
     struct shm_sudog sudog;  /* for the waits on one object */
 };
@@ -201,7 +202,8 @@ struct shm_p {
     uint32_t nosteal;         /* M0's P (procs >= 1): timers only */
     uint32_t pad0_;
     /* sysmon's notes, written by the keeper only */
-    uint32_t sysmon_tick, pad1_;
+    uint32_t sysmon_tick; /* schedtick as it was at sysmon_when_ns */
+    uint32_t sysmon_exec; /* its M's st.executed at the last tick, low 32 bits */
     uint64_t sysmon_when_ns;
     _Alignas(SHM_CACHELINE) shm_lockword timers_lock;
     uint32_t timers_n, timers_cap; /* under timers_lock */
@@ -214,6 +216,7 @@ struct shm_p {
 /* ---- m --------------------------------------------------------------------------------------- */
 
 enum { SHM_M_FREE = 0, SHM_M_M0, SHM_M_WORKER, SHM_M_KEEPER, SHM_M_AUX };
+enum { SHM_M_BUSY = 0, SHM_M_SPINNING = 1, SHM_M_IDLE = 2 }; /* m->spinning; essay of sched.c */
 enum { /* m->attn bits, set by anybody, cleared by the M */
     SHM_ATTN_SHUTDOWN = 1,
     SHM_ATTN_OFFLOAD = 2, /* an idle M asks for a heavy G */
@@ -247,10 +250,11 @@ struct shm_m {
     _Atomic uint64_t run_since_ns; /* when curg began (cached clock), for dumps */
     _Atomic uint64_t tid;
     _Alignas(SHM_CACHELINE) _Atomic uint32_t note; /* futex: 0 clear, 1 set, 2 somebody sleeps */
-    _Atomic uint32_t spinning;
+    _Atomic uint32_t spinning; /* SHM_M_BUSY.. : the M's, but a waker may move it from SHM_M_IDLE */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t homeq; /* grefs of its own at-home Gs, LIFO by schedlink */
-    _Atomic uint32_t homeq_n;
+    _Atomic uint32_t homeq_n; /* in homeq and homeq_fifo */
     uint32_t pad0_;
+    shm_gref homeq_fifo;      /* owner only: taken out of homeq, oldest first */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t inflight[SHM_INFLIGHT];
     _Atomic uint32_t undo_n;
     _Atomic uint32_t held_n;
@@ -301,6 +305,8 @@ struct shm_hdr {
     char argv0[128];
     uint64_t wake_cost_ns; /* measured at start: what a futex wake costs the waker */
     uint64_t spin_ns;      /* how long a dry M spins before it sleeps */
+    uint32_t ncpu;         /* processors this program may use; 0: not yet known */
+    uint32_t pad6_;
 
     _Alignas(SHM_CACHELINE) _Atomic uint32_t shutdown; /* 1: all goroutines end */
     _Atomic uint32_t death;     /* M slot + 1 of the first unexpected death, with status below */
@@ -360,8 +366,9 @@ struct shm_ctx {
     int kick_fd; /* eventfd of the keeper, -1: none */
     bool in_tx;  /* between shm_tx_begin and shm_tx_commit */
     uint32_t tick;
+    uint32_t chain; /* runnexts taken in a row, in one time slice */
     uint64_t rng;
-    uint64_t now_ns; /* clock as of the last schedule() or findrunnable() */
+    uint64_t now_ns; /* clock as of the last findrunnable(), to some ms */
     uint64_t mapped;
 };
 
@@ -553,6 +560,7 @@ void shm_handoffp(struct shm_ctx *c);
 void shm_ready(struct shm_ctx *c, shm_gref g, bool next);
 /* A filled new G: idle -> runnable, queued as by Go's newproc. */
 void shm_newproc(struct shm_ctx *c, shm_gref g);
+/* Wakes one idle M if there is an idle P and nobody looks for work yet. */
 void shm_wakep(struct shm_ctx *c);
 /* Runnable -> running on this M; false: stale entry, look again. inherit: same time slice. */
 bool shm_execute(struct shm_ctx *c, shm_gref g, bool inherit);
@@ -570,17 +578,22 @@ void shm_gosched(struct shm_ctx *c, shm_gref g);
 void shm_gopark(struct shm_ctx *c, shm_gref g, unsigned reason);
 /* Running -> dead, curg dropped, slot freed. */
 void shm_goexit0(struct shm_ctx *c, shm_gref g);
-/* Claims a parked G for cancel or timeout and unlinks it from what it waits on. False: too late. */
+/* Claims a parked G for cancel or timeout, unlinks it from what it waits on and sets g->ok. False: too
+ * late, another has it. True: the G is the caller's, who calls shm_ready() (until then the G is
+ * named in m->inflight[SHM_IF_READY]). */
 bool shm_wait_abort(struct shm_ctx *c, shm_gref g, uint64_t epoch, uint8_t ok);
 /* Takes a claimed G's sudog out of the queue of g->waitobj (chan.c, join.c by waitkind). */
 void shm_sudog_unlink(struct shm_ctx *c, shm_gref g);
 bool shm_preempt_requested(const struct shm_ctx *c); /* cheap: every runtime call asks */
-/* An outside thread's G (SHM_GF_OUTSIDE, status running): sleeps until readied. SHM_ETIME leaves it
- * claimed by itself and unlinked; SHM_EINTR on a signal, still parked: call again. */
+/* A timer was put into the heap of a P that is not the caller's own: somebody who is awake, or the
+ * keeper, must come to know of it. Go's wakeNetPoller. */
+void shm_wakepoller(struct shm_ctx *c);
+/* An outside thread's G (SHM_GF_OUTSIDE, status running): sleeps until readied. SHM_OK and
+ * SHM_ETIME (unlinked, g->ok 3): running again; SHM_EINTR on a signal, still parked: call again. */
 SHM_MUSTUSE int shm_outside_wait(struct shm_ctx *c, shm_gref g, int64_t timeout_ns);
 /* True when no M runs, nothing is runnable, no timer is pending and externs is 0. */
 bool shm_checkdead(struct shm_ctx *c);
-/* Measures on this machine what a wake costs and sets hdr->wake_cost_ns and hdr->spin_ns. < 2 ms. */
+/* Sets hdr->ncpu, hdr->wake_cost_ns and hdr->spin_ns for this machine. Once, by M0 at start. */
 void shm_calibrate(struct shm_ctx *c);
 /* Go's SCHED line (schedtrace.go) of the program now; returns the length written. */
 size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n);

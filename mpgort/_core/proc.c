@@ -19,41 +19,22 @@
  *                elsewhere; only the local copy is dropped (INV touch-nothing).
  *   6 finish     the value or exception goes to the join object, or is a panic; running -> dead.
  *
- * AT HOME. main (its frame is the caller's), pinned (cannot be encoded: home->reason says which local
- * and why), heavy (over the budget). The live coroutine stays in `homes`, g->home_m1 names this M, and
- * ready() queues it here. A pinned or heavy one is tried again after 1, 2, 4 … 128 parks. When
- * SHM_ATTN_OFFLOAD asks for it, a heavy one that comes up is encoded whole and given to the global
- * queue.
- *
  * PREEMPTION happens where Python can be left: at an await. An operation that succeeds at once while a
  * preemption is due puts its result into g and yields all the same (core_try_done): the loop queues
  * the goroutine at the global tail and step 3 finds the result where a waker would have put it.
- *
- * CONTEXT VARIABLES. Goroutines that set none share one empty context; only one that has some pays
- * for its own: its items end the continuation (SHM_GF_CONTEXT).
  *
  * THE WAIT HOLDS ITS OBJECT. A parked goroutine may be the only one to know its channel (`await
  * chan().recv()`): the request's handle dies with the local copy, so a park on a counted object takes
  * a reference for g->waitobj and the resume gives it back.
  *
- * PLAIN FUNCTIONS THAT WAIT (ch.get in a thread, or in a goroutine that is no coroutine) have a C
- * stack that cannot move: core_block() parks a G that stands for the thread (SHM_GF_OUTSIDE), woken by
- * futex; a worker first hands its P over. With procs=0 there is no other M to run what it waits for,
- * so the loop is entered again below it: the inner one ends when the waiting G is ready. */
+ * A goroutine that must stay here is kept by cont.c; when SHM_ATTN_OFFLOAD asks for one, a heavy one that
+ * comes up is encoded whole and given to the global queue. */
 #include "proc.h"
-#include <errno.h>
-#include <math.h>
 #include <string.h>
 
 struct core_park_op core_park_ops[32];
 struct core_errors core_errors;
 _Thread_local struct core_proc *core_proc_cur;
-
-#define BACKOFF_MAX 128
-#define BLOCK_SLICE_NS 100000000LL /* a blocked thread looks at signals and at the program's end */
-
-static int schedule(struct core_proc *s, shm_gref *g, bool *inherit);
-static int run_g(struct core_proc *s, shm_gref gr);
 
 /* ---- the state of one program in this process ------------------------------------------------ */
 
@@ -78,15 +59,6 @@ struct core_proc *core_proc_get(CoreProg *prog)
     return s;
 }
 
-static void home_free(struct core_home *h)
-{
-    Py_CLEAR(h->root);
-    Py_CLEAR(h->park);
-    Py_CLEAR(h->ctx);
-    Py_CLEAR(h->reason);
-    PyMem_Free(h);
-}
-
 void core_proc_free(CoreProg *prog)
 {
     struct core_proc *s = prog->proc;
@@ -100,7 +72,7 @@ void core_proc_free(CoreProg *prog)
                 core_chain_drop(s->homes[i]->root);
                 s->homes[i]->root = NULL;
             }
-            home_free(s->homes[i]);
+            core_home_free(s->homes[i]);
         }
     PyMem_Free(s->homes);
     core_enc_free(&s->enc);
@@ -111,6 +83,7 @@ void core_proc_free(CoreProg *prog)
     Py_CLEAR(s->main_exc);
     Py_CLEAR(s->interrupt);
     Py_CLEAR(s->reasons);
+    Py_CLEAR(s->loose);
     PyMem_Free(s->slots);
     PyMem_Free(s);
 }
@@ -132,410 +105,6 @@ CoreProg *core_current(const char *what)
 shm_gref core_curg(CoreProg *prog)
 {
     return core_proc_cur != NULL && core_proc_cur->prog == prog ? core_proc_cur->curg : 0;
-}
-
-/* ---- values ---------------------------------------------------------------------------------- */
-
-/* Encoding and decoding name codes and handles in terms of one program. */
-struct entered {
-    CoreProg *was;
-};
-static struct entered enter(CoreProg *prog)
-{
-    struct entered e = {core_prog_cur};
-    if (core_prog_cur != prog) {
-        core_prog_cur = prog;
-        core_codes_changed();
-    }
-    return e;
-}
-static void leave(struct entered e)
-{
-    if (core_prog_cur != e.was) {
-        core_prog_cur = e.was;
-        core_codes_changed();
-    }
-}
-
-/* The program's sink for values, or a fresh one while it is in use: a reducer may itself send. */
-static struct core_enc *venc_take(struct core_proc *s, struct core_enc *spare)
-{
-    struct core_enc *e = &s->venc;
-    if (s->venc_busy) {
-        if (core_enc_init(spare) < 0)
-            return PyErr_NoMemory(), NULL;
-        e = spare;
-    } else {
-        s->venc_busy = true;
-    }
-    core_enc_reset(e);
-    e->budget = SIZE_MAX;
-    return e;
-}
-static void venc_give(struct core_proc *s, struct core_enc *e)
-{
-    if (e == &s->venc)
-        s->venc_busy = false;
-    else
-        core_enc_free(e);
-}
-
-/* Handles already counted for bytes that will not be stored after all. */
-static void enc_undo_handles(struct shm_ctx *c, struct core_enc *e)
-{
-    for (uint32_t i = 0; i < e->nh; i++)
-        shm_obj_unref(c, SHM_HANDLE_OFF(e->h[i]));
-    e->nh = 0;
-}
-
-static int value_store(CoreProg *prog, struct shm_ctx *c, struct core_enc *e, struct shm_val *val)
-{
-    size_t n = (size_t)(e->p - e->base);
-    int r = n > UINT32_MAX ? SHM_ENOMEM : shm_val_make(c, val, e->base, (uint32_t)n, e->h, e->nh);
-    if (r < 0) {
-        enc_undo_handles(c, e);
-        return core_shm_error(prog, r);
-    }
-    return 0;
-}
-
-int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val)
-{
-    struct core_proc *s = core_proc_get(prog);
-    struct shm_ctx *c = core_ctx(prog);
-    struct core_enc spare, *e;
-    if (s == NULL || c == NULL || (e = venc_take(s, &spare)) == NULL)
-        return -1;
-    struct entered was = enter(prog);
-    int r = core_value_encode(v, e);
-    if (r == ENC_OK)
-        r = value_store(prog, c, e, val);
-    else
-        enc_undo_handles(c, e);
-    leave(was);
-    venc_give(s, e);
-    return r == 0 ? 0 : -1;
-}
-
-static int exc_encode(CoreProg *prog, PyObject *exc, struct shm_val *val)
-{
-    struct core_proc *s = core_proc_get(prog);
-    struct shm_ctx *c = core_ctx(prog);
-    struct core_enc spare, *e;
-    if (s == NULL || c == NULL || (e = venc_take(s, &spare)) == NULL)
-        return -1;
-    struct entered was = enter(prog);
-    int r = core_exc_encode(exc, e);
-    if (r == ENC_OK)
-        r = value_store(prog, c, e, val);
-    else
-        enc_undo_handles(c, e);
-    leave(was);
-    venc_give(s, e);
-    return r == 0 ? 0 : -1;
-}
-
-static PyObject *val_decode(CoreProg *prog, struct shm_ctx *c, const struct shm_val *val)
-{
-    uint32_t n;
-    const uint8_t *p = shm_val_bytes(c, val, &n);
-    struct entered was = enter(prog);
-    PyObject *v = core_value_decode(p, n);
-    leave(was);
-    return v;
-}
-
-PyObject *core_val_take(CoreProg *prog, struct shm_val *val)
-{
-    if (val->tag == SHM_VAL_NONE)
-        Py_RETURN_NONE;
-    struct shm_ctx *c = core_ctx(prog);
-    if (c == NULL)
-        return NULL;
-    struct shm_val mine = *val;
-    val->tag = SHM_VAL_NONE;
-    PyObject *v = val_decode(prog, c, &mine);
-    shm_val_consumed(c, &mine);
-    return v;
-}
-
-PyObject *core_val_peek(CoreProg *prog, const struct shm_val *val)
-{
-    if (val->tag == SHM_VAL_NONE)
-        Py_RETURN_NONE;
-    struct shm_ctx *c = core_ctx(prog);
-    struct shm_val copy;
-    if (c == NULL)
-        return NULL;
-    int r = shm_val_copy(c, &copy, val);
-    if (r < 0) {
-        core_shm_error(prog, r);
-        return NULL;
-    }
-    return core_val_take(prog, &copy);
-}
-
-PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val)
-{
-    struct shm_ctx *c = core_ctx(prog);
-    struct shm_val copy;
-    if (c == NULL)
-        return NULL;
-    int r = shm_val_copy(c, &copy, val);
-    if (r < 0) {
-        core_shm_error(prog, r);
-        return NULL;
-    }
-    uint32_t n;
-    const uint8_t *p = shm_val_bytes(c, &copy, &n);
-    struct entered was = enter(prog);
-    PyObject *exc = core_exc_decode(p, n);
-    leave(was);
-    shm_val_consumed(c, &copy);
-    return exc;
-}
-
-/* ---- context variables ----------------------------------------------------------------------- */
-
-static bool context_empty(PyObject *ctx) { return ctx == NULL || PyObject_Size(ctx) <= 0; }
-
-/* Enters ctx (a new reference is taken) instead of what the loop has entered now. */
-static int context_switch(struct core_proc *s, PyObject *ctx)
-{
-    if (s->ctx == ctx)
-        return 0;
-    if (s->ctx != NULL) {
-        if (PyContext_Exit(s->ctx) < 0)
-            return -1;
-        Py_CLEAR(s->ctx);
-    }
-    if (ctx != NULL) {
-        if (PyContext_Enter(ctx) < 0)
-            return -1;
-        s->ctx = Py_NewRef(ctx);
-    }
-    return 0;
-}
-
-/* Back to the empty context that all share; one that a goroutine has written to is its own now. */
-static int context_base(struct core_proc *s)
-{
-    if (s->ctx == s->base_ctx && context_empty(s->ctx))
-        return 0;
-    if (s->ctx == s->base_ctx) {
-        PyObject *fresh = PyContext_New();
-        if (fresh == NULL)
-            return -1;
-        Py_XSETREF(s->base_ctx, fresh);
-    }
-    return context_switch(s, s->base_ctx);
-}
-
-/* ---- home ------------------------------------------------------------------------------------- */
-
-static struct core_home *home_get(struct core_proc *s, shm_gref gr)
-{
-    uint32_t i = shm_gidx(gr);
-    struct core_home *h = i < s->homes_cap ? s->homes[i] : NULL;
-    return h != NULL && h->g == gr ? h : NULL;
-}
-
-static struct core_home *home_make(struct core_proc *s, shm_gref gr)
-{
-    uint32_t i = shm_gidx(gr);
-    if (i >= s->homes_cap) {
-        uint32_t cap = s->homes_cap ? s->homes_cap : 64;
-        while (cap <= i)
-            cap *= 2;
-        struct core_home **t = PyMem_Realloc(s->homes, cap * sizeof *t);
-        if (t == NULL)
-            return PyErr_NoMemory(), NULL;
-        memset(t + s->homes_cap, 0, (cap - s->homes_cap) * sizeof *t);
-        s->homes = t;
-        s->homes_cap = cap;
-    }
-    if (s->homes[i] != NULL) /* of a G whose slot was reused: it died elsewhere, by force */
-        home_free(s->homes[i]);
-    struct core_home *h = s->homes[i] = PyMem_Calloc(1, sizeof *h);
-    if (h == NULL)
-        return PyErr_NoMemory(), NULL;
-    h->g = gr;
-    return h;
-}
-
-static void home_drop(struct core_proc *s, struct core_home *h)
-{
-    s->homes[shm_gidx(h->g)] = NULL;
-    home_free(h);
-}
-
-/* ---- continuations --------------------------------------------------------------------------- */
-
-/* Stores e's bytes, followed by the context's, as g's continuation. */
-static int cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
-                      PyObject *ctx)
-{
-    shm_off off;
-    int r;
-    size_t n = (size_t)(e->p - e->base);
-    if (context_empty(ctx)) {
-        if (n > UINT32_MAX)
-            return enc_undo_handles(c, e), core_shm_error(s->prog, SHM_ENOMEM);
-        r = shm_cont_make(c, &off, e->base, (uint32_t)n, e->h, e->nh);
-        g->flags &= (uint8_t)~SHM_GF_CONTEXT;
-    } else {
-        /* [chain or call][context][u32 length of the context]; handles of both at the end. */
-        struct core_enc spare, *ce = venc_take(s, &spare);
-        if (ce == NULL)
-            return enc_undo_handles(c, e), -1;
-        r = core_context_encode(ctx, ce);
-        if (r != ENC_OK) {
-            enc_undo_handles(c, ce);
-            enc_undo_handles(c, e);
-            venc_give(s, ce);
-            return -1;
-        }
-        uint32_t m = (uint32_t)(ce->p - ce->base);
-        size_t total = n + m + sizeof m;
-        uint8_t *buf = PyMem_Malloc(total + 1);
-        uint64_t *h = PyMem_Malloc((e->nh + ce->nh + 1) * sizeof *h);
-        if (buf == NULL || h == NULL || total > UINT32_MAX) {
-            enc_undo_handles(c, ce);
-            enc_undo_handles(c, e);
-            venc_give(s, ce);
-            PyMem_Free(buf);
-            PyMem_Free(h);
-            PyErr_NoMemory();
-            return -1;
-        }
-        memcpy(buf, e->base, n);
-        memcpy(buf + n, ce->base, m);
-        memcpy(buf + n + m, &m, sizeof m);
-        memcpy(h, e->h, e->nh * sizeof *h);
-        memcpy(h + e->nh, ce->h, ce->nh * sizeof *h);
-        r = shm_cont_make(c, &off, buf, (uint32_t)total, h, e->nh + ce->nh);
-        if (r < 0)
-            enc_undo_handles(c, ce);
-        PyMem_Free(buf);
-        PyMem_Free(h);
-        venc_give(s, ce);
-        g->flags |= SHM_GF_CONTEXT;
-        n = total;
-    }
-    if (r < 0) {
-        enc_undo_handles(c, e);
-        return core_shm_error(s->prog, r);
-    }
-    g->cont_off = off;
-    g->cont_len = (uint32_t)n;
-    return 0;
-}
-
-/* Splits a continuation into chain (or call) and context; false: the lengths do not fit. */
-static bool cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain,
-                       size_t *ctx)
-{
-    *chain = n;
-    *ctx = 0;
-    if (g->flags & SHM_GF_CONTEXT) {
-        uint32_t m;
-        if (n < sizeof m)
-            return false;
-        memcpy(&m, p + n - sizeof m, sizeof m);
-        if (m > n - sizeof m)
-            return false;
-        *ctx = m;
-        *chain = n - sizeof m - m;
-    }
-    return true;
-}
-
-enum { LIGHT = 1, AT_HOME = 0 };
-
-/* Keeps the running goroutine here: root and pk move into its home. */
-static int keep(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, uint8_t why,
-                const char *reason)
-{
-    struct shm_g *g = core_g(s, gr);
-    struct core_home *h = s->curhome;
-    if (h == NULL && (h = home_make(s, gr)) == NULL)
-        return -1;
-    h->root = root;
-    h->park = pk;
-    h->why = why;
-    if (reason != NULL) {
-        PyObject *text = PyUnicode_DecodeUTF8(reason, (Py_ssize_t)strlen(reason), "replace");
-        if (text == NULL)
-            PyErr_Clear();
-        Py_XSETREF(h->reason, text);
-    }
-    if (s->ctx != s->base_ctx || !context_empty(s->ctx))
-        Py_XSETREF(h->ctx, Py_XNewRef(s->ctx));
-    g->home_m1 = (uint16_t)s->c->m1;
-    g->home_why = why;
-    g->op = (uint8_t)pk->kind;
-    s->curhome = h;
-    own_add(&s->c->m->st.home_parks, 1); /* owner only */
-    return AT_HOME;
-}
-
-/* Makes the running goroutine complete outside this M's Python, if that can be, before it parks
- * (INV parked-complete). LIGHT: the bytes are stored, root and pk are still the caller's. AT_HOME:
- * they have moved. -1: exception; nothing has changed. */
-static int store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
-{
-    struct shm_g *g = core_g(s, gr);
-    struct shm_hdr *hdr = s->c->hdr;
-    struct core_home *h = s->curhome;
-    bool whole = hdr->migrate == 1 || (g->flags & SHM_GF_DURABLE);
-    if (g->flags & SHM_GF_MAIN)
-        return keep(s, gr, root, pk, SHM_HOME_MAIN, NULL);
-    if (h != NULL && h->why == SHM_HOME_LOCKED)
-        return keep(s, gr, root, pk, SHM_HOME_LOCKED, NULL);
-    if (hdr->migrate == 2)
-        return keep(s, gr, root, pk, SHM_HOME_PINNED, h ? NULL : "MPGORT_MIGRATE=never");
-    if (h != NULL && h->skip > 0) {
-        h->skip--;
-        return keep(s, gr, root, pk, h->why, NULL);
-    }
-    core_enc_reset(&s->enc);
-    s->enc.budget = whole ? SIZE_MAX : hdr->heavy_bytes;
-    int r = core_chain_encode(root, (PyObject *)pk, &s->enc);
-    if (r == ENC_OK) {
-        if (cont_store(s, s->c, g, &s->enc, s->ctx) < 0)
-            return -1;
-        g->op = (uint8_t)pk->kind;
-        g->home_m1 = 0;
-        g->home_why = SHM_HOME_NONE;
-        if (h != NULL) {
-            s->curhome = NULL;
-            home_drop(s, h);
-        }
-        return LIGHT;
-    }
-    enc_undo_handles(s->c, &s->enc);
-    if (r == ENC_ERROR)
-        return -1;
-    r = keep(s, gr, root, pk, r == ENC_HEAVY ? SHM_HOME_HEAVY : SHM_HOME_PINNED, s->enc.reason);
-    if (r == AT_HOME) {
-        h = s->curhome;
-        h->backoff = h->backoff ? (uint8_t)(h->backoff < BACKOFF_MAX ? h->backoff * 2 : BACKOFF_MAX) : 1;
-        h->skip = h->backoff;
-    }
-    return r;
-}
-
-/* The operation ended at once after all: takes back what store() gave away. */
-static void unstore(struct core_proc *s, shm_gref gr, int how)
-{
-    struct shm_g *g = core_g(s, gr);
-    if (how == LIGHT) {
-        shm_cont_drop(s->c, g->cont_off, g->cont_len);
-        g->cont_off = 0;
-    } else {
-        s->curhome->root = NULL;
-        s->curhome->park = NULL;
-    }
 }
 
 /* ---- new goroutines -------------------------------------------------------------------------- */
@@ -562,19 +131,19 @@ int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs,
                                                                     : PyTuple_Pack(2, fn, args);
     if (call == NULL)
         return -1;
-    if ((e = venc_take(s, &spare)) == NULL) {
+    if ((e = core_venc_take(s, &spare)) == NULL) {
         Py_DECREF(call);
         return -1;
     }
-    struct entered was = enter(prog);
+    struct core_entered was = core_enter(prog);
     int r = core_value_encode(call, e);
     Py_DECREF(call);
     shm_gref gr = 0;
     if (r != ENC_OK) {
-        enc_undo_handles(c, e);
+        core_enc_undo(c, e);
         r = -1;
     } else if ((r = shm_gnew(c, &gr)) < 0) {
-        enc_undo_handles(c, e);
+        core_enc_undo(c, e);
         r = core_shm_error(prog, r);
     } else {
         struct shm_g *g = shm_g(c, gr);
@@ -587,15 +156,15 @@ int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs,
         g->home_m1 = 0;
         g->obj = join;
         g->parent = me ? (uint32_t)shm_g(c, me)->goid : 0;
-        r = cont_store(s, c, g, e, current_context());
+        r = core_cont_store(s, c, g, e, current_context());
         if (r < 0) {
             bool ok = shm_casgstatus(c, gr, Gidle, Gdead);
             (void)ok;
             shm_gfree(c, gr);
         }
     }
-    leave(was);
-    venc_give(s, e);
+    core_leave(was);
+    core_venc_give(s, e);
     if (r < 0)
         return -1;
     if (join != 0) {
@@ -618,7 +187,7 @@ static void panic(struct core_proc *s, struct shm_g *g, PyObject *exc)
     if (!cas_acqrel(&hdr->panic, &none, 1))        /* claims panic_val; pairs with the same CAS */
         return;
     hdr->panic_goid = g->goid;
-    if (exc_encode(s->prog, exc, &hdr->panic_val) < 0) {
+    if (core_exc_store(s->prog, exc, &hdr->panic_val) < 0) {
         PyErr_Clear();
         hdr->panic_val.tag = SHM_VAL_NONE;
     }
@@ -676,7 +245,7 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
         if (exc != NULL) {
             state = Py_TYPE(exc) == (PyTypeObject *)core_errors.Cancelled ? SHM_J_CANCELLED
                                                                           : SHM_J_ERROR;
-            if (exc_encode(s->prog, exc, &val) < 0) {
+            if (core_exc_store(s->prog, exc, &val) < 0) {
                 PyErr_Clear();
                 val.tag = SHM_VAL_NONE;
             }
@@ -690,7 +259,7 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
     Py_XDECREF(value);
     Py_XDECREF(exc);
     if (s->curhome != NULL) {
-        home_drop(s, s->curhome);
+        core_home_drop(s, s->curhome);
         s->curhome = NULL;
     }
     s->curg = 0;
@@ -700,21 +269,8 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
 
 /* ---- park ------------------------------------------------------------------------------------ */
 
-/* The exception now set, as an object, for a throw into the goroutine. */
-static PyObject *take_exc(void)
-{
-    PyObject *type, *exc, *tb;
-    PyErr_Fetch(&type, &exc, &tb);
-    PyErr_NormalizeException(&type, &exc, &tb);
-    if (tb != NULL)
-        PyException_SetTraceback(exc, tb);
-    Py_XDECREF(type);
-    Py_XDECREF(tb);
-    return exc;
-}
-
 /* The wait's hold on its object ends. */
-static void wait_end(struct shm_ctx *c, struct shm_g *g)
+void core_wait_end(struct shm_ctx *c, struct shm_g *g)
 {
     if (g->waitkind == SHM_OBJ_CHAN || g->waitkind == SHM_OBJ_JOIN) {
         shm_off o = g->waitobj;
@@ -743,7 +299,7 @@ static PyObject *resume_value(struct core_proc *s, struct shm_g *g, unsigned op)
         PyErr_Format(PyExc_RuntimeError, "goroutine %llu is parked in an unknown operation %u",
                      (unsigned long long)g->goid, op);
     }
-    wait_end(s->c, g);
+    core_wait_end(s->c, g);
     return v;
 }
 
@@ -784,7 +340,7 @@ static bool cancel_due(struct shm_join *j)
     return load_rlx(&j->cancel) == 1 && cas_seq(&j->cancel, &one, 0);
 }
 
-static void park_drop(struct shm_ctx *c, CorePark *pk)
+void core_park_drop(struct shm_ctx *c, CorePark *pk)
 {
     if (core_park_ops[pk->kind].drop != NULL)
         core_park_ops[pk->kind].drop(c, pk);
@@ -803,13 +359,13 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     *value = *exc = NULL;
     if (load_rlx(&c->m->locks) > 0) { /* own word */
         PyErr_SetString(PyExc_RuntimeError, "schedule: holding locks");
-        *exc = take_exc();
-        park_drop(c, pk);
+        *exc = core_take_exc();
+        core_park_drop(c, pk);
         return GO_ON;
     }
     if (op >= 32 || (core_park_ops[op].park == NULL && op != PK_GOSCHED)) {
         PyErr_Format(PyExc_RuntimeError, "a park request of kind %u reached the loop", op);
-        *exc = take_exc();
+        *exc = core_take_exc();
         return GO_ON;
     }
     bool inhand = s->inhand;
@@ -817,19 +373,19 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
     if (j != NULL && !inhand && cancel_due(j)) {
         PyErr_SetNone(core_errors.Cancelled);
-        *exc = take_exc();
-        park_drop(c, pk);
+        *exc = core_take_exc();
+        core_park_drop(c, pk);
         return GO_ON;
     }
     uint64_t epoch = shm_wait_next(g);
-    int how = store(s, gr, root, pk);
+    int how = core_store(s, gr, root, pk);
     if (how < 0) {
-        *exc = take_exc();
+        *exc = core_take_exc();
         if (inhand) {
             shm_val_drop(c, &g->value);
             g->value.tag = SHM_VAL_NONE;
         } else {
-            park_drop(c, pk);
+            core_park_drop(c, pk);
         }
         return GO_ON;
     }
@@ -853,7 +409,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
             store_seq(&j->cancel, 0);
             shm_ready(c, gr, true);
         }
-        if (how == LIGHT) {
+        if (how == CORE_LIGHT) {
             core_chain_drop(root);
             Py_DECREF(pk);
         }
@@ -861,14 +417,14 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     }
     s->curg = gr;
     s->curhome = home;
-    unstore(s, gr, how);
+    core_unstore(s, gr, how);
     if (r == SHM_OK) {
         *value = resume_value(s, g, op);
     } else if (r != CORE_EXC) {
         core_shm_error(s->prog, r);
     }
     if (*value == NULL)
-        *exc = take_exc();
+        *exc = core_take_exc();
     return GO_ON;
 }
 
@@ -888,7 +444,7 @@ static int drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult 
                 PyErr_Format(PyExc_RuntimeError,
                              "a goroutine can await goroutines, channels and other awaitables of "
                              "mpgort, not what yields %.200R (of another event loop?)", out);
-                exc = take_exc();
+                exc = core_take_exc();
             }
             PyObject *pk = out;
             if (exc != NULL)
@@ -912,7 +468,7 @@ static int start(struct core_proc *s, shm_gref gr)
     const uint8_t *p = shm_at(s->c, g->cont_off);
     size_t chain, ctx;
     PyObject *call = NULL, *v = NULL;
-    if (!cont_split(g, p, g->cont_len, &chain, &ctx))
+    if (!core_cont_split(g, p, g->cont_len, &chain, &ctx))
         PyErr_SetString(core_errors.BadContinuation, "the call of a new goroutine is damaged");
     else if ((ctx == 0 || core_context_decode(p + chain, ctx) == 0))
         call = core_value_decode(p, chain);
@@ -946,16 +502,16 @@ static int start(struct core_proc *s, shm_gref gr)
 }
 
 /* Step 2 and 3 for a goroutine whose status is running and which this M holds. */
-static int run_g(struct core_proc *s, shm_gref gr)
+int core_run_g(struct core_proc *s, shm_gref gr)
 {
     struct shm_g *g = core_g(s, gr);
     struct shm_ctx *c = s->c;
     unsigned op = g->op;
     PyObject *root, *park = NULL, *ctx_owned = NULL;
-    struct core_home *h = g->home_m1 == c->m1 ? home_get(s, gr) : NULL;
+    struct core_home *h = g->home_m1 == c->m1 ? core_home_get(s, gr) : NULL;
     s->curg = gr;
     s->curhome = h;
-    if (context_base(s) < 0)
+    if (core_context_base(s) < 0)
         PyErr_Clear();
     if (h != NULL && h->root != NULL) {
         core_home_note_free(s, g);
@@ -963,17 +519,17 @@ static int run_g(struct core_proc *s, shm_gref gr)
         park = (PyObject *)h->park;
         h->root = NULL;
         h->park = NULL;
-        if (context_switch(s, h->ctx ? h->ctx : s->base_ctx) < 0)
+        if (core_context_switch(s, h->ctx ? h->ctx : s->base_ctx) < 0)
             PyErr_Clear();
         if (h->why == SHM_HOME_HEAVY && load_rlx(&c->m->attn) & SHM_ATTN_OFFLOAD) { /* a hint */
             and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_OFFLOAD);
             core_enc_reset(&s->enc);
             s->enc.budget = SIZE_MAX;
             if (core_chain_encode(root, park, &s->enc) == ENC_OK &&
-                cont_store(s, c, g, &s->enc, s->ctx) == 0) {
+                core_cont_store(s, c, g, &s->enc, s->ctx) == 0) {
                 g->home_m1 = 0;
                 g->home_why = SHM_HOME_NONE;
-                home_drop(s, h);
+                core_home_drop(s, h);
                 s->curhome = NULL;
                 s->curg = 0;
                 own_add(&c->m->st.offloads, 1); /* owner only */
@@ -993,14 +549,14 @@ static int run_g(struct core_proc *s, shm_gref gr)
         size_t chain, ctx;
         if (g->flags & SHM_GF_CONTEXT) {
             /* Its variables live in a context of its own from here on. */
-            if ((ctx_owned = PyContext_New()) == NULL || context_switch(s, ctx_owned) < 0)
+            if ((ctx_owned = PyContext_New()) == NULL || core_context_switch(s, ctx_owned) < 0)
                 PyErr_Clear();
             Py_XDECREF(ctx_owned);
         }
         if (!(g->flags & SHM_GF_STARTED))
             return start(s, gr);
         root = NULL;
-        if (!cont_split(g, p, g->cont_len, &chain, &ctx))
+        if (!core_cont_split(g, p, g->cont_len, &chain, &ctx))
             PyErr_SetString(core_errors.BadContinuation, "the lengths in a continuation do not fit");
         else if (ctx == 0 || core_context_decode(p + chain, ctx) == 0)
             root = core_chain_decode(p, chain, &park);
@@ -1017,7 +573,7 @@ static int run_g(struct core_proc *s, shm_gref gr)
         res = core_chain_send(root, park, value, &out);
         Py_DECREF(value);
     } else {
-        PyObject *exc = take_exc();
+        PyObject *exc = core_take_exc();
         res = core_chain_throw(root, park, exc, &out);
         Py_DECREF(exc);
     }
@@ -1048,28 +604,19 @@ PyObject *core_failure(CoreProg *prog)
     return NULL;
 }
 
-static PyObject *deadlock(struct core_proc *s)
+PyObject *core_deadlock(struct core_proc *s)
 {
     return PyObject_CallFunction(core_errors.make_deadlock, "OO", (PyObject *)s->prog,
                                  s->main_goexit ? Py_True : Py_False);
 }
 
-static int raise_it(PyObject *exc)
-{
-    if (exc != NULL) {
-        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
-        Py_DECREF(exc);
-    }
-    return -1;
-}
-
 /* Ctrl-C (or another Python signal handler's exception) on M0: raised in main where it is parked. */
 static int interrupt_main(struct core_proc *s)
 {
-    PyObject *exc = take_exc();
+    PyObject *exc = core_take_exc();
     struct shm_g *g = s->main_g ? core_g(s, s->main_g) : NULL;
-    if (g == NULL || s->main_goexit || (g->home_m1 == s->c->m1 && home_get(s, s->main_g) == NULL))
-        return raise_it(exc);
+    if (g == NULL || s->main_goexit || (g->home_m1 == s->c->m1 && core_home_get(s, s->main_g) == NULL))
+        return core_raise(exc);
     Py_XSETREF(s->interrupt, exc);
     uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm; our own */
     if (shm_wait_abort(s->c, s->main_g, SHM_W_EPOCH(w), 2))
@@ -1094,7 +641,7 @@ static int attend(struct core_proc *s)
         and_seq(&c->m->attn, ~(uint32_t)(SHM_ATTN_DEATH | SHM_ATTN_PANIC));
         PyObject *e = core_failure(s->prog);
         if (e != NULL || PyErr_Occurred())
-            return raise_it(e);
+            return core_raise(e);
     }
     if (PyErr_CheckSignals() < 0)
         return interrupt_main(s);
@@ -1116,7 +663,7 @@ static int attend(struct core_proc *s)
 }
 
 /* 0: *g is for execute(). 1: shutdown. -1: exception. */
-static int schedule(struct core_proc *s, shm_gref *g, bool *inherit)
+int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
 {
     struct shm_ctx *c = s->c;
     if (s->exec_next != 0) {
@@ -1130,7 +677,7 @@ static int schedule(struct core_proc *s, shm_gref *g, bool *inherit)
         if (r == SHM_OK)
             return 0;
         if (r == SHM_EAGAIN) {
-            if (context_base(s) < 0)
+            if (core_context_base(s) < 0)
                 PyErr_Clear();
             Py_BEGIN_ALLOW_THREADS
             r = shm_findrunnable(c, true, g, inherit);
@@ -1139,7 +686,7 @@ static int schedule(struct core_proc *s, shm_gref *g, bool *inherit)
                 return 0;
         }
         if (r == SHM_EDEADLOCK)
-            return raise_it(deadlock(s));
+            return core_raise(core_deadlock(s));
         if (r == SHM_EDEAD)
             return 1;
         if (r != SHM_EINTR && r != SHM_EAGAIN)
@@ -1154,10 +701,10 @@ static int loop(struct core_proc *s)
     while (!s->main_done) {
         shm_gref g;
         bool inherit;
-        int r = schedule(s, &g, &inherit);
+        int r = core_schedule(s, &g, &inherit);
         if (r != 0)
             return r;
-        if (shm_execute(s->c, g, inherit) && run_g(s, g) < 0)
+        if (shm_execute(s->c, g, inherit) && core_run_g(s, g) < 0)
             return -1;
     }
     return 0;
@@ -1183,7 +730,7 @@ static void loop_end(struct core_proc *s)
 {
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
-    if (context_switch(s, NULL) < 0)
+    if (core_context_switch(s, NULL) < 0)
         PyErr_Clear();
     core_proc_cur = NULL;
     core_prog_cur = NULL;
@@ -1198,7 +745,7 @@ int core_m_loop(CoreProg *prog)
     struct core_proc *s = core_proc_get(prog);
     if (s == NULL || loop_begin(s) < 0)
         return -1;
-    int r = context_switch(s, s->base_ctx) < 0 ? -1 : loop(s);
+    int r = core_context_switch(s, s->base_ctx) < 0 ? -1 : loop(s);
     loop_end(s);
     return r < 0 ? -1 : 0;
 }
@@ -1223,13 +770,13 @@ PyObject *core_main_loop(CoreProg *prog, PyObject *fn, PyObject *args, PyObject 
     g->home_m1 = (uint16_t)c->m1;
     g->home_why = SHM_HOME_MAIN;
     s->main_g = gr;
-    if ((s->curhome = home_make(s, gr)) == NULL || (ctx = PyContext_CopyCurrent()) == NULL ||
-        context_switch(s, ctx) < 0)
+    if ((s->curhome = core_home_make(s, gr)) == NULL || (ctx = PyContext_CopyCurrent()) == NULL ||
+        core_context_switch(s, ctx) < 0)
         goto end;
     Py_XSETREF(s->curhome->ctx, Py_NewRef(ctx));
     shm_newproc(c, gr);
     bool inherit;
-    if ((r = schedule(s, &gr, &inherit)) != 0 || !shm_execute(c, gr, inherit)) {
+    if ((r = core_schedule(s, &gr, &inherit)) != 0 || !shm_execute(c, gr, inherit)) {
         if (r == 0)
             PyErr_SetString(PyExc_SystemError, "main's goroutine is not runnable");
         goto end;
@@ -1264,179 +811,10 @@ end:
     s->main_value = NULL;
     if (result == NULL) {
         PyErr_Clear();
-        raise_it(s->main_exc);
+        core_raise(s->main_exc);
         s->main_exc = NULL;
     }
     return result;
-}
-
-/* ---- plain functions and threads that wait ---------------------------------------------------- */
-
-int64_t core_timeout_ns(PyObject *o)
-{
-    if (o == NULL || o == Py_None)
-        return -1;
-    double t = PyFloat_AsDouble(o);
-    if (t == -1.0 && PyErr_Occurred())
-        return -2;
-    if (isnan(t)) {
-        PyErr_SetString(PyExc_ValueError, "a timeout must be a number of seconds, not nan");
-        return -2;
-    }
-    if (t <= 0)
-        return 0;
-    return t > 9e9 ? -1 : (int64_t)(t * 1e9);
-}
-
-/* procs=0: nobody else could run what this goroutine waits for. */
-static int block_nested(struct core_proc *s, shm_gref gr)
-{
-    struct core_home *home = s->curhome;
-    PyObject *ctx = Py_XNewRef(s->ctx);
-    int r = 0;
-    s->curg = 0;
-    s->curhome = NULL;
-    for (;;) {
-        shm_gref g;
-        bool inherit;
-        if ((r = schedule(s, &g, &inherit)) != 0 || !shm_execute(s->c, g, inherit)) {
-            if (r == 0)
-                continue;
-            if (r == 1)
-                PyErr_SetString(PyExc_RuntimeError, "the runtime was shut down");
-            break;
-        }
-        if (g == gr)
-            break;
-        if ((r = run_g(s, g)) < 0)
-            break;
-    }
-    s->curg = gr;
-    s->curhome = home;
-    if (context_switch(s, ctx) < 0)
-        PyErr_Clear();
-    Py_XDECREF(ctx);
-    return r == 0 ? 0 : -1;
-}
-
-/* Sleeps until the OUTSIDE goroutine gr is runnable. 0; 1 timed out; -1 exception. */
-static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
-{
-    struct shm_ctx *c = core_ctx(prog);
-    struct shm_g *g = shm_g(c, gr);
-    uint64_t end = timeout_ns < 0 ? UINT64_MAX : shm_now_ns() + (uint64_t)timeout_ns;
-    for (;;) {
-        uint64_t st = load_acq(&g->status); /* pairs with the CAS of shm_ready */
-        if (SHM_ST_STATUS(st) == Grunnable)
-            return 0;
-        uint64_t now = shm_now_ns();
-        int64_t slice = BLOCK_SLICE_NS;
-        if (end != UINT64_MAX && now + (uint64_t)slice > end)
-            slice = end > now ? (int64_t)(end - now) : 0;
-        /* The futex is the status word's low half: status and owner change in it, never the
-         * generation, so a wake-up cannot be missed between the load and the wait. */
-        if (slice > 0) {
-            Py_BEGIN_ALLOW_THREADS
-            shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)st, slice);
-            Py_END_ALLOW_THREADS
-        }
-        st = load_acq(&g->status); /* as above */
-        if (SHM_ST_STATUS(st) == Grunnable)
-            return 0;
-        bool late = end != UINT64_MAX && shm_now_ns() >= end;
-        PyObject *failure = NULL;
-        if (!late && PyErr_CheckSignals() == 0) {
-            if (prog->is_m0 && ((failure = core_failure(prog)) != NULL || PyErr_Occurred()))
-                raise_it(failure);
-            else if (load_acq(&c->hdr->shutdown)) /* pairs with store_rel in shutdown */
-                PyErr_SetString(core_errors.Killed, "the runtime was shut down");
-            else if (core_proc_cur != NULL && core_proc_cur->prog == prog && prog->is_m0 &&
-                     load_acq(&c->m->attn) & SHM_ATTN_CHECKDEAD && /* pairs with the last idle M */
-                     shm_checkdead(c))
-                raise_it(deadlock(core_proc_cur));
-        }
-        if (!late && !PyErr_Occurred())
-            continue;
-        if (!shm_wait_abort(c, gr, SHM_W_EPOCH(load_acq(&g->wait)), 3)) { /* own wait */
-            PyErr_Clear(); /* the waker was first: what it brought is taken */
-            continue;
-        }
-        bool ok = shm_casgstatus(c, gr, Gwaiting, Grunnable);
-        (void)ok;
-        return PyErr_Occurred() ? -1 : 1;
-    }
-}
-
-PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
-{
-    struct shm_ctx *c = core_ctx(prog);
-    struct core_proc *s = core_proc_cur != NULL && core_proc_cur->prog == prog ? core_proc_cur : NULL;
-    if (c == NULL)
-        return NULL;
-    shm_gref gr = s ? s->curg : 0;
-    bool own = gr != 0, nested = own && c->hdr->nprocs == 0 && timeout_ns < 0;
-    int r = 0;
-    if (s != NULL && gr == 0)
-        PyErr_SetString(PyExc_RuntimeError, "blocking call on the scheduler's stack (m->g0)");
-    else if (s != NULL && load_rlx(&c->m->locks) > 0) /* own word */
-        PyErr_SetString(PyExc_RuntimeError, "schedule: holding locks");
-    else if (timeout_ns == 0)
-        PyErr_SetNone(PyExc_TimeoutError);
-    else if (!own && (r = shm_gnew(c, &gr)) < 0)
-        core_shm_error(prog, r);
-    if (PyErr_Occurred()) {
-        park_drop(c, pk);
-        return NULL;
-    }
-    if (!own) {
-        bool ok = shm_casgstatus(c, gr, Gidle, Grunnable) && shm_casgstatus(c, gr, Grunnable, Grunning);
-        (void)ok;
-    }
-    struct shm_g *g = shm_g(c, gr);
-    uint16_t home_m1 = g->home_m1;
-    uint8_t home_why = g->home_why, flags = g->flags, op = g->op;
-    g->op = (uint8_t)pk->kind;
-    if (nested) {
-        g->home_m1 = (uint16_t)c->m1;
-        g->home_why = home_why ? home_why : SHM_HOME_LOCKED;
-    } else {
-        g->flags |= (uint8_t)(SHM_GF_OUTSIDE | (own ? 0 : SHM_GF_SYSTEM));
-        if (own)
-            s->curg = 0;
-    }
-    if (own && !nested && !prog->is_m0)
-        shm_handoffp(c);
-    r = core_park_ops[pk->kind].park(c, pk, gr);
-    int w = 0;
-    if (r == SHM_PARKED)
-        w = nested ? block_nested(s, gr) : block_futex(prog, gr, timeout_ns);
-    PyObject *v = NULL;
-    bool back = r != SHM_PARKED || nested || shm_gclaim_runnable(c, gr);
-    (void)back;
-    if ((r == SHM_PARKED && w == 0) || r == SHM_OK)
-        v = core_park_ops[pk->kind].resume(prog, c, g);
-    else if (w == 1)
-        PyErr_SetNone(PyExc_TimeoutError);
-    else if (r < 0 && r != CORE_EXC)
-        core_shm_error(prog, r);
-    wait_end(c, g);
-    if (v == NULL && w != 0) {
-        shm_val_drop(c, &g->value);
-        g->value.tag = SHM_VAL_NONE;
-    }
-    g->flags = flags;
-    g->op = op;
-    g->home_m1 = home_m1;
-    g->home_why = home_why;
-    if (own) {
-        s->curg = gr;
-        store_rlx(&c->m->curg, gr); /* own word, read by dumps */
-    } else {
-        bool ok = shm_casgstatus(c, gr, Grunning, Gdead);
-        (void)ok;
-        shm_gfree(c, gr);
-    }
-    return v;
 }
 
 /* ---- the module's part ----------------------------------------------------------------------- */

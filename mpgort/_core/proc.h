@@ -72,6 +72,7 @@ struct core_proc {
     shm_gref exec_next;     /* runtime.execute(g, exec_inherit) from the scheduler's stack */
     bool exec_inherit;
     PyObject *reasons;      /* dict: text of a registered wait reason -> its number in this segment */
+    PyObject *loose;        /* runtime.c: set of grefs, NULL until used */
     /* interned handles of this process: (offset, direction) -> object, borrowed */
     struct core_slot {
         uint64_t key;
@@ -88,6 +89,20 @@ static inline struct shm_g *core_g(struct core_proc *s, shm_gref g) { return shm
 /* The running goroutine of this thread's loop, 0 if there is none (other thread, scheduler). */
 shm_gref core_curg(CoreProg *prog);
 
+/* value.c. The program in whose terms this thread encodes and decodes; enter, work, leave. */
+struct core_entered {
+    CoreProg *was;
+};
+struct core_entered core_enter(CoreProg *prog);
+void core_leave(struct core_entered e);
+/* The program's sink for values, or `spare` while that is in use: a reducer may itself send. */
+struct core_enc *core_venc_take(struct core_proc *s, struct core_enc *spare);
+void core_venc_give(struct core_proc *s, struct core_enc *e);
+/* Gives back the references of handles in bytes that will not be stored. */
+void core_enc_undo(struct shm_ctx *c, struct core_enc *e);
+PyObject *core_take_exc(void);     /* the exception that is set, with its traceback, as an object */
+int core_raise(PyObject *exc);     /* sets it (owned; NULL: nothing); always -1 */
+int core_exc_store(CoreProg *prog, PyObject *exc, struct shm_val *val);
 /* Encodes v for prog into *val (references of its handles taken). -1: exception set. */
 int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val);
 /* Decodes and consumes *val; SHM_VAL_NONE is None. */
@@ -107,7 +122,29 @@ struct core_proc *core_try_begin(CoreProg *prog);
  * a preemption is due, which the loop grants with the result in g; -1: exception. */
 int core_try_done(struct core_proc *s, CorePark *pk, PyObject **result);
 
-/* Waits with the thread blocked (threads, plain functions): parks by `op` of pk as a G that stands
+/* cont.c */
+bool core_context_empty(PyObject *ctx);
+int core_context_switch(struct core_proc *s, PyObject *ctx); /* enters ctx, leaves the former */
+int core_context_base(struct core_proc *s);                  /* back to the shared empty one */
+struct core_home *core_home_get(struct core_proc *s, shm_gref gr);
+struct core_home *core_home_make(struct core_proc *s, shm_gref gr);
+void core_home_drop(struct core_proc *s, struct core_home *h);
+void core_home_free(struct core_home *h);
+int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
+                    PyObject *ctx);
+bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain, size_t *ctx);
+enum { CORE_AT_HOME = 0, CORE_LIGHT = 1 };
+int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
+void core_unstore(struct core_proc *s, shm_gref gr, int how);
+
+/* proc.c, for block.c */
+int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit);
+int core_run_g(struct core_proc *s, shm_gref gr);
+PyObject *core_deadlock(struct core_proc *s); /* the exception, with its dump */
+void core_wait_end(struct shm_ctx *c, struct shm_g *g);
+void core_park_drop(struct shm_ctx *c, CorePark *pk);
+
+/* block.c. Waits with the thread blocked (threads, plain functions): parks by `op` of pk as a G that stands
  * for this thread, and returns its resume() value. timeout_ns < 0: none. NULL: TimeoutError etc. */
 PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns);
 /* Seconds (float, int, None: -1) to ns; -2 and an exception on nonsense. */

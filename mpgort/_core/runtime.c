@@ -14,6 +14,9 @@
  * m.locks    acquirem() counts; while it is > 0 nothing parks, and a preempt request, which is a
  *            level, waits until releasem() brings it to 0.
  *
+ * LOOSE. A queue may hold a goroutine once only (INV linked-once in runq.c), so globrunqput() and execute()
+ * take only what casgstatus() in this process has made runnable and nobody has queued since.
+ *
  * The scheduler's stack (m->g0) is the code between a goroutine's yield and the next one's resume:
  * core_proc->on_g0 > 0 while a user's function runs there. */
 #include "proc.h"
@@ -350,17 +353,40 @@ static int mcall_try(CorePark *pk, PyObject **result)
     return -1;
 }
 
-/* Brings a G that fn left anywhere back to running here, to raise the mistake in it. */
-static bool recover(struct shm_ctx *c, shm_gref gr)
+/* Gs that casgstatus() made runnable and that are in no queue. */
+static int loose_add(CoreProg *prog, shm_gref gr)
 {
+    struct core_proc *s = core_proc_get(prog);
+    if (s == NULL || (s->loose == NULL && (s->loose = PySet_New(NULL)) == NULL))
+        return -1;
+    PyObject *k = PyLong_FromUnsignedLongLong(gr);
+    int r = k ? PySet_Add(s->loose, k) : -1;
+    Py_XDECREF(k);
+    return r;
+}
+
+static bool loose_take(CoreProg *prog, shm_gref gr)
+{
+    PyObject *k = prog->proc && prog->proc->loose ? PyLong_FromUnsignedLongLong(gr) : NULL;
+    int r = k ? PySet_Discard(prog->proc->loose, k) : 0;
+    Py_XDECREF(k);
+    if (r < 0)
+        PyErr_Clear();
+    return r == 1;
+}
+
+/* Brings a G that fn left anywhere back to running here, to raise the mistake in it. */
+static bool recover(struct core_proc *s, shm_gref gr)
+{
+    struct shm_ctx *c = s->c;
     switch (shm_readgstatus(c, gr)) {
     case Grunning:
         store_rlx(&c->m->curg, gr); /* own word; fn may have dropped it */
         return true;
     case Gwaiting:
         return take_back(c, gr, SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait))); /* own wait */
-    case Grunnable: /* a queue names it, perhaps: that entry is stale then (INV status-truth) */
-        return shm_execute(c, gr, true);
+    case Grunnable:
+        return loose_take(s->prog, gr) && shm_execute(c, gr, true);
     default:
         return false;
     }
@@ -391,7 +417,7 @@ static int mcall_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     s->exec_next = 0;
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
-    bool mine = recover(c, gr);
+    bool mine = recover(s, gr);
     PyErr_Restore(type, value, tb);
     if (mine)
         return CORE_EXC;
@@ -452,6 +478,8 @@ static PyObject *mod_execute(PyObject *mod, PyObject *args)
                      (unsigned long long)o->goid, status_name(st));
         return NULL;
     }
+    if (!loose_take(s->prog, o->g))
+        return runtime_error("execute: the goroutine is in a queue already");
     s->exec_next = o->g;
     s->exec_inherit = inherit;
     PyErr_SetNone(ScheduleExit);
@@ -492,6 +520,8 @@ static PyObject *mod_globrunqput(PyObject *mod, PyObject *a)
                      (unsigned long long)o->goid, status_name(st));
         return NULL;
     }
+    if (!loose_take(o->prog, o->g))
+        return runtime_error("globrunqput: the goroutine is in a queue already");
     struct shm_g *g = shm_g(c, o->g);
     if (g->home_m1 != 0)
         shm_homeqput(c, &c->mtab[g->home_m1 - 1], o->g);
@@ -534,6 +564,8 @@ static PyObject *mod_casgstatus(PyObject *mod, PyObject *args)
                      status_name(from), status_name(to), (unsigned long long)o->goid);
         return NULL;
     }
+    if (to == Grunnable && loose_add(o->prog, o->g) < 0)
+        return NULL;
     if (to == Gwaiting && core_proc_cur != NULL && core_proc_cur->on_g0 > 0)
         shm_wait_arm(c, o->g, epoch);
     Py_RETURN_NONE;

@@ -83,7 +83,7 @@ def add_counts(total: Counter[str], counts: dict[str, int]) -> None:
 
 
 def python_files(roots: list[str], limit: int | None) -> Iterator[str]:
-    """Every .py file below `roots`, in one fixed order, each once (site-packages lies in stdlib)."""
+    """Every .py file below `roots`, in a fixed order, each once (roots may overlap)."""
     seen: set[str] = set()
     for root in roots:
         for folder, subfolders, files in os.walk(root):
@@ -141,7 +141,7 @@ def index_alone(roots: list[str], limit: int | None, step: Callable[[], None]) -
 # ---- the goroutines --------------------------------------------------------------------------
 
 
-async def walk(roots: list[str], limit: int | None, paths: Chan) -> int:
+async def walk(roots: list[str], limit: int | None, paths: Chan[str]) -> int:
     """Sends every path, closes the channel; its value is how many there were."""
     sent = 0
     for path in python_files(roots, limit):
@@ -151,7 +151,7 @@ async def walk(roots: list[str], limit: int | None, paths: Chan) -> int:
     return sent
 
 
-async def dispatch(paths: Chan, results: Chan) -> None:
+async def dispatch(paths: Chan[str], results: Chan[Summary]) -> None:
     """Starts one goroutine for each path, ALIVE at once; closes `results` after the last."""
     places = chan(ALIVE)
     async for path in paths:
@@ -162,7 +162,7 @@ async def dispatch(paths: Chan, results: Chan) -> None:
     results.close()
 
 
-async def index_file(path: str, places: Chan, results: Chan) -> None:
+async def index_file(path: str, places: Chan[None], results: Chan[Summary]) -> None:
     await results.send(summarize(path))
     await places.recv()
 
@@ -293,7 +293,9 @@ def demo(args: argparse.Namespace) -> int:
     roots = [folders["stdlib"]]
     if not args.stdlib_only:
         roots += [folders["purelib"], folders["platlib"]]
-    console.print(f"Python {sys.version.split()[0]} in {', '.join(dict.fromkeys(roots))}")
+    console.print(
+        f"Python {sys.version.split()[0]}: {' '.join(dict.fromkeys(roots))}", soft_wrap=True
+    )
     # One reading before the clocks start: neither of the two pays for the disk.
     total = sum(1 for path in python_files(roots, args.limit) if Path(path).read_bytes() or True)
 

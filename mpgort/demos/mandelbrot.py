@@ -33,7 +33,7 @@ def row(y: int, width: int, height: int) -> bytes:
     return bytes(pixels)
 
 
-async def draw_row(y: int, width: int, height: int, rows: Chan) -> None:
+async def draw_row(y: int, width: int, height: int, rows: Chan[tuple[int, bytes, int]]) -> None:
     await rows.send((y, row(y, width, height), os.getpid()))
 
 
@@ -55,12 +55,11 @@ def png(picture: list[bytes]) -> bytes:
     """The rows as a PNG file with a palette of 256 colours. Source: the PNG specification, 11.2."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        named = kind + data
+        return struct.pack(">I", len(data)) + named + struct.pack(">I", zlib.crc32(named))
 
     header = struct.pack(">IIBBBBB", len(picture[0]), len(picture), 8, 3, 0, 0, 0)
-    palette = b"\0\0\0" + bytes(
-        min(255, n * step) for n in range(1, 256) for step in (2, 5, 11)
-    )
+    palette = b"\0\0\0" + bytes(min(255, n * step) for n in range(1, 256) for step in (2, 5, 11))
     body = zlib.compress(b"".join(b"\0" + pixels for pixels in picture))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         chunk(*part)

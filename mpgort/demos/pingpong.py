@@ -12,7 +12,7 @@ import mpgort
 from mpgort import Chan, chan, go, spawn
 
 
-async def pong(balls: Chan, back: Chan) -> None:
+async def pong(balls: Chan[int], back: Chan[int]) -> None:
     async for ball in balls:
         await back.send(ball)
 

@@ -10,21 +10,21 @@ import mpgort
 from mpgort import Chan, chan, go
 
 
-async def generate(out: Chan) -> None:
+async def generate(out: Chan[int]) -> None:
     n = 2
     while True:
         await out.send(n)
         n += 1
 
 
-async def drop_multiples(prime: int, source: Chan, out: Chan) -> None:
+async def drop_multiples(prime: int, source: Chan[int], out: Chan[int]) -> None:
     while True:
         n = await source.recv()
         if n % prime:
             await out.send(n)
 
 
-async def sieve(primes: Chan) -> None:
+async def sieve(primes: Chan[int]) -> None:
     source = chan()
     go(generate, source)
     while True:

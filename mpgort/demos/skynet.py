@@ -11,7 +11,7 @@ import mpgort
 from mpgort import Chan, chan, go
 
 
-async def skynet(first: int, size: int, up: Chan) -> None:
+async def skynet(first: int, size: int, up: Chan[int]) -> None:
     if size == 1:
         await up.send(first)
         return

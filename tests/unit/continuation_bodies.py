@@ -535,10 +535,7 @@ async def one_exception_known_by_three_names() -> Any:
     except KeyError as e:
         kept.append(e)
         await park()
-        return kept[0] is e, sys.exc_info()[1] is e, sys.exception() is e if _HAS_EXCEPTION else True
-
-
-_HAS_EXCEPTION = hasattr(sys, "exception")
+        return kept[0] is e, sys.exc_info()[1] is e, sys.exception() is e
 
 
 async def traceback_of_a_handled_exception() -> Any:
@@ -843,7 +840,7 @@ async def nonlocal_through_coroutines() -> Any:
 async def loop_variable_captured() -> Any:
     fs = []
     for i in range(3):
-        fs.append(lambda: i)
+        fs.append(lambda: i)  # noqa: B023
         await park()
     bound = [lambda i=i: i for i in range(3)]
     await park()
@@ -882,7 +879,7 @@ async def deleted_and_unbound_locals() -> Any:
     del x
     await park()
     try:
-        return x
+        return x  # noqa: F821
     except UnboundLocalError as e:
         log(type(e).__name__)
     await park()
@@ -980,7 +977,12 @@ async def comprehensions_that_await() -> Any:
 
 
 async def comprehension_with_a_closure() -> Any:
-    fs = [lambda i=i: (i, n) for i in range(2) if await park() != "skip" for n in [i * 10]]
+    fs = [
+        lambda i=i: (i, n)  # noqa: B023
+        for i in range(2)
+        if await park() != "skip"
+        for n in [i * 10]
+    ]
     await park()
     return [f() for f in fs]
 

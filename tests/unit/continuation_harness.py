@@ -10,9 +10,9 @@ the log of side effects in order.
    the log: an object shared with the outside would rightly keep it at home.
 2. A plan answers the k-th park: `("send", value)`, `("throw", k)` or `("close", None)`.
 3. An engine carries out the plan. `PlainEngine` is the oracle and uses nothing of mpgort: its park
-   is a Python generator, its drive is `coro.send`. `MovingEngine` moves the chain inside this process.
-   `HoppingEngine` passes it to and fro between this process and a `Child`, which has another
-   PYTHONHASHSEED.
+   is a Python generator, its drive is `coro.send`. `MovingEngine` moves the chain inside this
+   process. `HoppingEngine` passes it to and fro between this process and a `Child`, which has
+   another PYTHONHASHSEED.
 4. `run` returns an `Outcome`, compared by `==`.
 
 Run as a program (`python continuation_harness.py serve`), this file is that child: a loop over
@@ -38,10 +38,15 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MAX_PARKS = 400
+CANON_NODES = 4000
 
 Body = Callable[[], Coroutine[Any, Any, Any]]
 Act = tuple[str, Any]
 Plan = Callable[[int], Act]
+
+
+class TooManyParks(AssertionError):
+    """The body has parked MAX_PARKS times."""
 
 
 class Boom(Exception):
@@ -80,21 +85,28 @@ def exc_info_name() -> str | None:
 # ---- a form of any value that can be compared between runs and processes ------------------------
 
 
-def canon(value: Any, depth: int = 0) -> Any:
+def canon(value: Any) -> Any:
     """A nested tuple of names and reprs: types count, set order and addresses do not."""
-    if depth > 60:
+    return _canon(value, (), [CANON_NODES])
+
+
+def _canon(value: Any, above: tuple[int, ...], left: list[int]) -> Any:
+    left[0] -= 1
+    if left[0] < 0:
         return "..."
     if isinstance(value, BaseException):
         return describe(value)
-    if type(value) in (list, tuple):
-        return (type(value).__name__, *(canon(v, depth + 1) for v in value))
-    if type(value) is dict:
-        pairs = ((canon(k, depth + 1), canon(v, depth + 1)) for k, v in value.items())
+    kind = type(value)
+    if kind not in (list, tuple, dict, set, frozenset):
+        return (kind.__name__, repr(value).split(" at 0x")[0])
+    if id(value) in above:
+        return ("cycle", len(above) - above.index(id(value)))
+    above = (*above, id(value))
+    if kind is dict:
+        pairs = ((_canon(k, above, left), _canon(v, above, left)) for k, v in value.items())
         return ("dict", *pairs)
-    if type(value) in (set, frozenset):
-        return (type(value).__name__, *sorted((canon(v, depth + 1) for v in value), key=repr))
-    text = repr(value)
-    return (type(value).__name__, text.split(" at 0x")[0])
+    items = [_canon(v, above, left) for v in value]
+    return (kind.__name__, *(sorted(items, key=repr) if kind in (set, frozenset) else items))
 
 
 def describe(exc: BaseException | None, seen: tuple[int, ...] = ()) -> Any:
@@ -141,8 +153,8 @@ def close_at(at: int) -> Plan:
 
 @dataclass
 class Outcome:
-    """All that can be noticed of a run. `dropped` is what reached sys.unraisablehook; it is left out
-    of `==` because it arises in the child where the child drops something."""
+    """All that can be noticed of a run. `dropped` is what reached sys.unraisablehook; it is left
+    out of `==` because it arises in the child where the child drops something."""
 
     how: str
     what: Any
@@ -254,32 +266,38 @@ class MovingEngine:
 
 
 class HoppingEngine(MovingEngine):
-    """Odd parks are resumed in the child, even ones here; each resume is preceded by a move."""
+    """Odd parks are resumed in the child, even ones here; each resume is preceded by a move. What
+    is pinned goes on where it is."""
 
     def __init__(self, child: Child, may_pin: bool = False) -> None:
         super().__init__(may_pin=may_pin)
         self.child = child
-        self.away: tuple[bytes, bytes] | None = None
+        self.away: tuple[bytes | None, bytes] | None = None
 
     def resume(self, k: int, act: Act) -> tuple[bool, Any]:
+        blob: bytes | None
         if self.coro is not None:
-            here = self._encode()
-            if here is None:
+            blob = self._encode()
+            if blob is None:
                 return apply_act(self.coro, act)
-            blob = here
             core().chain_drop(self.coro)
             self.coro = None
         else:
             assert self.away is not None
             blob, codes = self.away
-            core().codes_load(codes)
-        self.moves += 1
-        if k % 2 == 0:
+            if blob is not None:
+                core().codes_load(codes)
+        self.moves += blob is not None
+        if k % 2 == 0 and blob is not None:
             self.coro = core().chain_decode(blob)
             return apply_act(self.coro, act)
         kind, what, entries, codes = self.child.call("resume", blob, core().codes_dump(), act)
         LOG.extend(entries)
-        if kind == "parked":
+        if kind in ("parked", "pinned"):
+            if kind == "pinned":
+                assert self.may_pin, what
+                self.pinned.append(what)
+                what = None
             self.away = (what, codes)
             return (False, None)
         if kind == "closed":
@@ -311,7 +329,8 @@ def run(body: Body, plan: Plan, engine: Any) -> Outcome:
         try:
             done, obj = engine.start(body())
             while not done:
-                assert k < MAX_PARKS, "the body parks for ever"
+                if k == MAX_PARKS:
+                    raise TooManyParks
                 done, obj = engine.resume(k, plan(k))
                 k += 1
             how, what = "return", obj.form if isinstance(obj, Canon) else canon(obj)
@@ -385,7 +404,7 @@ def finish(coro: Any, value: Any = None) -> Any:
         if done:
             return obj
         value = None
-    raise AssertionError("the body parks for ever")
+    raise TooManyParks
 
 
 # ---- the other process --------------------------------------------------------------------------
@@ -462,11 +481,19 @@ def _read(stream: Any) -> Any:
     return pickle.loads(data)
 
 
-def _serve_resume(blob: bytes, codes: bytes, act: Act) -> Any:
-    """Child side of a hop: (kind, what, log, code table)."""
+_pinned_here: Any = None
+
+
+def _serve_resume(blob: bytes | None, codes: bytes, act: Act) -> Any:
+    """Child side of a hop: (kind, what, log, code table). Without a blob: what is pinned here."""
+    global _pinned_here
     LOG.clear()
-    core().codes_load(codes)
-    coro = core().chain_decode(blob)
+    if blob is None:
+        coro = _pinned_here
+    else:
+        core().codes_load(codes)
+        coro = core().chain_decode(blob)
+    _pinned_here = None
     try:
         done, obj = apply_act(coro, act)
     except Closed:
@@ -475,7 +502,11 @@ def _serve_resume(blob: bytes, codes: bytes, act: Act) -> Any:
         return ("raised", describe(e), list(LOG), b"")
     if done:
         return ("returned", canon(obj), list(LOG), b"")
-    away = core().chain_encode(coro)
+    try:
+        away = core().chain_encode(coro)
+    except core().Pinned as e:
+        _pinned_here = coro
+        return ("pinned", str(e), list(LOG), b"")
     core().chain_drop(coro)
     return ("parked", away, list(LOG), core().codes_dump())
 

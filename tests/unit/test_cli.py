@@ -217,9 +217,7 @@ def test_doctor_finds_this_machine_able() -> None:
 
 def test_doctor_says_how_to_enlarge_a_small_dev_shm(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = _doctor.shutil.disk_usage("/")
-    monkeypatch.setattr(
-        _doctor.shutil, "disk_usage", lambda _: type(usage)(64 << 20, 0, 64 << 20)
-    )
+    monkeypatch.setattr(_doctor.shutil, "disk_usage", lambda _: type(usage)(64 << 20, 0, 64 << 20))
     f = _doctor.check_shm()
     assert (f.level, f.found) == ("warn", "64 MiB free of 64 MiB")
     assert "--shm-size" in f.change

@@ -1,12 +1,13 @@
 """Hand-written bodies, moved at each of their parks: nothing they can notice may differ.
 
-continuation_bodies.py has the bodies, continuation_harness.py the engines. Each body runs under each
-plan once in plain Python (the oracle) and once with every park made encode, drop, decode, resume.
+continuation_bodies.py has the bodies, continuation_harness.py the engines. Each body runs under
+each plan once in plain Python (the oracle), once with every park made encode, drop, decode, resume.
 The second half sends the same bodies to and fro between two processes with different hash seeds,
 and looks at what an outcome does not show: tracebacks, context variables, `__main__`."""
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import gc
 import inspect
@@ -22,6 +23,7 @@ from typing import Any
 import continuation_bodies
 import continuation_harness as h
 import pytest
+
 from mpgort import _core
 
 if not _core.frames_ok:
@@ -97,6 +99,17 @@ def test_moved_body_resumed_with_none(name: str, ff: bool) -> None:
 @pytest.mark.parametrize("name", sorted(BODIES))
 def test_moved_body_with_a_full_collection_around_every_move(name: str, ff: bool) -> None:
     same(name, h.answer_numbers, fast_forward=ff, collect=True)
+
+
+@pytest.mark.parametrize("name", sorted(BODIES))
+def test_moved_body_while_the_collector_runs_at_every_allocation(name: str) -> None:
+    """The collector looks at what the decoder has half built."""
+    former = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        same(name, h.answer_numbers)
+    finally:
+        gc.set_threshold(*former)
 
 
 @pytest.mark.parametrize("odd", [0, 1])
@@ -237,7 +250,10 @@ def test_what_main_defines_is_found_in_the_main_of_the_other_process(tmp_path: P
 
 def test_a_process_with_other_code_under_that_name_refuses(child: h.Child) -> None:
     """Code is matched by content: running other bytes at a foreign offset would be a crash."""
-    source = "from continuation_harness import park\nasync def body():\n    x = {}\n    return await park(), x\n"
+    source = (
+        "from continuation_harness import park\n"
+        "async def body():\n    x = {}\n    return await park(), x\n"
+    )
     module = h.define("changing_module", source.format(1))
     child.call("define", "changing_module", source.format("[1, 2]"))
     with h.native_park():
@@ -307,7 +323,7 @@ async def _inspected() -> Any:
 
 def test_introspection_of_a_moved_coroutine_shows_its_frames_and_locals() -> None:
     def look(coro: Any) -> Any:
-        chain = []
+        chain, root = [], coro  # the root keeps the others alive
         while inspect.iscoroutine(coro):
             chain.append((
                 coro.__name__, coro.__qualname__, inspect.getcoroutinestate(coro), coro.cr_running,
@@ -315,6 +331,7 @@ def test_introspection_of_a_moved_coroutine_shows_its_frames_and_locals() -> Non
                 coro.cr_frame.f_globals["__name__"],
             ))  # fmt: skip
             coro = coro.cr_await
+        assert inspect.getcoroutinestate(root) == inspect.CORO_SUSPENDED
         return chain
 
     with h.native_park():
@@ -333,6 +350,79 @@ def test_reading_the_locals_of_a_parked_frame_does_not_keep_it_from_moving() -> 
         coro = h.move(coro)
         assert coro.cr_frame.f_locals["x"] == [1]
         assert h.finish(h.move(coro)) == ([1], "local")
+
+
+async def _sums(g: Any) -> Any:
+    await h.park()
+    return sum(g)
+
+
+def test_renamed_coroutine_and_generator_keep_their_names() -> None:
+    gen = (x for x in [1, 2])
+    gen.__name__, gen.__qualname__ = "renamed", "quite.renamed"
+    with h.native_park():
+        coro = _sums(gen)
+        coro.__name__, coro.__qualname__ = "other", "quite.other"
+        del gen
+        coro = h.move(h.start(coro))
+        moved = coro.cr_frame.f_locals["g"]
+        assert (coro.__name__, coro.__qualname__) == ("other", "quite.other")
+        assert (moved.__name__, moved.__qualname__) == ("renamed", "quite.renamed")
+        assert h.finish(coro) == 3
+
+
+def test_origin_of_a_coroutine_is_kept_or_keeps_it_home() -> None:
+    sys.set_coroutine_origin_tracking_depth(2)
+    try:
+        coro = continuation_bodies.one_park()
+    finally:
+        sys.set_coroutine_origin_tracking_depth(0)
+    origin = coro.cr_origin
+    assert origin
+    with h.native_park():
+        h.start(coro)
+        with contextlib.suppress(_core.Pinned):
+            coro = h.move(coro)
+        assert coro.cr_origin == origin
+        assert h.finish(coro, 1) == 1
+
+
+async def _leaves_an_async_generator() -> Any:
+    g = continuation_bodies._ticks(3)
+    await anext(g)
+    await h.park()
+    return "left"
+
+
+def test_finalizer_hook_of_async_generators_sees_an_abandoned_one_after_a_move() -> None:
+    seen: list[str] = []
+    former = sys.get_asyncgen_hooks()
+
+    def first(g: Any) -> None:
+        seen.append("first")
+
+    def final(g: Any) -> None:
+        seen.append("final")
+
+    def run(moved: bool) -> list[str]:
+        seen.clear()
+        coro = h.start(_leaves_an_async_generator())
+        _core.chain_send(coro, None)
+        if moved:
+            with contextlib.suppress(_core.Pinned):
+                coro = h.move(coro)
+        seen[:] = [s for s in seen if s == "final"]  # a move may greet the loop again
+        assert h.finish(coro) == "left"
+        del coro
+        gc.collect()
+        return [s for s in seen if s == "final"]
+
+    sys.set_asyncgen_hooks(first, final)
+    try:
+        with h.native_park():
+            assert run(moved=True) == run(moved=False) == ["final"]
+    finally:
+        sys.set_asyncgen_hooks(*former)
 
 
 VAR: contextvars.ContextVar[str] = contextvars.ContextVar("VAR", default="unset")

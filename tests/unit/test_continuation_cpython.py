@@ -4,17 +4,17 @@ The installed interpreter's Lib/test/test_coroutines.py is read as source and ch
 
 1. A `yield x` of a generator that coroutines await (one under `@types.coroutine`, or an
    `__await__`) becomes a park that remembers x: the coroutine suspends where it did.
-2. `run_async` and `run_async__await__`, by which most tests drive their coroutines, move the chain at
-   each park.
+2. `run_async` and `run_async__await__`, by which most tests drive their coroutines, move the chain
+   at each park.
 3. `name.send(v)` on a local name moves the chain too, and rebinds the name.
 4. Few of its coroutines suspend at all, so each `await`, each body of an `async def`, `async for`
    or `async with` gets one more park in front, which is passed over without the test seeing it.
    The tests are run without these too, for the few that a further park disturbs.
 
-It is run three times: as installed; changed, but without moves (the control: what fails there drives
-its coroutines in ways that the change cannot follow); and with moves. What passes in the control
-must pass with moves. What a test shares with its coroutines keeps those at home, as it must; the
-table that is printed says how many moved and why the others did not."""
+It is run three times: as installed; changed, but without moves (the control: what fails there
+drives its coroutines in ways that the change cannot follow); and with moves. What passes in the
+control must pass with moves. What a test shares with its coroutines keeps those at home, as it
+must; the table that is printed says how many moved and why the others did not."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from typing import Any
 
 import continuation_harness as h
 import pytest
+
 from mpgort import _core
 
 if not _core.frames_ok:
@@ -40,7 +41,8 @@ if not _core.frames_ok:
 ORIGINAL = importlib.util.find_spec("test.test_coroutines")
 if ORIGINAL is None or ORIGINAL.origin is None:
     pytest.skip(
-        f"CPYTHON'S TEST PACKAGE IS NOT INSTALLED with {sys.executable}: its test_coroutines was NOT run",
+        f"CPYTHON'S TEST PACKAGE IS NOT INSTALLED with {sys.executable}: "
+        "its test_coroutines was NOT run",
         allow_module_level=True,
     )
 
@@ -178,7 +180,9 @@ class Parks(ast.NodeTransformer):
     def visit_AsyncBlock(self, node: Any) -> Any:
         if not self.extras:
             return node
-        extra = ast.copy_location(ast.Expr(ast.Await(ast.Call(mover("extra"), [], []))), node.body[0])
+        extra = ast.copy_location(
+            ast.Expr(ast.Await(ast.Call(mover("extra"), [], []))), node.body[0]
+        )
         node.body.insert(0, extra)
         return node
 
@@ -222,7 +226,11 @@ class Parks(ast.NodeTransformer):
         if not (isinstance(node.func, ast.Attribute) and node.func.attr == "send"):
             return node
         target, args = node.func.value, node.args
-        if isinstance(target, ast.Name) and self.functions and is_local(self.functions[-1], target.id):
+        if (
+            isinstance(target, ast.Name)
+            and self.functions
+            and is_local(self.functions[-1], target.id)
+        ):
             step = ast.Call(mover("step"), [target, *args], [])
             rebound = ast.NamedExpr(ast.Name(target.id, ast.Store()), step)
             return ast.copy_location(ast.Call(mover("out"), [rebound], []), node)
@@ -319,7 +327,10 @@ def test_cpythons_coroutine_tests_pass_with_every_suspension_moved(
     }
     counts = module._mover
     with capsys.disabled():
-        print(f"\ntest_coroutines of {sys.version.split()[0]}, fast-forward {ff}, extra parks {extras}")
+        print(
+            f"\ntest_coroutines of {sys.version.split()[0]}, "
+            f"fast-forward {ff}, extra parks {extras}"
+        )
         print(f"  tests run {len(moved)}, failing as installed "
               f"{sum(r.result == 'FAIL' for r in installed.values())}, that suspend "
               f"{sum(r.suspended > 0 for r in moved.values())}, that moved "

@@ -1,9 +1,9 @@
 """Dropping an encoded chain is silent, leaks nothing, and hides nothing from a tracer.
 
-The bytes have taken over from the live coroutine: its finally blocks belong to whoever decodes them.
-So the drop must run none of them, warn of nothing, call no finalizer and give back every object. The
-second half: settrace, setprofile and sys.monitoring see a moved frame as they see any other, also
-when they are switched on or off while it is parked."""
+The bytes have taken over from the live coroutine: its finally blocks belong to whoever decodes
+them. So the drop must run none of them, warn of nothing, call no finalizer and give back every
+object. The second half: settrace, setprofile and sys.monitoring see a moved frame as they see any
+other, also when they are switched on or off while it is parked."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import continuation_bodies as bodies
 import continuation_harness as h
 import pytest
+
 from mpgort import _core
 
 if not _core.frames_ok:
@@ -121,7 +122,9 @@ def test_decoded_graph_with_cycles_is_gone_after_its_end(name: str) -> None:
     h.finish(coro)
     del coro
     gc.collect()
-    assert sum(type(o).__name__ in ("_Point", "coroutine", "cell") for o in gc.get_objects()) == before
+    assert (
+        sum(type(o).__name__ in ("_Point", "coroutine", "cell") for o in gc.get_objects()) == before
+    )
 
 
 def test_drop_leaves_an_object_that_is_only_an_empty_coroutine() -> None:
@@ -190,6 +193,38 @@ def test_frame_object_kept_by_a_debugger_does_not_keep_the_dropped_locals() -> N
     gc.collect()
     assert sys.getrefcount(marker) == base
     assert frame.f_code.co_name == "_holds_immutable"
+
+
+def test_frame_object_of_a_dropped_coroutine_does_not_show_the_next_one() -> None:
+    """Coroutines are filled again from a pool: who still knows the old one must not see the new."""
+    coro = h.start(_holds_immutable("old"))
+    frame, ref = coro.cr_frame, weakref.ref(coro)
+    try:
+        blob = drop(coro)
+    except _core.Pinned:
+        coro.close()
+        return
+    del coro
+    others = [_core.chain_decode(blob) for _ in range(50)]
+    assert "box" not in frame.f_locals
+    assert ref() is None or ref() not in others
+    assert all(o.cr_frame is not frame for o in others)
+    for o in others:
+        assert h.finish(o) == "old"
+
+
+def test_dropped_coroutine_that_somebody_holds_is_not_filled_again() -> None:
+    held, blobs = [], []
+    for i in range(40):
+        coro = h.start(_holds_immutable(f"text {i}"))
+        blobs.append(drop(coro))
+        held.append(coro)
+    fresh = [_core.chain_decode(b) for b in blobs]
+    assert not {id(c) for c in held} & {id(c) for c in fresh}
+    for coro in held:
+        assert coro.cr_await is None
+        coro.close()
+    assert [h.finish(c) for c in fresh] == [f"text {i}" for i in range(40)]
 
 
 class _HasDel:
@@ -354,10 +389,10 @@ async def _traced_leaf() -> Any:
 
 async def _traced() -> Any:
     out = []
-    for i in range(2):
+    for _ in range(2):
         out.append(await _traced_leaf())
     try:
-        raise KeyError(i)
+        raise KeyError(out)
     except KeyError:
         await h.park()
     return out
@@ -367,7 +402,7 @@ NAMES = {"_traced", "_traced_leaf"}
 
 
 def events(install: Callable[[Any], Callable[[], None]], moved: bool, on: int, off: int) -> Any:
-    """What a tracer sees when it is switched on before the resume of park `on`, off before `off`."""
+    """What a tracer sees that is switched on before the resume of park `on`, off before `off`."""
     seen: list[Any] = []
     coro = h.start(_traced())
     stop: Callable[[], None] | None = None

@@ -32,7 +32,9 @@ from typing import Any
 import continuation_bodies as bodies
 import continuation_harness as h
 import pytest
+
 from mpgort import _core
+from mpgort._errors import SerializationError
 
 EXAMPLES = int(os.environ.get("MPGORT_FUZZ_EXAMPLES", "150"))
 SEED = 20_250
@@ -42,10 +44,12 @@ CHAINS = [
     ("one_park", 0), ("nested_three_deep", 2), ("for_over_list", 2), ("for_over_dict", 4),
     ("enumerate_zip_map_filter_reversed", 3), ("generator_that_receives", 1),
     ("nested_handlers_unwind", 2), ("finally_parks_while_an_exception_flies", 1),
-    ("async_with_two_managers", 3), ("contextmanager_functions", 0), ("cell_shared_by_two_closures", 1),
+    ("async_with_two_managers", 3), ("contextmanager_functions", 0),
+    ("cell_shared_by_two_closures", 1),
     ("comprehensions_that_await", 2), ("async_for_over_async_generator", 3), ("cyclic_objects", 0),
     ("methods_of_an_instance", 1), ("call_arguments_on_the_stack", 3), ("match_statements", 1),
-    ("function_attributes_and_defaults", 1), ("numbers_and_text_of_every_size", 0), ("many_locals", 0),
+    ("function_attributes_and_defaults", 1), ("numbers_and_text_of_every_size", 0),
+    ("many_locals", 0),
     ("coroutine_wrapper", 0), ("iterators_half_consumed_and_exhausted", 0), ("for_over_ranges", 2),
 ]  # fmt: skip
 
@@ -179,6 +183,57 @@ def attack(corpus_file: str, progress_file: str, first: int) -> None:
     progress[:] = struct.pack("<q", -1)
 
 
+def starve(corpus_file: str, progress_file: str) -> None:
+    """The child, without memory: every single allocation of every decode and encode fails once."""
+    import _testcapi
+
+    faulthandler.enable()
+    cases, _, codes = pickle.loads(Path(corpus_file).read_bytes())
+    _core.codes_load(codes)
+    failed = 0
+    with h.native_park():
+        for kind, name, blob in cases:
+            if kind == "codes":
+                continue
+            for n in range(400):
+                Path(progress_file).write_text(f"{kind} {name}, allocation {n}")
+                before = failed
+                failed += starve_once(_testcapi, kind, blob, n)
+                if failed == before and n > 60:
+                    break
+    assert failed > 100, failed
+    Path(progress_file).write_text("done")
+
+
+def starve_once(capi: Any, kind: str, blob: bytes, n: int) -> bool:
+    """Lets the n-th allocation of a decode, and of the encode that follows, fail."""
+    decode = {"chain": _core.chain_decode, "value": _core.value_decode, "exc": _core.exc_decode}
+    encode = {"chain": _core.chain_encode, "value": _core.value_encode, "exc": _core.exc_encode}
+    starved = False
+    back = None
+    capi.set_nomemory(n, n + 1)
+    try:
+        back = decode[kind](blob)
+    except MemoryError:
+        starved = True
+    finally:
+        capi.remove_mem_hooks()
+    back = decode[kind](blob) if back is None else back
+    capi.set_nomemory(n, n + 1)
+    try:
+        encode[kind](back)
+    except MemoryError:
+        starved = True
+    except (_core.Pinned, SerializationError):
+        pass
+    finally:
+        capi.remove_mem_hooks()
+    if kind == "chain":
+        assert len(encode[kind](back)) == len(blob)
+        _core.chain_drop(back)
+    return starved
+
+
 # ---- the parent ---------------------------------------------------------------------------------
 
 
@@ -220,6 +275,22 @@ def test_damaged_bytes_never_crash_or_hang_the_interpreter(tmp_path: Path) -> No
     assert not found, "\n".join(found)
 
 
+@pytest.mark.skipif(not _core.frames_ok, reason=f"frames do not move here: {_core.frames_reason}")
+def test_no_failing_allocation_crashes_or_loses_a_continuation(tmp_path: Path) -> None:
+    pytest.importorskip("_testcapi", reason="CPYTHON'S _testcapi IS NOT INSTALLED: not run")
+    corpus_file, progress_file = tmp_path / "corpus", tmp_path / "progress"
+    corpus_file.write_bytes(pickle.dumps((corpus(), 0, _core.codes_dump())))
+    run = subprocess.run(
+        [sys.executable, __file__, "starve", str(corpus_file), str(progress_file)],
+        env=h.child_env(6),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    where = progress_file.read_text() if progress_file.exists() else "before the first"
+    assert (run.returncode, where) == (0, "done"), f"{where}\n{run.stderr[-2000:]}"
+
+
 def test_undamaged_corpus_decodes_and_resumes() -> None:
     """The control: the mutants descend from bytes that are right."""
     with h.native_park():
@@ -255,4 +326,7 @@ def test_chain_bytes_are_not_taken_for_a_value_that_runs() -> None:
 
 
 if __name__ == "__main__":
-    attack(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    if sys.argv[1] == "attack":
+        attack(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    else:
+        starve(sys.argv[2], sys.argv[3])

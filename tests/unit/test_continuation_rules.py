@@ -21,6 +21,7 @@ from typing import Any
 
 import continuation_harness as h
 import pytest
+
 from mpgort import _core
 
 if not _core.frames_ok:
@@ -34,7 +35,7 @@ def parks() -> Iterator[None]:
 
 
 def refused(coro: Coroutine[Any, Any, Any], *words: str) -> Any:
-    """Starts the coroutine; encoding it must be refused with all `words`, twice alike; returns it."""
+    """Starts the coroutine; encoding it must be refused with all `words`, twice alike."""
     h.start(coro)
     with pytest.raises(_core.Pinned) as first:
         _core.chain_encode(coro)

@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from mpgort import _core
 from mpgort._errors import SerializationError
 
@@ -108,7 +109,8 @@ PLAIN: list[Any] = [
     b"", b"\0\xff", b"z" * 100_000, bytearray(), bytearray(b"ab"), (), (1,), ((), ((),)), [],
     [1, [2, [3]]], {}, {"a": {1: (2, [3])}, None: b""}, set(), {1, "a", (2,)}, frozenset(),
     frozenset({frozenset({1}), "b"}), range(3), range(10, -10, -3), range(2**80, 2**80 + 5),
-    slice(1, None, -2), int, len, dict.fromkeys, Color.RED, Flag.A | Flag.B, Frozen(3), Pair(1, [2]),
+    slice(1, None, -2), int, len, dict.fromkeys, Color.RED, Flag.A | Flag.B, Frozen(3),
+    Pair(1, [2]),
     datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC), decimal.Decimal("1.10"),
     fractions.Fraction(1, 3), uuid.UUID(int=5), pathlib.PurePosixPath("/a/b"), module_function,
     collections.OrderedDict(b=1, a=2), collections.Counter("aab"), collections.deque([1, 2], 5),
@@ -422,7 +424,8 @@ def raised(fn: Any) -> BaseException:
 @pytest.mark.parametrize(
     "made",
     [
-        KeyError("k"), OSError(2, "No such file", "name"), UnicodeDecodeError("utf8", b"x", 0, 1, "r"),
+        KeyError("k"), OSError(2, "No such file", "name"),
+        UnicodeDecodeError("utf8", b"x", 0, 1, "r"),
         StopIteration(5), SystemExit(3), KeyboardInterrupt(), Custom(7, detail="d"),
         ExceptionGroup("g", [ValueError(1), ExceptionGroup("h", [KeyError("k")])]),
         ImportError("m", name="n", path="p"), SyntaxError("bad", ("f", 1, 2, "text")), h.Boom(1),
@@ -484,7 +487,8 @@ def test_exception_chain_with_a_cycle_crosses() -> None:
 # ---- any value ----------------------------------------------------------------------------------
 
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.complex_numbers(allow_nan=False),
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False),
+    st.complex_numbers(allow_nan=False),
     st.text(), st.binary(), st.sampled_from(list(Color)), st.dates(), st.decimals(allow_nan=False),
     st.builds(range, st.integers(-9, 9), st.integers(-9, 9), st.integers(1, 3)),
 )  # fmt: skip

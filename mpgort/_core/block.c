@@ -1,0 +1,180 @@
+/* block.c — plain functions and threads that wait: ch.get, ch.put, h.result.
+ *
+ * Their C stack cannot move, so what parks is a G that stands for the thread (SHM_GF_OUTSIDE): the
+ * running goroutine's own, or a fresh one for a thread that is no M. Its waker sets the status and
+ * wakes the futex that the status word is. A worker hands its P over first, so that what it waits for
+ * can run. With procs=0 there is no other M, so the loop is entered again below the waiting call: it
+ * ends when the waiting G is ready. (Two plain functions that wait for each other that way, the lower
+ * one for the upper one's end, cannot both be served by one stack: use coroutines, or procs >= 1.) */
+#include "proc.h"
+#include <math.h>
+
+#define BLOCK_SLICE_NS 100000000LL /* a blocked thread looks at signals and at the program's end */
+
+int64_t core_timeout_ns(PyObject *o)
+{
+    if (o == NULL || o == Py_None)
+        return -1;
+    double t = PyFloat_AsDouble(o);
+    if (t == -1.0 && PyErr_Occurred())
+        return -2;
+    if (isnan(t)) {
+        PyErr_SetString(PyExc_ValueError, "a timeout must be a number of seconds, not nan");
+        return -2;
+    }
+    if (t <= 0)
+        return 0;
+    return t > 9e9 ? -1 : (int64_t)(t * 1e9);
+}
+
+/* procs=0: nobody else could run what this goroutine waits for. */
+static int block_nested(struct core_proc *s, shm_gref gr)
+{
+    struct core_home *home = s->curhome;
+    PyObject *ctx = Py_XNewRef(s->ctx);
+    int r = 0;
+    s->curg = 0;
+    s->curhome = NULL;
+    for (;;) {
+        shm_gref g;
+        bool inherit;
+        if ((r = core_schedule(s, &g, &inherit)) != 0 || !shm_execute(s->c, g, inherit)) {
+            if (r == 0)
+                continue;
+            if (r == 1)
+                PyErr_SetString(PyExc_RuntimeError, "the runtime was shut down");
+            break;
+        }
+        if (g == gr)
+            break;
+        if ((r = core_run_g(s, g)) < 0)
+            break;
+    }
+    s->curg = gr;
+    s->curhome = home;
+    if (core_context_switch(s, ctx) < 0)
+        PyErr_Clear();
+    Py_XDECREF(ctx);
+    return r == 0 ? 0 : -1;
+}
+
+/* Sleeps until the OUTSIDE goroutine gr is runnable. 0; 1 timed out; -1 exception. */
+static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
+{
+    struct shm_ctx *c = core_ctx(prog);
+    struct shm_g *g = shm_g(c, gr);
+    uint64_t end = timeout_ns < 0 ? UINT64_MAX : shm_now_ns() + (uint64_t)timeout_ns;
+    for (;;) {
+        uint64_t st = load_acq(&g->status); /* pairs with the CAS of shm_ready */
+        if (SHM_ST_STATUS(st) == Grunnable)
+            return 0;
+        uint64_t now = shm_now_ns();
+        int64_t slice = BLOCK_SLICE_NS;
+        if (end != UINT64_MAX && now + (uint64_t)slice > end)
+            slice = end > now ? (int64_t)(end - now) : 0;
+        /* The futex is the status word's low half: status and owner change in it, never the
+         * generation, so a wake-up cannot be missed between the load and the wait. */
+        if (slice > 0) {
+            Py_BEGIN_ALLOW_THREADS
+            shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)st, slice);
+            Py_END_ALLOW_THREADS
+        }
+        st = load_acq(&g->status); /* as above */
+        if (SHM_ST_STATUS(st) == Grunnable)
+            return 0;
+        bool late = end != UINT64_MAX && shm_now_ns() >= end;
+        PyObject *failure = NULL;
+        if (!late && PyErr_CheckSignals() == 0) {
+            if (prog->is_m0 && ((failure = core_failure(prog)) != NULL || PyErr_Occurred()))
+                core_raise(failure);
+            else if (load_acq(&c->hdr->shutdown)) /* pairs with store_rel in shutdown */
+                PyErr_SetString(core_errors.Killed, "the runtime was shut down");
+            else if (core_proc_cur != NULL && core_proc_cur->prog == prog && prog->is_m0 &&
+                     load_acq(&c->m->attn) & SHM_ATTN_CHECKDEAD && /* pairs with the last idle M */
+                     shm_checkdead(c))
+                core_raise(core_deadlock(core_proc_cur));
+        }
+        if (!late && !PyErr_Occurred())
+            continue;
+        if (!shm_wait_abort(c, gr, SHM_W_EPOCH(load_acq(&g->wait)), 3)) { /* own wait */
+            PyErr_Clear(); /* the waker was first: what it brought is taken */
+            continue;
+        }
+        bool ok = shm_casgstatus(c, gr, Gwaiting, Grunnable);
+        (void)ok;
+        return PyErr_Occurred() ? -1 : 1;
+    }
+}
+
+PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
+{
+    struct shm_ctx *c = core_ctx(prog);
+    struct core_proc *s = core_proc_cur != NULL && core_proc_cur->prog == prog ? core_proc_cur : NULL;
+    if (c == NULL)
+        return NULL;
+    shm_gref gr = s ? s->curg : 0;
+    bool own = gr != 0, nested = own && c->hdr->nprocs == 0 && timeout_ns < 0;
+    int r = 0;
+    if (s != NULL && gr == 0)
+        PyErr_SetString(PyExc_RuntimeError, "blocking call on the scheduler's stack (m->g0)");
+    else if (s != NULL && load_rlx(&c->m->locks) > 0) /* own word */
+        PyErr_SetString(PyExc_RuntimeError, "schedule: holding locks");
+    else if (timeout_ns == 0)
+        PyErr_SetNone(PyExc_TimeoutError);
+    else if (!own && (r = shm_gnew(c, &gr)) < 0)
+        core_shm_error(prog, r);
+    if (PyErr_Occurred()) {
+        core_park_drop(c, pk);
+        return NULL;
+    }
+    if (!own) {
+        bool ok = shm_casgstatus(c, gr, Gidle, Grunnable) && shm_casgstatus(c, gr, Grunnable, Grunning);
+        (void)ok;
+    }
+    struct shm_g *g = shm_g(c, gr);
+    uint16_t home_m1 = g->home_m1;
+    uint8_t home_why = g->home_why, flags = g->flags, op = g->op;
+    g->op = (uint8_t)pk->kind;
+    if (nested) {
+        g->home_m1 = (uint16_t)c->m1;
+        g->home_why = home_why ? home_why : SHM_HOME_LOCKED;
+    } else {
+        g->flags |= (uint8_t)(SHM_GF_OUTSIDE | (own ? 0 : SHM_GF_SYSTEM));
+        if (own)
+            s->curg = 0;
+    }
+    if (own && !nested && !prog->is_m0)
+        shm_handoffp(c);
+    r = core_park_ops[pk->kind].park(c, pk, gr);
+    int w = 0;
+    if (r == SHM_PARKED)
+        w = nested ? block_nested(s, gr) : block_futex(prog, gr, timeout_ns);
+    PyObject *v = NULL;
+    bool back = r != SHM_PARKED || nested || shm_gclaim_runnable(c, gr);
+    (void)back;
+    if ((r == SHM_PARKED && w == 0) || r == SHM_OK)
+        v = core_park_ops[pk->kind].resume(prog, c, g);
+    else if (w == 1)
+        PyErr_SetNone(PyExc_TimeoutError);
+    else if (r < 0 && r != CORE_EXC)
+        core_shm_error(prog, r);
+    core_wait_end(c, g);
+    if (v == NULL && w != 0) {
+        shm_val_drop(c, &g->value);
+        g->value.tag = SHM_VAL_NONE;
+    }
+    g->flags = flags;
+    g->op = op;
+    g->home_m1 = home_m1;
+    g->home_why = home_why;
+    if (own) {
+        s->curg = gr;
+        store_rlx(&c->m->curg, gr); /* own word, read by dumps */
+    } else {
+        bool ok = shm_casgstatus(c, gr, Grunning, Gdead);
+        (void)ok;
+        shm_gfree(c, gr);
+    }
+    return v;
+}
+

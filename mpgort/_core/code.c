@@ -1,0 +1,558 @@
+/* code.c — the shared table of codes and names, and what this process knows about each entry.
+ *
+ * A blob names code, functions, classes and global variables by small numbers. The numbers are those
+ * of one append-only table, the same in every M (core_codes): content hash -> (number, payload).
+ * Payloads are made and read by _code.py; that happens once per code object and process, everything
+ * here is a cache in front of it:
+ *
+ *   code object -> code_info     in the code's co_extra: number, template function, resume points,
+ *                                 constants by address, shells. Lives as long as the process: the
+ *                                 template keeps the code, as the table keeps the payload.
+ *   object -> number              `named`, a hash table by address. It holds no reference, so that
+ *                                 reference counts stay what the closed-world check expects; instead
+ *                                 each use asks again whether the module's dict still has the object
+ *                                 under that name. (Names within a class cannot be asked so cheaply:
+ *                                 those entries do hold a reference.)
+ *   number -> code_info or name   `by_id`, the way back.
+ *
+ * Numbers mean something within one table only. core_codes_changed() makes all cached ones stale by
+ * moving codes_epoch on; infos keep what does not depend on the table. */
+#include "codec.h"
+
+uint32_t codes_epoch = 1;
+static Py_ssize_t extra_index;
+
+/* ---- the process-local table: what core_codes is before a segment is attached ------------------ */
+
+static struct local_entry {
+    uint8_t hash[16];
+    PyObject *payload;
+} *local;
+static uint32_t n_local, local_cap;
+static PyObject *local_ids; /* hash bytes -> id */
+
+static uint32_t local_intern(const uint8_t hash[16], const void *payload, size_t n)
+{
+    PyObject *key = PyBytes_FromStringAndSize((const char *)hash, 16);
+    if (key == NULL || (local_ids == NULL && (local_ids = PyDict_New()) == NULL)) {
+        Py_XDECREF(key);
+        return 0;
+    }
+    PyObject *id = PyDict_GetItemWithError(local_ids, key);
+    if (id != NULL || PyErr_Occurred()) {
+        Py_DECREF(key);
+        return id != NULL ? (uint32_t)PyLong_AsUnsignedLong(id) : 0;
+    }
+    if (n_local == local_cap) {
+        uint32_t cap = local_cap ? local_cap * 2 : 64;
+        struct local_entry *t = PyMem_Realloc(local, cap * sizeof *t);
+        if (t == NULL)
+            goto fail;
+        local = t;
+        local_cap = cap;
+    }
+    PyObject *bytes = PyBytes_FromStringAndSize(payload, (Py_ssize_t)n);
+    id = bytes != NULL ? PyLong_FromUnsignedLong(n_local + 1) : NULL;
+    if (id == NULL || PyDict_SetItem(local_ids, key, id) < 0) {
+        Py_XDECREF(bytes);
+        Py_XDECREF(id);
+        goto fail;
+    }
+    Py_DECREF(id);
+    Py_DECREF(key);
+    memcpy(local[n_local].hash, hash, 16);
+    local[n_local].payload = bytes;
+    return ++n_local;
+fail:
+    Py_DECREF(key);
+    if (!PyErr_Occurred())
+        PyErr_NoMemory();
+    return 0;
+}
+
+static const void *local_payload(uint32_t id, size_t *n, uint8_t hash[16])
+{
+    if (id == 0 || id > n_local)
+        return NULL;
+    memcpy(hash, local[id - 1].hash, 16);
+    *n = (size_t)PyBytes_GET_SIZE(local[id - 1].payload);
+    return PyBytes_AS_STRING(local[id - 1].payload);
+}
+
+struct core_codes core_codes = {local_intern, local_payload};
+
+/* ---- number -> what it stands for -------------------------------------------------------------- */
+
+static struct by_id {
+    struct code_info *ci;
+    PyObject *dict, *key; /* a global: its module's dict (strong) and name */
+    PyObject *obj;        /* a name within a class: the object itself */
+} *by_id;
+static uint32_t by_id_cap;
+
+static struct by_id *by_id_slot(uint32_t id)
+{
+    if (id >= by_id_cap) {
+        if (id > 1u << 24) /* a number from a damaged blob must not size an array */
+            return NULL;
+        uint32_t cap = by_id_cap ? by_id_cap : 64;
+        while (cap <= id)
+            cap *= 2;
+        struct by_id *t = PyMem_Realloc(by_id, cap * sizeof *t);
+        if (t == NULL) {
+            PyErr_NoMemory();
+            return NULL;
+        }
+        memset(t + by_id_cap, 0, (cap - by_id_cap) * sizeof *t);
+        by_id = t;
+        by_id_cap = cap;
+    }
+    return &by_id[id];
+}
+
+void core_codes_changed(void)
+{
+    codes_epoch++;
+    for (uint32_t i = 0; i < by_id_cap; i++) {
+        Py_CLEAR(by_id[i].dict);
+        Py_CLEAR(by_id[i].key);
+        Py_CLEAR(by_id[i].obj);
+        by_id[i].ci = NULL;
+    }
+}
+
+/* The payload of an entry as bytes; NULL with BadContinuation if there is no such number. */
+static PyObject *payload_bytes(uint32_t id, uint8_t hash[16])
+{
+    size_t n;
+    const void *p = id != 0 && id <= 1u << 24 ? core_codes.payload(id, &n, hash) : NULL;
+    if (p == NULL) {
+        if (!PyErr_Occurred())
+            dec_bad("no code or name has the number %u", id);
+        return NULL;
+    }
+    return PyBytes_FromStringAndSize(p, (Py_ssize_t)n);
+}
+
+PyObject *code_payload_tuple(uint32_t id)
+{
+    uint8_t hash[16];
+    PyObject *bytes = payload_bytes(id, hash);
+    if (bytes == NULL)
+        return NULL;
+    PyObject *t = PyObject_CallMethod(core_code_py, "unpack", "O", bytes);
+    Py_DECREF(bytes);
+    return t;
+}
+
+/* ---- code objects ------------------------------------------------------------------------------ */
+
+static void info_free(struct code_info *ci)
+{
+    Py_XDECREF(ci->func);
+    Py_XDECREF(ci->payload);
+    Py_XDECREF(ci->spec);
+    PyMem_Free(ci->points);
+    PyMem_Free(ci->point_at);
+    PyMem_Free(ci->const_at);
+    PyMem_Free(ci);
+}
+
+/* Table of the constants by address. Frame slots that hold one are two bytes in the blob, and are
+ * the same object after the move. */
+static int info_consts(struct code_info *ci)
+{
+    PyObject *consts = ci->code->co_consts;
+    Py_ssize_t n = PyTuple_GET_SIZE(consts);
+    uint32_t size = 4;
+    while (size < 2 * n)
+        size *= 2;
+    if (n > 0xfff0)
+        n = 0;
+    if ((ci->const_at = PyMem_Calloc(size, sizeof *ci->const_at)) == NULL)
+        return -1;
+    ci->const_mask = size - 1;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        uint32_t h = (uint32_t)((uintptr_t)PyTuple_GET_ITEM(consts, i) >> 4);
+        while (ci->const_at[h & ci->const_mask] != 0)
+            h++;
+        ci->const_at[h & ci->const_mask] = (uint16_t)(i + 1);
+    }
+    return 0;
+}
+
+static int info_points(struct code_info *ci, PyObject *points)
+{
+    PyCodeObject *code = ci->code;
+    int units = code_units(code);
+    Py_ssize_t n = PyList_GET_SIZE(points);
+    ci->spec = Py_NewRef(points);
+    ci->points = PyMem_Calloc((size_t)n + 1, sizeof *ci->points);
+    ci->point_at = PyMem_Malloc(((size_t)units + 1) * sizeof *ci->point_at);
+    if (ci->points == NULL || ci->point_at == NULL || n > INT16_MAX)
+        return -1;
+    memset(ci->point_at, 0xff, ((size_t)units + 1) * sizeof *ci->point_at);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        struct resume_point *r = &ci->points[i];
+        Py_ssize_t n_locals, n_stack;
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(points, i), "iiiiy#y#", &r->next, &r->forward,
+                              &r->line, &r->how, &r->locals, &n_locals, &r->stack, &n_stack))
+            return -1;
+        if (n_locals != code->co_nlocalsplus || n_stack > code->co_stacksize || r->next < 0 ||
+            r->next >= units || r->forward >= units) {
+            PyErr_SetString(PyExc_SystemError, "resume points do not fit the code object");
+            return -1;
+        }
+        r->depth = (uint16_t)n_stack;
+        ci->point_at[r->next] = (int16_t)i;
+    }
+    ci->n_points = (int)n;
+    return 0;
+}
+
+/* What is remembered of code that does not move: why it does not, as a str in co_extra's place. */
+struct no_info {
+    struct code_info ci; /* func == NULL */
+    char why[160];
+};
+
+static struct code_info *info_make(PyCodeObject *code, PyObject *globals)
+{
+    PyObject *d = PyObject_CallMethod(core_code_py, "describe", "OO", code, globals);
+    if (d == NULL)
+        return NULL;
+    struct code_info *ci = NULL;
+    if (PyUnicode_Check(d)) {
+        struct no_info *no = PyMem_Calloc(1, sizeof *no);
+        if (no != NULL) {
+            PyOS_snprintf(no->why, sizeof no->why, "%s", PyUnicode_AsUTF8(d));
+            no->ci.globals = globals;
+            ci = &no->ci;
+        }
+    } else if ((ci = PyMem_Calloc(1, sizeof *ci)) != NULL) {
+        PyObject *hash = PyTuple_GET_ITEM(d, 0);
+        memcpy(ci->hash, PyBytes_AS_STRING(hash), 16);
+        ci->payload = Py_NewRef(PyTuple_GET_ITEM(d, 1));
+        ci->code = code;
+        ci->globals = globals;
+        ci->func = (PyFunctionObject *)PyFunction_NewWithQualName((PyObject *)code, globals,
+                                                                  code->co_qualname);
+        if (ci->func == NULL || info_consts(ci) < 0 ||
+            info_points(ci, PyTuple_GET_ITEM(d, 2)) < 0) {
+            info_free(ci);
+            ci = NULL;
+        }
+    }
+    Py_DECREF(d);
+    if (ci == NULL && !PyErr_Occurred())
+        PyErr_NoMemory();
+    if (ci != NULL && ci->func != NULL && code_set_extra(code, extra_index, ci) < 0) {
+        info_free(ci);
+        return NULL;
+    }
+    return ci;
+}
+
+struct code_info *code_info_of(PyCodeObject *code, PyObject *globals, const char **why)
+{
+    void *extra = NULL;
+    if (code_get_extra(code, extra_index, &extra) < 0)
+        return NULL;
+    struct code_info *ci = extra;
+    static struct no_info *last_no; /* kept for its text only */
+    if (ci == NULL) {
+        if ((ci = info_make(code, globals)) == NULL)
+            return NULL;
+        if (ci->func == NULL) {
+            /* Not remembered in the code: its module may yet be put into sys.modules. */
+            PyMem_Free(last_no);
+            last_no = (struct no_info *)ci;
+            *why = last_no->why;
+            return NULL;
+        }
+    }
+    if (unlikely(ci->globals != globals)) {
+        *why = "its code also runs in another module";
+        return NULL;
+    }
+    return ci;
+}
+
+uint32_t code_info_intern(struct code_info *ci)
+{
+    uint32_t epoch = codes_epoch;
+    uint32_t id = core_codes.intern(ci->hash, PyBytes_AS_STRING(ci->payload),
+                                    (size_t)PyBytes_GET_SIZE(ci->payload));
+    if (id == 0)
+        return 0;
+    ci->id = id;
+    ci->epoch = epoch;
+    struct by_id *b = by_id_slot(id);
+    if (b == NULL)
+        return 0;
+    b->ci = ci;
+    return id;
+}
+
+struct code_info *code_info_by_id(uint32_t id)
+{
+    if (likely(id < by_id_cap) && likely(by_id[id].ci != NULL))
+        return by_id[id].ci;
+    uint8_t hash[16];
+    PyObject *bytes = payload_bytes(id, hash);
+    if (bytes == NULL)
+        return NULL;
+    PyObject *t = PyObject_CallMethod(core_code_py, "locate", "Oy#", bytes, hash, (Py_ssize_t)16);
+    Py_DECREF(bytes);
+    if (t == NULL)
+        return NULL;
+    struct code_info *ci = NULL;
+    PyObject *code, *globals;
+    const char *why = NULL;
+    if (PyArg_ParseTuple(t, "O!O!", &PyCode_Type, &code, &PyDict_Type, &globals)) {
+        ci = code_info_of((PyCodeObject *)code, globals, &why);
+        if (ci == NULL && !PyErr_Occurred())
+            PyErr_SetString(core_error("CodeMismatch"), why);
+    }
+    Py_DECREF(t);
+    struct by_id *b = ci != NULL ? by_id_slot(id) : NULL;
+    if (b == NULL)
+        return NULL;
+    b->ci = ci;
+    ci->id = id;
+    ci->epoch = codes_epoch;
+    return ci;
+}
+
+/* ---- names ------------------------------------------------------------------------------------- */
+
+static struct named {
+    PyObject *o;          /* borrowed unless held */
+    PyObject *dict, *key; /* dict[key] is o; both strong; NULL for a name within a class */
+    uint32_t id, epoch;
+    bool held, variable;
+} *named;
+static uint32_t named_mask, n_named;
+uint32_t n_variables; /* how many entries are variables: mostly none, then nobody looks */
+
+static inline uint32_t hash_address(const void *p)
+{
+    uint64_t h = (uint64_t)(uintptr_t)p >> 4;
+    return (uint32_t)((h * 0x9E3779B97F4A7C15ull) >> 32);
+}
+
+static struct named *named_slot(PyObject *o)
+{
+    if (named == NULL)
+        return NULL;
+    for (uint32_t h = hash_address(o);; h++) {
+        struct named *n = &named[h & named_mask];
+        if (n->o == o || n->o == NULL)
+            return n;
+    }
+}
+
+static int named_grow(void)
+{
+    uint32_t size = named == NULL ? 64 : (named_mask + 1) * 2;
+    struct named *old = named, *t = PyMem_Calloc(size, sizeof *t);
+    if (t == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    uint32_t n_old = old == NULL ? 0 : named_mask + 1;
+    named = t;
+    named_mask = size - 1;
+    for (uint32_t i = 0; i < n_old; i++)
+        if (old[i].o != NULL)
+            *named_slot(old[i].o) = old[i];
+    PyMem_Free(old);
+    return 0;
+}
+
+/* Still what its module calls by that name? */
+static inline bool named_holds(struct named *n)
+{
+    if (n->dict == NULL)
+        return n->held;
+    return PyDict_GetItemWithError(n->dict, n->key) == n->o;
+}
+
+static uint32_t named_add(PyObject *o, const char *asker, bool variable)
+{
+    PyObject *t = PyObject_CallMethod(core_code_py, asker, "O", o);
+    if (t == NULL || t == Py_None) {
+        Py_XDECREF(t);
+        return 0;
+    }
+    uint32_t id = 0;
+    const char *hash, *payload;
+    Py_ssize_t n_hash, n_payload;
+    PyObject *r = NULL;
+    if (!PyArg_ParseTuple(t, "y#y#", &hash, &n_hash, &payload, &n_payload) ||
+        (id = core_codes.intern((const uint8_t *)hash, payload, (size_t)n_payload)) == 0)
+        goto done;
+    r = PyObject_CallMethod(core_code_py, "resolve", "y#", payload, n_payload);
+    PyObject *dict, *key, *found;
+    if (r == NULL || !PyArg_ParseTuple(r, "OUO", &dict, &key, &found) || found != o ||
+        (2 * ++n_named > named_mask && named_grow() < 0)) {
+        id = 0;
+        goto done;
+    }
+    struct named *n = named_slot(o);
+    if (n->o != NULL) { /* the address had another object before */
+        Py_CLEAR(n->dict);
+        Py_CLEAR(n->key);
+        if (n->held)
+            Py_DECREF(n->o);
+        n_named--;
+    }
+    *n = (struct named){.o = o, .id = id, .epoch = codes_epoch, .variable = variable};
+    n_variables += variable;
+    if (dict == Py_None) {
+        n->held = true;
+        Py_INCREF(o);
+    } else {
+        n->dict = Py_NewRef(dict);
+        n->key = Py_NewRef(key);
+        PyUnicode_InternInPlace(&n->key);
+    }
+done:
+    Py_DECREF(t);
+    Py_XDECREF(r);
+    return id;
+}
+
+static inline uint32_t named_id(PyObject *o)
+{
+    struct named *n = named_slot(o);
+    if (n == NULL || n->o != o || n->epoch != codes_epoch || !named_holds(n))
+        return 0;
+    return n->id;
+}
+
+uint32_t global_id(PyObject *o)
+{
+    uint32_t id = named_id(o);
+    return likely(id != 0) ? id : named_add(o, "name_of", false);
+}
+
+uint32_t variable_id(PyObject *o)
+{
+    uint32_t id = named_id(o);
+    return id != 0 ? id : named_add(o, "variable_of", true);
+}
+
+uint32_t variable_known(PyObject *o) { return n_variables == 0 ? 0 : named_id(o); }
+
+PyObject *global_by_id(uint32_t id)
+{
+    struct by_id *b = id < by_id_cap ? &by_id[id] : NULL;
+    if (b == NULL || (b->dict == NULL && b->obj == NULL)) {
+        uint8_t hash[16];
+        PyObject *bytes = payload_bytes(id, hash);
+        if (bytes == NULL)
+            return NULL;
+        PyObject *r = PyObject_CallMethod(core_code_py, "resolve", "O", bytes);
+        Py_DECREF(bytes);
+        PyObject *dict, *key, *found;
+        if (r == NULL || !PyArg_ParseTuple(r, "OUO", &dict, &key, &found) ||
+            (b = by_id_slot(id)) == NULL) {
+            Py_XDECREF(r);
+            return NULL;
+        }
+        if (dict == Py_None) {
+            b->obj = Py_NewRef(found);
+        } else {
+            b->dict = Py_NewRef(dict);
+            b->key = Py_NewRef(key);
+        }
+        Py_DECREF(r);
+    }
+    if (b->obj != NULL)
+        return Py_NewRef(b->obj);
+    PyObject *o = PyDict_GetItemWithError(b->dict, b->key);
+    if (o == NULL && !PyErr_Occurred())
+        PyErr_Format(core_error("CodeMismatch"), "%U: its module has nothing under that name now",
+                     b->key);
+    return Py_XNewRef(o);
+}
+
+/* ---- the local table between processes (tests) -------------------------------------------------- */
+
+static PyObject *codes_dump(PyObject *mod, PyObject *none)
+{
+    PyObject *all = PyList_New(0);
+    for (uint32_t i = 0; all != NULL && i < n_local; i++) {
+        PyObject *pair =
+            Py_BuildValue("(y#O)", local[i].hash, (Py_ssize_t)16, local[i].payload);
+        if (pair == NULL || PyList_Append(all, pair) < 0)
+            Py_CLEAR(all);
+        Py_XDECREF(pair);
+    }
+    PyObject *bytes = all != NULL ? PyObject_CallMethod(core_code_py, "pack", "O", all) : NULL;
+    Py_XDECREF(all);
+    return bytes;
+}
+
+static PyObject *codes_load(PyObject *mod, PyObject *bytes)
+{
+    PyObject *all = PyObject_CallMethod(core_code_py, "unpack", "O", bytes);
+    if (all == NULL)
+        return NULL;
+    for (uint32_t i = 0; i < n_local; i++)
+        Py_DECREF(local[i].payload);
+    n_local = 0;
+    if (local_ids != NULL)
+        PyDict_Clear(local_ids);
+    core_codes_changed();
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(all); i++) {
+        const char *hash, *payload;
+        Py_ssize_t n_hash, n_payload;
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(all, i), "y#y#", &hash, &n_hash, &payload,
+                              &n_payload) ||
+            local_intern((const uint8_t *)hash, payload, (size_t)n_payload) == 0) {
+            Py_DECREF(all);
+            return NULL;
+        }
+    }
+    Py_DECREF(all);
+    Py_RETURN_NONE;
+}
+
+static PyObject *code_info(PyObject *mod, PyObject *arg)
+{
+    PyObject *code = PyFunction_Check(arg) ? PyFunction_GET_CODE(arg) : NULL;
+    if (code == NULL) {
+        PyErr_SetString(PyExc_TypeError, "code_info() takes a function");
+        return NULL;
+    }
+    const char *why = NULL;
+    struct code_info *ci =
+        code_info_of((PyCodeObject *)code, PyFunction_GET_GLOBALS(arg), &why);
+    if (ci == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, why);
+        return NULL;
+    }
+    uint32_t id = code_info_id(ci);
+    if (id == 0)
+        return NULL;
+    return Py_BuildValue("{s:I,s:y#,s:O,s:i}", "id", id, "hash", ci->hash, (Py_ssize_t)16, "points",
+                         ci->spec, "shells", ci->n_shells);
+}
+
+static PyMethodDef methods[] = {
+    {"codes_dump", codes_dump, METH_NOARGS, "The process-local table of codes and names as bytes."},
+    {"codes_load", codes_load, METH_O, "Replaces the process-local table by a dumped one."},
+    {"code_info", code_info, METH_O, "What is known of a function's code: id, hash, points."},
+    {NULL},
+};
+
+int core_code_init(PyObject *mod)
+{
+    if ((core_code_py = PyImport_ImportModule("mpgort._code")) == NULL)
+        return -1;
+    extra_index = code_extra_index(NULL);
+    return extra_index < 0 ? -1 : PyModule_AddFunctions(mod, methods);
+}

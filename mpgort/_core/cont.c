@@ -1,0 +1,267 @@
+/* cont.c — where a goroutine is between two turns: bytes in the segment, or live at home.
+ *
+ * It owns `homes` (the goroutines that are live in this process), the layout of a stored continuation
+ * and which context is entered.
+ *
+ * AT HOME. main (its frame is the caller's), pinned (cannot be encoded: home->reason says which local
+ * and why), heavy (over the budget). The live coroutine stays in `homes`, g->home_m1 names this M, and
+ * ready() queues it here. A pinned or heavy one is tried again after 1, 2, 4 ... 128 parks, so a G moves
+ * again once its file is closed, and a reducer with a large dict does not pay for it at every park.
+ *
+ * CONTEXT VARIABLES. Goroutines that set none share one empty context; only one that has some pays
+ * for its own: its items end the continuation (SHM_GF_CONTEXT). */
+#include "proc.h"
+#include <string.h>
+
+#define BACKOFF_MAX 128
+
+/* ---- context variables ----------------------------------------------------------------------- */
+
+bool core_context_empty(PyObject *ctx) { return ctx == NULL || PyObject_Size(ctx) <= 0; }
+
+/* Enters ctx (a new reference is taken) instead of what the loop has entered now. */
+int core_context_switch(struct core_proc *s, PyObject *ctx)
+{
+    if (s->ctx == ctx)
+        return 0;
+    if (s->ctx != NULL) {
+        if (PyContext_Exit(s->ctx) < 0)
+            return -1;
+        Py_CLEAR(s->ctx);
+    }
+    if (ctx != NULL) {
+        if (PyContext_Enter(ctx) < 0)
+            return -1;
+        s->ctx = Py_NewRef(ctx);
+    }
+    return 0;
+}
+
+/* Back to the empty context that all share; one that a goroutine has written to is its own now. */
+int core_context_base(struct core_proc *s)
+{
+    if (s->ctx == s->base_ctx && core_context_empty(s->ctx))
+        return 0;
+    if (s->ctx == s->base_ctx) {
+        PyObject *fresh = PyContext_New();
+        if (fresh == NULL)
+            return -1;
+        Py_XSETREF(s->base_ctx, fresh);
+    }
+    return core_context_switch(s, s->base_ctx);
+}
+
+/* ---- home ------------------------------------------------------------------------------------- */
+
+void core_home_free(struct core_home *h)
+{
+    Py_CLEAR(h->root);
+    Py_CLEAR(h->park);
+    Py_CLEAR(h->ctx);
+    Py_CLEAR(h->reason);
+    PyMem_Free(h);
+}
+
+struct core_home *core_home_get(struct core_proc *s, shm_gref gr)
+{
+    uint32_t i = shm_gidx(gr);
+    struct core_home *h = i < s->homes_cap ? s->homes[i] : NULL;
+    return h != NULL && h->g == gr ? h : NULL;
+}
+
+struct core_home *core_home_make(struct core_proc *s, shm_gref gr)
+{
+    uint32_t i = shm_gidx(gr);
+    if (i >= s->homes_cap) {
+        uint32_t cap = s->homes_cap ? s->homes_cap : 64;
+        while (cap <= i)
+            cap *= 2;
+        struct core_home **t = PyMem_Realloc(s->homes, cap * sizeof *t);
+        if (t == NULL)
+            return PyErr_NoMemory(), NULL;
+        memset(t + s->homes_cap, 0, (cap - s->homes_cap) * sizeof *t);
+        s->homes = t;
+        s->homes_cap = cap;
+    }
+    if (s->homes[i] != NULL) /* of a G whose slot was reused: it died elsewhere, by force */
+        core_home_free(s->homes[i]);
+    struct core_home *h = s->homes[i] = PyMem_Calloc(1, sizeof *h);
+    if (h == NULL)
+        return PyErr_NoMemory(), NULL;
+    h->g = gr;
+    return h;
+}
+
+void core_home_drop(struct core_proc *s, struct core_home *h)
+{
+    s->homes[shm_gidx(h->g)] = NULL;
+    core_home_free(h);
+}
+
+/* ---- continuations --------------------------------------------------------------------------- */
+
+/* Stores e's bytes, followed by the context's, as g's continuation. */
+int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
+                      PyObject *ctx)
+{
+    shm_off off;
+    int r;
+    size_t n = (size_t)(e->p - e->base);
+    if (core_context_empty(ctx)) {
+        if (n > UINT32_MAX)
+            return core_enc_undo(c, e), core_shm_error(s->prog, SHM_ENOMEM);
+        r = shm_cont_make(c, &off, e->base, (uint32_t)n, e->h, e->nh);
+        g->flags &= (uint8_t)~SHM_GF_CONTEXT;
+    } else {
+        /* [chain or call][context][u32 length of the context]; handles of both at the end. */
+        struct core_enc spare, *ce = core_venc_take(s, &spare);
+        if (ce == NULL)
+            return core_enc_undo(c, e), -1;
+        r = core_context_encode(ctx, ce);
+        if (r != ENC_OK) {
+            core_enc_undo(c, ce);
+            core_enc_undo(c, e);
+            core_venc_give(s, ce);
+            return -1;
+        }
+        uint32_t m = (uint32_t)(ce->p - ce->base);
+        size_t total = n + m + sizeof m;
+        uint8_t *buf = PyMem_Malloc(total + 1);
+        uint64_t *h = PyMem_Malloc((e->nh + ce->nh + 1) * sizeof *h);
+        if (buf == NULL || h == NULL || total > UINT32_MAX) {
+            core_enc_undo(c, ce);
+            core_enc_undo(c, e);
+            core_venc_give(s, ce);
+            PyMem_Free(buf);
+            PyMem_Free(h);
+            PyErr_NoMemory();
+            return -1;
+        }
+        memcpy(buf, e->base, n);
+        memcpy(buf + n, ce->base, m);
+        memcpy(buf + n + m, &m, sizeof m);
+        memcpy(h, e->h, e->nh * sizeof *h);
+        memcpy(h + e->nh, ce->h, ce->nh * sizeof *h);
+        r = shm_cont_make(c, &off, buf, (uint32_t)total, h, e->nh + ce->nh);
+        if (r < 0)
+            core_enc_undo(c, ce);
+        PyMem_Free(buf);
+        PyMem_Free(h);
+        core_venc_give(s, ce);
+        g->flags |= SHM_GF_CONTEXT;
+        n = total;
+    }
+    if (r < 0) {
+        core_enc_undo(c, e);
+        return core_shm_error(s->prog, r);
+    }
+    g->cont_off = off;
+    g->cont_len = (uint32_t)n;
+    return 0;
+}
+
+/* Splits a continuation into chain (or call) and context; false: the lengths do not fit. */
+bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain,
+                       size_t *ctx)
+{
+    *chain = n;
+    *ctx = 0;
+    if (g->flags & SHM_GF_CONTEXT) {
+        uint32_t m;
+        if (n < sizeof m)
+            return false;
+        memcpy(&m, p + n - sizeof m, sizeof m);
+        if (m > n - sizeof m)
+            return false;
+        *ctx = m;
+        *chain = n - sizeof m - m;
+    }
+    return true;
+}
+
+/* Keeps the running goroutine here: root and pk move into its home. */
+int core_keep(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, uint8_t why,
+                const char *reason)
+{
+    struct shm_g *g = core_g(s, gr);
+    struct core_home *h = s->curhome;
+    if (h == NULL && (h = core_home_make(s, gr)) == NULL)
+        return -1;
+    h->root = root;
+    h->park = pk;
+    h->why = why;
+    if (reason != NULL) {
+        PyObject *text = PyUnicode_DecodeUTF8(reason, (Py_ssize_t)strlen(reason), "replace");
+        if (text == NULL)
+            PyErr_Clear();
+        Py_XSETREF(h->reason, text);
+    }
+    if (s->ctx != s->base_ctx || !core_context_empty(s->ctx))
+        Py_XSETREF(h->ctx, Py_XNewRef(s->ctx));
+    g->home_m1 = (uint16_t)s->c->m1;
+    g->home_why = why;
+    g->op = (uint8_t)pk->kind;
+    s->curhome = h;
+    own_add(&s->c->m->st.home_parks, 1); /* owner only */
+    return CORE_AT_HOME;
+}
+
+/* Makes the running goroutine complete outside this M's Python, if that can be, before it parks
+ * (INV parked-complete). CORE_LIGHT: the bytes are stored, root and pk are still the caller's. CORE_AT_HOME:
+ * they have moved. -1: exception; nothing has changed. */
+int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
+{
+    struct shm_g *g = core_g(s, gr);
+    struct shm_hdr *hdr = s->c->hdr;
+    struct core_home *h = s->curhome;
+    bool whole = hdr->migrate == 1 || (g->flags & SHM_GF_DURABLE);
+    if (g->flags & SHM_GF_MAIN)
+        return core_keep(s, gr, root, pk, SHM_HOME_MAIN, NULL);
+    if (h != NULL && h->why == SHM_HOME_LOCKED)
+        return core_keep(s, gr, root, pk, SHM_HOME_LOCKED, NULL);
+    if (hdr->migrate == 2)
+        return core_keep(s, gr, root, pk, SHM_HOME_PINNED, h ? NULL : "MPGORT_MIGRATE=never");
+    if (h != NULL && h->skip > 0) {
+        h->skip--;
+        return core_keep(s, gr, root, pk, h->why, NULL);
+    }
+    core_enc_reset(&s->enc);
+    s->enc.budget = whole ? SIZE_MAX : hdr->heavy_bytes;
+    int r = core_chain_encode(root, (PyObject *)pk, &s->enc);
+    if (r == ENC_OK) {
+        if (core_cont_store(s, s->c, g, &s->enc, s->ctx) < 0)
+            return -1;
+        g->op = (uint8_t)pk->kind;
+        g->home_m1 = 0;
+        g->home_why = SHM_HOME_NONE;
+        if (h != NULL) {
+            s->curhome = NULL;
+            core_home_drop(s, h);
+        }
+        return CORE_LIGHT;
+    }
+    core_enc_undo(s->c, &s->enc);
+    if (r == ENC_ERROR)
+        return -1;
+    r = core_keep(s, gr, root, pk, r == ENC_HEAVY ? SHM_HOME_HEAVY : SHM_HOME_PINNED, s->enc.reason);
+    if (r == CORE_AT_HOME) {
+        h = s->curhome;
+        h->backoff = h->backoff ? (uint8_t)(h->backoff < BACKOFF_MAX ? h->backoff * 2 : BACKOFF_MAX) : 1;
+        h->skip = h->backoff;
+    }
+    return r;
+}
+
+/* The operation ended at once after all: takes back what core_store() gave away. */
+void core_unstore(struct core_proc *s, shm_gref gr, int how)
+{
+    struct shm_g *g = core_g(s, gr);
+    if (how == CORE_LIGHT) {
+        shm_cont_drop(s->c, g->cont_off, g->cont_len);
+        g->cont_off = 0;
+    } else {
+        s->curhome->root = NULL;
+        s->curhome->park = NULL;
+    }
+}
+

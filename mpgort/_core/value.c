@@ -1,0 +1,185 @@
+/* value.c — Python values <-> struct shm_val: the codec, told which program it works for.
+ *
+ * The codec (codec.c) names code objects and handles in terms of one program; a thread may take part in
+ * several (M0 with two Runtimes), so each use enters the program first. Handles in bytes count as
+ * references on their objects: bytes that are not stored after all give them back (core_enc_undo). */
+#include "proc.h"
+
+/* The exception now set, as an object, for a throw into the goroutine. */
+PyObject *core_take_exc(void)
+{
+    PyObject *type, *exc, *tb;
+    PyErr_Fetch(&type, &exc, &tb);
+    PyErr_NormalizeException(&type, &exc, &tb);
+    if (tb != NULL)
+        PyException_SetTraceback(exc, tb);
+    Py_XDECREF(type);
+    Py_XDECREF(tb);
+    return exc;
+}
+
+int core_raise(PyObject *exc)
+{
+    if (exc != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+        Py_DECREF(exc);
+    }
+    return -1;
+}
+
+/* Encoding and decoding name codes and handles in terms of one program. */
+struct core_entered core_enter(CoreProg *prog)
+{
+    struct core_entered e = {core_prog_cur};
+    if (core_prog_cur != prog) {
+        core_prog_cur = prog;
+        core_codes_changed();
+    }
+    return e;
+}
+void core_leave(struct core_entered e)
+{
+    if (core_prog_cur != e.was) {
+        core_prog_cur = e.was;
+        core_codes_changed();
+    }
+}
+
+/* The program's sink for values, or a fresh one while it is in use: a reducer may itself send. */
+struct core_enc *core_venc_take(struct core_proc *s, struct core_enc *spare)
+{
+    struct core_enc *e = &s->venc;
+    if (s->venc_busy) {
+        if (core_enc_init(spare) < 0)
+            return PyErr_NoMemory(), NULL;
+        e = spare;
+    } else {
+        s->venc_busy = true;
+    }
+    core_enc_reset(e);
+    e->budget = SIZE_MAX;
+    return e;
+}
+void core_venc_give(struct core_proc *s, struct core_enc *e)
+{
+    if (e == &s->venc)
+        s->venc_busy = false;
+    else
+        core_enc_free(e);
+}
+
+/* Handles already counted for bytes that will not be stored after all. */
+void core_enc_undo(struct shm_ctx *c, struct core_enc *e)
+{
+    for (uint32_t i = 0; i < e->nh; i++)
+        shm_obj_unref(c, SHM_HANDLE_OFF(e->h[i]));
+    e->nh = 0;
+}
+
+static int value_store(CoreProg *prog, struct shm_ctx *c, struct core_enc *e, struct shm_val *val)
+{
+    size_t n = (size_t)(e->p - e->base);
+    int r = n > UINT32_MAX ? SHM_ENOMEM : shm_val_make(c, val, e->base, (uint32_t)n, e->h, e->nh);
+    if (r < 0) {
+        core_enc_undo(c, e);
+        return core_shm_error(prog, r);
+    }
+    return 0;
+}
+
+int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val)
+{
+    struct core_proc *s = core_proc_get(prog);
+    struct shm_ctx *c = core_ctx(prog);
+    struct core_enc spare, *e;
+    if (s == NULL || c == NULL || (e = core_venc_take(s, &spare)) == NULL)
+        return -1;
+    struct core_entered was = core_enter(prog);
+    int r = core_value_encode(v, e);
+    if (r == ENC_OK)
+        r = value_store(prog, c, e, val);
+    else
+        core_enc_undo(c, e);
+    core_leave(was);
+    core_venc_give(s, e);
+    return r == 0 ? 0 : -1;
+}
+
+int core_exc_store(CoreProg *prog, PyObject *exc, struct shm_val *val)
+{
+    struct core_proc *s = core_proc_get(prog);
+    struct shm_ctx *c = core_ctx(prog);
+    struct core_enc spare, *e;
+    if (s == NULL || c == NULL || (e = core_venc_take(s, &spare)) == NULL)
+        return -1;
+    struct core_entered was = core_enter(prog);
+    int r = core_exc_encode(exc, e);
+    if (r == ENC_OK)
+        r = value_store(prog, c, e, val);
+    else
+        core_enc_undo(c, e);
+    core_leave(was);
+    core_venc_give(s, e);
+    return r == 0 ? 0 : -1;
+}
+
+static PyObject *val_decode(CoreProg *prog, struct shm_ctx *c, const struct shm_val *val)
+{
+    uint32_t n;
+    const uint8_t *p = shm_val_bytes(c, val, &n);
+    struct core_entered was = core_enter(prog);
+    PyObject *v = core_value_decode(p, n);
+    core_leave(was);
+    return v;
+}
+
+PyObject *core_val_take(CoreProg *prog, struct shm_val *val)
+{
+    if (val->tag == SHM_VAL_NONE)
+        Py_RETURN_NONE;
+    struct shm_ctx *c = core_ctx(prog);
+    if (c == NULL)
+        return NULL;
+    struct shm_val mine = *val;
+    val->tag = SHM_VAL_NONE;
+    PyObject *v = val_decode(prog, c, &mine);
+    shm_val_consumed(c, &mine);
+    return v;
+}
+
+PyObject *core_val_peek(CoreProg *prog, const struct shm_val *val)
+{
+    if (val->tag == SHM_VAL_NONE)
+        Py_RETURN_NONE;
+    struct shm_ctx *c = core_ctx(prog);
+    struct shm_val copy;
+    if (c == NULL)
+        return NULL;
+    int r = shm_val_copy(c, &copy, val);
+    if (r < 0) {
+        core_shm_error(prog, r);
+        return NULL;
+    }
+    return core_val_take(prog, &copy);
+}
+
+PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val)
+{
+    struct shm_ctx *c = core_ctx(prog);
+    struct shm_val copy;
+    if (c == NULL)
+        return NULL;
+    int r = shm_val_copy(c, &copy, val);
+    if (r < 0) {
+        core_shm_error(prog, r);
+        return NULL;
+    }
+    uint32_t n;
+    const uint8_t *p = shm_val_bytes(c, &copy, &n);
+    struct core_entered was = core_enter(prog);
+    PyObject *exc = core_exc_decode(p, n);
+    core_leave(was);
+    shm_val_consumed(c, &copy);
+    return exc;
+}
+

@@ -1,0 +1,52 @@
+"""What README.md shows is what happens."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def run_text(folder: Path, source: str) -> str:
+    path = folder / "readme.py"
+    path.write_text(source)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_opening_program_prints_what_its_comment_says(tmp_path: Path) -> None:
+    source = blocks("python")[0]
+    assert "# [6, 28, 496]" in source
+    assert run_text(tmp_path, source) == "[6, 28, 496]\n"
+
+
+def test_the_first_program_runs(tmp_path: Path) -> None:
+    source = "import mpgort\nfrom mpgort import chan, go, spawn\n\n" + blocks("python")[1]
+    source += '\nif __name__ == "__main__":\n    mpgort.run(main)\n'
+    assert run_text(tmp_path, source) == "0\n1\n2\n1024\n"
+
+
+def test_the_two_commands_are_those_that_ci_runs() -> None:
+    set_up, test = blocks("sh")[:2]
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert f"TEST='{test.strip()}'" in ci
+    install = next(part for part in set_up.split(" && ") if "pip install" in part)
+    extras = shlex.split(install)[-1]
+    assert f"pip install -q --disable-pip-version-check -e '{extras}'" in ci
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"`((?:shm|mpgort|bench)/[\w./]+)`", README)))
+)
+def test_a_file_that_the_readme_names_is_there(path: str) -> None:
+    assert (ROOT / path).exists()

@@ -1,0 +1,83 @@
+"""The C tests of shm/: each tests/shm/test_*.c is compiled with shm/*.c and run.
+
+Three builds of each: plain, asan (AddressSanitizer and UBSan; Ms are forked processes) and tsan
+(ThreadSanitizer; Ms are threads of one process, the only thing it sees). All have failpoints.
+A build is kept in .build/ under the hash of everything that went into it. MPGORT_STORM=1 runs the
+long loops. The programs are free of Python: that shm/ compiles here without Python.h is a test too.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+SHM = HERE.parent.parent / "shm"
+BUILD = HERE / ".build"
+CC = os.environ.get("CC", "gcc")
+COMMON = [
+    "-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-DSHM_FAILPOINTS",
+    "-I", str(SHM), "-I", str(HERE),
+]  # fmt: skip
+VARIANTS = {
+    "plain": ["-O2"],
+    "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+             "-fno-omit-frame-pointer"],
+    "tsan": ["-O1", "-fsanitize=thread"],
+}  # fmt: skip
+STORM = os.environ.get("MPGORT_STORM", "0") not in ("", "0")
+LIMIT = 1800 if STORM else 300
+
+
+@functools.cache
+def sources_digest() -> bytes:
+    """A hash of all of shm/ and of the harness."""
+    h = hashlib.sha256()
+    for p in [*sorted(SHM.glob("*.[ch]")), HERE / "harness.h"]:
+        h.update(p.name.encode() + b"\0" + p.read_bytes())
+    return h.digest()
+
+
+def build(test: Path, variant: str) -> Path:
+    """The program of `test` in `variant`, compiled if there is none of these sources yet."""
+    flags = [*COMMON, *VARIANTS[variant]]
+    h = hashlib.sha256(sources_digest() + test.read_bytes() + "\0".join([CC, *flags]).encode())
+    BUILD.mkdir(exist_ok=True)
+    exe = BUILD / f"{test.stem}-{variant}-{h.hexdigest()[:16]}"
+    if exe.exists():
+        return exe
+    for old in BUILD.glob(f"{test.stem}-{variant}-*"):
+        old.unlink(missing_ok=True)
+    part = exe.with_suffix(f".{os.getpid()}")
+    cmd = [CC, *flags, str(test), *map(str, sorted(SHM.glob("*.c"))), "-o", str(part)]
+    done = subprocess.run(cmd, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(cmd)}\n{done.stderr}", pytrace=False)
+    part.rename(exe)
+    return exe
+
+
+@pytest.mark.timeout(LIMIT + 60)
+@pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize("test", sorted(HERE.glob("test_*.c")), ids=lambda p: p.stem)
+def test_c_program_passes(test: Path, variant: str) -> None:
+    exe = build(test, variant)
+    env = {
+        **os.environ,
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+    }
+    try:
+        done = subprocess.run([exe], capture_output=True, text=True, timeout=LIMIT, env=env)
+    except subprocess.TimeoutExpired as e:
+        out = b"".join(x for x in (e.stdout, e.stderr) if isinstance(x, bytes)).decode()
+        pytest.fail(f"{exe.name} did not end within {LIMIT} s\n{out}", pytrace=False)
+    if done.returncode != 0:
+        text = f"{exe.name} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        pytest.fail(text, pytrace=False)
