@@ -1,7 +1,6 @@
 """What this machine allows mpgort, and what to change where it allows too little.
 
-Each check looks at one thing, by reading it or by trying it, and says what it found. Nothing here
-needs the compiled module: doctor is what one runs when that cannot be imported."""
+Each check looks at one thing, by reading it or by trying it, and says what it found."""
 
 import importlib
 import os
@@ -10,9 +9,10 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from mpgort import _run
 
 MIB = 1 << 20
 # 1,000,000 parked goroutines at 256 bytes each; the same again for messages and results.
@@ -126,53 +126,13 @@ def check_address_space() -> Finding:
     )
 
 
-def cgroup_folders() -> Iterator[tuple[str, Path]]:
-    """(version, folder) of the cgroup of this process and of all above it: each may limit."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            version, root = "2", Path("/sys/fs/cgroup")
-        elif "cpu" in controllers.split(","):
-            version, root = "1", Path("/sys/fs/cgroup/cpu")
-        else:
-            continue
-        folder = root / path.lstrip("/")
-        while True:
-            # In a container the path may be the host's: then only the root is there.
-            if folder.is_dir():
-                yield version, folder
-            if folder == root or root not in folder.parents:
-                break
-            folder = folder.parent
-
-
-def cgroup_quota() -> float | None:
-    """CPUs that the tightest cgroup grants, None without a limit. Source: cpu.max, cpu.cfs_*_us."""
-    quotas = []
-    for version, folder in cgroup_folders():
-        try:
-            if version == "2":
-                quota, period = (folder / "cpu.max").read_text().split()
-            else:
-                quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-                period = (folder / "cpu.cfs_period_us").read_text().strip()
-        except (OSError, ValueError):
-            continue
-        if quota not in ("max", "-1"):
-            quotas.append(int(quota) / int(period))
-    return min(quotas, default=None)
-
-
 def check_cpus() -> Finding:
+    """Affinity and quota: what `procs` defaults to."""
     allowed, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    quota = cgroup_quota()
+    quota = _run.cgroup_cpus()
     found = f"{allowed} of {present} by affinity"
     if quota is not None:
-        found += f", {quota:.2f} by cgroup quota"
+        found += f", {quota} by cgroup quota"
     if min(allowed, quota or allowed) < 2:
         return Finding(
             "warn", "processors", found, "goroutines run in turn: grant 2 or more to gain time"

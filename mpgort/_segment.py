@@ -1,14 +1,14 @@
 """A program's shared-memory object: its name, its room, and views of its tables.
 
-The object has a name for some microseconds only: M0 makes it (O_EXCL, mode 0600), and unlinks it before
-anything else happens. From then on it is a descriptor that every process of the program inherits or
-is handed, and the kernel frees it with the last of them: no order of deaths can leave it behind. A
-monitor finds it as /proc/PID/fd/N -> /dev/shm/mpgort-USER-PID-RANDOM (deleted).
+The object has a name for some microseconds only: M0 makes it (O_EXCL, mode 0600), and unlinks it
+before anything else happens. From then on it is a descriptor that every process of the program
+inherits or is handed, and the kernel frees it with the last of them: no order of deaths can leave
+it behind. A monitor finds it as /proc/PID/fd/N -> /dev/shm/mpgort-USER-PID-RANDOM (deleted).
 
-What can be left is a name whose maker was killed within those microseconds. The name says the maker's
-pid, so the next program of the same user removes it (`sweep`): the file is its own user's and the pid
-names no process. Rejected: memfd_create, which has no name at all, but does not count against
-/dev/shm's limit and shows no program in /proc."""
+What can be left is a name whose maker was killed within those microseconds. The name says the
+maker's pid, so the next program of the same user removes it (`sweep`): the file is its own user's
+and the pid names no process. Rejected: memfd_create, which has no name at all, but does not count
+against /dev/shm's limit and shows no program in /proc."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def make() -> int:
 
 
 def default_heap_bytes() -> int:
-    """The ceiling of a heap nobody has set: what /dev/shm could hold, so that its limit is the one met."""
+    """The ceiling of a heap nobody has set: what /dev/shm could hold, so that its limit is the one
+    met."""
     st = os.statvfs(SHM_DIR)
     return max(st.f_blocks * st.f_frsize, 1 << 30)
 
@@ -79,15 +80,17 @@ def warn_if_small(heap_bytes: int | None) -> None:
         return
     less = "" if heap_bytes is None else f" less than heap_bytes={heap_bytes};"
     warnings.warn(
-        f"{SHM_DIR} has {free >> 20} MB free:{less} a program that needs more gets OutOfSharedMemory. "
-        "Make it larger: docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm",
+        f"{SHM_DIR} has {free >> 20} MB free:{less} a program that needs more gets "
+        "OutOfSharedMemory. Make it larger: docker run --shm-size=1g, or mount -o "
+        "remount,size=1g /dev/shm",
         RuntimeWarning,
         stacklevel=4,
     )
 
 
 def dtype_of(table: str) -> np.dtype[Any]:
-    """The numpy dtype of one row of a table ("hdr", "p", "m", "g", ...), from the segment's layout."""
+    """The numpy dtype of one row of a table ("hdr", "p", "m", "g", ...), from the segment's
+    layout."""
     import numpy as np
 
     rows = [r for r in _core.Program.layout() if r[0] == table]

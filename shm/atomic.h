@@ -21,6 +21,7 @@
 #define xchg_seq(p, v) atomic_exchange_explicit((p), (v), memory_order_seq_cst)
 #define add_rlx(p, v) atomic_fetch_add_explicit((p), (v), memory_order_relaxed)
 #define add_acqrel(p, v) atomic_fetch_add_explicit((p), (v), memory_order_acq_rel)
+#define add_seq(p, v) atomic_fetch_add_explicit((p), (v), memory_order_seq_cst)
 #define sub_acqrel(p, v) atomic_fetch_sub_explicit((p), (v), memory_order_acq_rel)
 #define or_seq(p, v) atomic_fetch_or_explicit((p), (v), memory_order_seq_cst)
 #define and_seq(p, v) atomic_fetch_and_explicit((p), (v), memory_order_seq_cst)

@@ -97,9 +97,8 @@ int shm_handle_hold(struct shm_ctx *c, shm_off obj, uint32_t *slot)
     return SHM_OK;
 }
 
-void shm_handle_release(struct shm_ctx *c, uint32_t slot)
+static void release(struct shm_ctx *c, struct shm_m *m, uint32_t slot)
 {
-    struct shm_m *m = c->m;
     uint64_t *w = (uint64_t *)shm_at(c, m->handles_off) + slot;
     if (unlikely(slot >= m->handles_cap || *w & FREE))
         shm_throw("handle_release: slot %u of M %u is free", slot, m->index);
@@ -113,16 +112,17 @@ void shm_handle_release(struct shm_ctx *c, uint32_t slot)
     shm_obj_unref(c, obj);
 }
 
-/* For shm_mexit: all handles, then the table. */
-void shm_handles_drop(struct shm_ctx *c)
+void shm_handle_release(struct shm_ctx *c, uint32_t slot) { release(c, c->m, slot); }
+
+/* All handles of m, then its table. m is this M, or dead. */
+static void drop_all(struct shm_ctx *c, struct shm_m *m)
 {
-    struct shm_m *m = c->m;
     shm_off table = m->handles_off;
     if (table == 0)
         return;
     for (uint32_t i = 0; i < m->handles_cap; i++)
         if (!(*((uint64_t *)shm_at(c, table) + i) & FREE))
-            shm_handle_release(c, i);
+            release(c, m, i);
     shm_tx_begin(c);
     shm_adopt(c, table);
     shm_tx_store64(c, &m->handles_off, 0);
@@ -131,3 +131,6 @@ void shm_handles_drop(struct shm_ctx *c)
     shm_tx_commit(c);
     shm_free(c, table);
 }
+
+void shm_handles_drop(struct shm_ctx *c) { drop_all(c, c->m); }
+void shm_handle_reap(struct shm_ctx *c, struct shm_m *dead) { drop_all(c, dead); }

@@ -112,12 +112,14 @@ static uint64_t span_pages(unsigned cls)
 
 /* ---- block headers --------------------------------------------------------------------------- */
 
+union blk_bits {
+    struct shm_blk blk;
+    uint64_t word;
+};
+
 static uint64_t blk_word(unsigned cls, unsigned state, uint32_t m1, uint32_t user)
 {
-    union {
-        struct shm_blk blk;
-        uint64_t word;
-    } u = {.blk = {.cls = (uint8_t)cls, .state = (uint8_t)state, .owner_m1 = (uint16_t)m1,
+    union blk_bits u = {.blk = {.cls = (uint8_t)cls, .state = (uint8_t)state, .owner_m1 = (uint16_t)m1,
                    .user = user}};
     return u.word;
 }
@@ -191,6 +193,7 @@ static uint64_t *link_after(struct shm_ctx *c, shm_off prev)
     return prev ? &run_at(c, prev)->next : &c->hdr->run_free;
 }
 
+/* heap_lock held. A new span becomes this M's bump span of its class. */
 static int run_take(struct shm_ctx *c, uint64_t pages, unsigned kind, unsigned cls, shm_off *off)
 {
     struct shm_hdr *h = c->hdr;
@@ -220,8 +223,13 @@ static int run_take(struct shm_ctx *c, uint64_t pages, unsigned kind, unsigned c
         shm_tx_store64(c, link_after(c, prev), n->next);
     shm_tx_store64(c, &h->heap_committed,
                    load_rlx(&h->heap_committed) + (pages - (r && !spare)) * PAGE);
-    if (kind == RUN_LARGE)
+    if (kind == RUN_LARGE) {
         shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) + pages * PAGE);
+    } else {
+        struct shm_mag *mag = &c->m->mag[cls];
+        shm_tx_store64(c, &mag->bump, at + RUN_HEAD);
+        shm_tx_store64(c, &mag->bump_end, at + RUN_HEAD + span_blocks(cls, pages) * sizes[cls]);
+    }
     shm_tx_commit(c);
     *off = at;
     return SHM_OK;
@@ -318,10 +326,9 @@ static int large_alloc(struct shm_ctx *c, size_t n, shm_off *off)
 static struct chained *chained_at(const struct shm_ctx *c, shm_off off) { return shm_at(c, off); }
 
 /* Moves the top n blocks of a magazine into the depot as one batch. */
-static void spill(struct shm_ctx *c, unsigned cls, uint32_t n)
+static void spill(struct shm_ctx *c, struct shm_mag *mag, unsigned cls, uint32_t n)
 {
     struct shm_hdr *h = c->hdr;
-    __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
     const shm_off *blk = &mag->blk[mag->n - n];
     for (uint32_t i = 0; i < n; i++)
         chained_at(c, blk[i])->next = i + 1 < n ? blk[i + 1] : 0;
@@ -339,7 +346,7 @@ static void spill(struct shm_ctx *c, unsigned cls, uint32_t n)
 static bool refill(struct shm_ctx *c, unsigned cls)
 {
     struct shm_hdr *h = c->hdr;
-    __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
+    struct shm_mag *mag = &c->m->mag[cls];
     /* A hint: stored by shm_tx_store64() in spill(); a batch missed now is found next time. */
     if (load_rlx((_Atomic uint64_t *)&h->depot[cls]) == 0)
         return false;
@@ -365,28 +372,17 @@ static int replenish(struct shm_ctx *c, unsigned cls)
 {
     if (refill(c, cls))
         return SHM_OK;
-    __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
-    uint64_t pages = span_pages(cls);
     shm_off at;
-    int e = run_alloc(c, pages, RUN_SPAN, cls, &at);
-    if (e)
-        return e;
-    FAILPOINT("heap.span.taken");
-    /* bump after its end: a reaper that finds the new end with the old bump sees a span too long
-     * by far, so the end goes first to the bump's own value. */
-    own_set64(&mag->bump_end, 0);
-    own_set64(&mag->bump, at + RUN_HEAD);
-    own_set64(&mag->bump_end, at + RUN_HEAD + span_blocks(cls, pages) * sizes[cls]);
-    return SHM_OK;
+    return run_alloc(c, span_pages(cls), RUN_SPAN, cls, &at);
 }
 
-/* Gives all free blocks of this M to the depot. */
-void shm_heap_flush(struct shm_ctx *c)
+/* All free blocks of m, this M or a dead one, to the depot. */
+static void flush(struct shm_ctx *c, struct shm_m *m)
 {
     for (unsigned cls = 0; cls < SHM_NCLASS; cls++) {
-        __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
+        struct shm_mag *mag = &m->mag[cls];
         if (mag->n)
-            spill(c, cls, mag->n);
+            spill(c, mag, cls, mag->n);
         while (mag->bump < mag->bump_end) {
             uint64_t n = (mag->bump_end - mag->bump) / sizes[cls];
             if (n > mag_cap(cls))
@@ -397,10 +393,12 @@ void shm_heap_flush(struct shm_ctx *c)
             shm_tx_store32(c, &mag->n, (uint32_t)n);
             shm_tx_store64(c, &mag->bump, mag->bump + n * sizes[cls]);
             shm_tx_commit(c);
-            spill(c, cls, (uint32_t)n);
+            spill(c, mag, cls, (uint32_t)n);
         }
     }
 }
+
+void shm_heap_flush(struct shm_ctx *c) { flush(c, c->m); }
 
 /* ---- allocate and free ----------------------------------------------------------------------- */
 
@@ -421,7 +419,7 @@ int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
         return e;
     }
     unsigned cls = cls_of(n + sizeof(struct shm_blk));
-    __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
+    struct shm_mag *mag = &c->m->mag[cls];
     if (unlikely(mag->n == 0 && mag->bump >= mag->bump_end)) {
         int e = replenish(c, cls);
         if (e)
@@ -459,9 +457,9 @@ void shm_free(struct shm_ctx *c, shm_off off)
     }
     if (unlikely(c->hdr->scrub))
         memset(shm_at(c, off), 0xdb, sizes[cls] - sizeof *b); /* who still reads it shows */
-    __typeof__(&c->m->mag[0]) mag = &c->m->mag[cls];
+    struct shm_mag *mag = &c->m->mag[cls];
     if (unlikely(mag->n == mag_cap(cls)))
-        spill(c, cls, mag->n / 2);
+        spill(c, mag, cls, mag->n / 2);
     /* INV mag-truth: into the magazine first, then free. */
     mag->blk[mag->n] = off;
     own_set32(&mag->n, mag->n + 1);
@@ -471,24 +469,25 @@ void shm_free(struct shm_ctx *c, shm_off off)
 
 /* ---- values and continuations ---------------------------------------------------------------- */
 
-/* The handle words of a block: the last b->user words of its usable size. */
+static uint32_t nhandles(const struct shm_blk *b) { return b->user & ~SHM_BLK_CONT; }
+
+/* The handle words of a block: the last words of its usable size. */
 static uint64_t *handle_words(const struct shm_ctx *c, shm_off off)
 {
-    return (uint64_t *)((uint8_t *)shm_at(c, off) + shm_usable(c, off)) - shm_blk(c, off)->user;
+    return (uint64_t *)((uint8_t *)shm_at(c, off) + shm_usable(c, off)) - nhandles(shm_blk(c, off));
 }
 
 static int bytes_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
-                      const uint64_t *h, uint32_t nh)
+                      const uint64_t *h, uint32_t nh, uint32_t cont)
 {
     int e = shm_alloc(c, ((size_t)len + 7) / 8 * 8 + 8ULL * nh, off);
     if (e)
         return e;
     if (len)
         memcpy(shm_at(c, *off), bytes, len);
-    if (nh) {
-        shm_blk(c, *off)->user = nh;
+    shm_blk(c, *off)->user = nh | cont;
+    if (nh)
         memcpy(handle_words(c, *off), h, 8ULL * nh);
-    }
     return SHM_OK;
 }
 
@@ -498,7 +497,7 @@ static void bytes_drop(struct shm_ctx *c, shm_off off)
 {
     struct shm_blk *b = live_blk(c, off, "drop");
     blk_set(b, b->cls, 1, c->m1, b->user);
-    while (b->user) {
+    while (nhandles(b)) {
         uint64_t h = *handle_words(c, off);
         blk_set(b, b->cls, 1, c->m1, b->user - 1);
         FAILPOINT("heap.drop.counted");
@@ -517,7 +516,7 @@ int shm_val_make(struct shm_ctx *c, struct shm_val *v, const void *bytes, uint32
         return SHM_OK;
     }
     shm_off off;
-    int e = bytes_make(c, &off, bytes, len, h, nh);
+    int e = bytes_make(c, &off, bytes, len, h, nh, 0);
     if (e)
         return e;
     v->h.off = off;
@@ -557,7 +556,7 @@ int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *fr
         return SHM_OK;
     }
     shm_off src = from->h.off;
-    uint32_t nh = shm_blk(c, src)->user;
+    uint32_t nh = nhandles(shm_blk(c, src));
     const uint64_t *h = handle_words(c, src);
     int e = shm_val_make(c, to, shm_at(c, src), from->h.len, h, nh);
     for (uint32_t i = 0; !e && i < nh; i++)
@@ -568,7 +567,7 @@ int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *fr
 int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
                   const uint64_t *h, uint32_t nh)
 {
-    int e = bytes_make(c, off, bytes, len, h, nh);
+    int e = bytes_make(c, off, bytes, len, h, nh, SHM_BLK_CONT);
     if (!e)
         own_add(&c->m->st.cont_allocs, 1);
     return e;
@@ -582,7 +581,7 @@ void shm_cont_consumed(struct shm_ctx *c, shm_off off)
 
 void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len)
 {
-    if (len > shm_usable(c, off) - 8ULL * shm_blk(c, off)->user)
+    if (len > shm_usable(c, off) - 8ULL * nhandles(shm_blk(c, off)))
         shm_throw("drop: a continuation of %u bytes does not fit block %#llx", len,
                   (unsigned long long)off);
     own_add(&c->m->st.cont_frees, 1);
@@ -635,4 +634,54 @@ bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const s
         at += r->pages * PAGE;
     }
     return at == top;
+}
+
+/* ---- after a death --------------------------------------------------------------------------- */
+
+struct reaping {
+    uint32_t m1, n;
+    shm_off off[128];
+};
+
+static void note_if_his(void *arg, shm_off off, const struct shm_blk *b)
+{
+    struct reaping *r = arg;
+    /* A block of a living M may change under our eyes, but never into one of the dead M's. */
+    union blk_bits u = {.word = load_rlx((_Atomic uint64_t *)(uintptr_t)b)};
+    if (u.blk.state == 1 && u.blk.owner_m1 == r->m1 && r->n < 128)
+        r->off[r->n++] = off;
+}
+
+/* What is in the magazine or ahead of bump is free, whatever its header says (INV mag-truth). */
+static void settle(struct shm_ctx *c, struct shm_m *dead)
+{
+    for (unsigned cls = 0; cls < SHM_NCLASS; cls++) {
+        const struct shm_mag *mag = &dead->mag[cls];
+        for (uint32_t i = 0; i < mag->n; i++)
+            blk_set(shm_blk(c, mag->blk[i]), cls, 0, 0, 0);
+        for (shm_off at = mag->bump; at < mag->bump_end; at += sizes[cls])
+            blk_set(shm_at(c, at), cls, 0, 0, 0);
+    }
+}
+
+void shm_heap_reap(struct shm_ctx *c, struct shm_m *dead)
+{
+    struct reaping r = {.m1 = dead->index + 1};
+    settle(c, dead);
+    flush(c, dead);
+    /* A handful at a time: freeing takes locks of its own. Who frees owns the block from the first
+     * step on, so a reaper that dies here leaves it to the one who reaps him. */
+    do {
+        r.n = 0;
+        shm_lock(c, &c->hdr->heap_lock);
+        bool whole = shm_heap_each(c, note_if_his, &r);
+        shm_unlock(c, &c->hdr->heap_lock);
+        if (!whole)
+            shm_throw("heap_reap: the runs do not tile the heap");
+        for (uint32_t i = 0; i < r.n; i++) {
+            if (shm_blk(c, r.off[i])->user & SHM_BLK_CONT)
+                own_add(&c->m->st.cont_frees, 1);
+            bytes_drop(c, r.off[i]);
+        }
+    } while (r.n > 0);
 }

@@ -28,8 +28,58 @@ void shm_heap_flush(struct shm_ctx *c);   /* heap.c: this M's free blocks, to ev
 
 /* sched.c, for sysmon.c: wakes one idle M if a P is idle; anyway: though somebody spins already. */
 bool shm_wakeone(struct shm_ctx *c, bool anyway);
-bool shm_anyidle(struct shm_ctx *c);                     /* an idle P and an idle M */
-void shm_leaveidle(struct shm_ctx *c, uint32_t now_state); /* idle -> now_state, counted */
+bool shm_anyidlep(const struct shm_ctx *c);
+bool shm_anywork(const struct shm_ctx *c); /* light Gs that an M with a P would find */
+
+/* ---- sudog.c, for who has waiters: chan.c, join.c, select.c, timer.c -------------------------- */
+
+/* A FIFO of sudogs, under the lock of its object: two words in a row of a shm_chan or a shm_join. */
+struct shm_waitq {
+    shm_off first, last;
+};
+#define SHM_WAITQ(first_field) ((struct shm_waitq *)(void *)(first_field))
+
+/* What a G waits on in select: one sudog per case, in a block of its own that g->waitobj names. */
+struct shm_selcase {
+    struct shm_sudog sudog;
+    struct shm_val v; /* to send */
+    shm_off ch;
+    uint32_t dir, pad_;
+};
+struct shm_selblk {
+    uint32_t n;
+    uint32_t winner; /* index + 1 of the case that was claimed, 0: none yet; by tx of the claimer */
+    uint64_t pad_[7];
+    struct shm_selcase cs[];
+};
+static_assert(sizeof(struct shm_selcase) == 64 && sizeof(struct shm_selblk) == 64, "lines");
+
+void shm_sudog_put(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s);    /* in a tx */
+void shm_sudog_remove(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s); /* in a tx */
+struct shm_sudog *shm_sudog_claim(struct shm_ctx *c, struct shm_waitq *q);
+void shm_sudog_win(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s, uint8_t ok);
+struct shm_val *shm_sudog_value(struct shm_ctx *c, struct shm_sudog *s);
+void shm_sudog_drain(struct shm_ctx *c, shm_lockword *lock, struct shm_waitq *q, uint8_t ok);
+void shm_sudog_park(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj, struct shm_waitq *q,
+                    uint8_t linked, const struct shm_val *v, unsigned reason);
+void shm_park_commit(struct shm_ctx *c, shm_gref r, unsigned reason, uint64_t epoch);
+void shm_tx_linked(struct shm_ctx *c, struct shm_sudog *s, uint8_t linked);
+void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok);
+void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v);
+void shm_select_unlink(struct shm_ctx *c, shm_off blk); /* select.c */
+void shm_sleep_unlink(struct shm_ctx *c, shm_gref r);   /* timer.c */
+
+/* A value's block changes hands: to the segment, to this M. In a tx. */
+static inline void shm_val_publish(struct shm_ctx *c, const struct shm_val *v)
+{
+    if (v->tag == SHM_VAL_HEAP)
+        shm_publish(c, v->h.off);
+}
+static inline void shm_val_adopt(struct shm_ctx *c, const struct shm_val *v)
+{
+    if (v->tag == SHM_VAL_HEAP)
+        shm_adopt(c, v->h.off);
+}
 
 /* xorshift64*: the M's own random numbers (steal order). */
 static inline uint64_t ctx_rand(struct shm_ctx *c)

@@ -199,6 +199,26 @@ void shm_unlock(struct shm_ctx *c, shm_lockword *l)
     held_remove(c, l);
 }
 
+/* A word that the dead one named and that does not say it was his is another's, or free. */
+void shm_lock_reap(struct shm_ctx *c, struct shm_m *dead)
+{
+    uint32_t his = (load_rlx(&dead->epoch) & 0x7fff) << 16 | (dead->index + 1);
+    if (load_acq(&dead->undo_n)) /* pairs with shm_tx_rollback() */
+        shm_throw("lock_reap: M %u has not been rolled back", dead->index);
+    for (uint32_t n = load_acq(&dead->held_n); n > 0; n--) { /* pairs with held_add() */
+        shm_lockword *l = shm_at(c, load_rlx(&dead->held[n - 1]));
+        uint32_t v = load_rlx(l);
+        while ((v & ~WAITERS) == his)
+            if (cas_acqrel(l, &v, 0)) { /* pairs with try_take() of the next owner */
+                if (v & WAITERS)
+                    shm_futex_wake(l, 1);
+                break;
+            }
+        FAILPOINT("lock.reaped");
+        store_rel(&dead->held_n, n - 1); /* after the release; read by a next reaper */
+    }
+}
+
 /* ---- notes ----------------------------------------------------------------------------------- */
 
 void shm_noteclear(_Atomic uint32_t *note)

@@ -190,7 +190,7 @@ shm_gref shm_runqget(struct shm_ctx *c, struct shm_p *p, bool *inherit)
         name(c, SHM_IF_GOT, r);
         if (cas_acqrel(&p->runnext, &r, 0)) { /* against thieves */
             *inherit = true;
-            return load_rlx(&c->m->inflight[SHM_IF_GOT]);
+            return r;
         }
     }
     for (;;) {

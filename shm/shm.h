@@ -110,6 +110,9 @@ struct shm_obj {
     _Atomic uint32_t refs; /* live handles of all Ms + handles written in bytes */
 };
 enum { SHM_OBJ_CHAN = 1, SHM_OBJ_JOIN = 2, SHM_OBJ_TIMER = 3, SHM_OBJ_SEMA = 4, SHM_OBJ_USER = 5 };
+/* What g->waitkind can say beside these: g->waitobj is a select's block; a struct shm_p, whose timer
+ * heap has the sleeper. Nothing has a handle on either. */
+enum { SHM_WAIT_SELECT = 64, SHM_WAIT_SLEEP = 65 };
 
 /* A lock word: owner M and the epoch of that M's slot; bit 31: somebody may sleep on it. 0: free. */
 typedef _Atomic uint32_t shm_lockword;
@@ -120,7 +123,7 @@ struct shm_sudog {       /* changes under the lock of `obj` only */
     shm_off next, prev;  /* of other sudogs in the same queue */
     shm_gref g;          /* who waits */
     uint32_t epoch;      /* of the wait it stands for (low 32 bits); stale ones never match again */
-    uint8_t linked;      /* which queue: 0 none, 1 recvq / waiters, 2 sendq */
+    uint8_t linked;      /* which queue: 0 none, 1 recvq / waiters / timer heap, 2 sendq */
     uint8_t isselect;    /* one of several of its G */
     uint16_t which;      /* case index */
 };
@@ -166,7 +169,7 @@ struct shm_g {
     shm_gref schedlink;      /* next in the global queue, in a home queue or in the free list */
     uint16_t home_m1;        /* M slot + 1 of the M that has it live, 0: light */
     uint8_t home_why;        /* SHM_HOME_* */
-    uint8_t waitkind;        /* what waitobj is: SHM_OBJ_*, 0 none (sleep, gopark, mcall) */
+    uint8_t waitkind;        /* what waitobj is: SHM_OBJ_*, SHM_WAIT_*, 0 none (gopark, mcall) */
     uint32_t since_ms;       /* when the wait began, ms since hdr->start_ns */
     shm_off obj;             /* its join object (handle), 0 under go */
     uint32_t parent;         /* goid of the creator (low 32 bits) */
@@ -226,15 +229,23 @@ enum { /* m->attn bits, set by anybody, cleared by the M */
     SHM_ATTN_PANIC = 32,  /* to M0: hdr->panic_val is complete */
 };
 #define SHM_UNDO 512
-#define SHM_INFLIGHT 136 /* 129 of an overflow batch, and the single slots below */
-enum { SHM_IF_READY = 0, SHM_IF_KICKED = 1, SHM_IF_GOT = 2, SHM_IF_NEW = 3, SHM_IF_BATCH = 4 };
+#define SHM_INFLIGHT 168 /* 129 of an overflow batch, 32 of a wake batch, and the single slots below */
+enum { SHM_IF_READY = 0, SHM_IF_KICKED = 1, SHM_IF_GOT = 2, SHM_IF_NEW = 3, SHM_IF_BATCH = 4,
+       SHM_IF_DRAIN = 135, /* no gref: the offset of an object all of whose waiters are being woken */
+       SHM_IF_WAKE = 136 };
 #define SHM_NCLASS 28
 #define SHM_MAG 64
-#define SHM_HELD 8
+#define SHM_HELD 72 /* all channels of a select, and one on top */
 
 struct shm_undo {
     shm_off off;
     uint64_t old;
+};
+
+struct shm_mag { /* heap.c: free blocks of one class */
+    uint32_t n, pad_;
+    shm_off bump, bump_end; /* the rest of the span it cuts blocks from */
+    shm_off blk[SHM_MAG];
 };
 
 struct shm_m {
@@ -260,12 +271,8 @@ struct shm_m {
     _Atomic uint32_t held_n;
     _Atomic uint64_t held[SHM_HELD]; /* offsets of the lock words it holds or is about to take */
     struct shm_undo undo[SHM_UNDO];
-    /* heap.c: magazines and its bump spans, owner only; a reaper after death */
-    struct {
-        uint32_t n, pad_;
-        shm_off bump, bump_end;
-        shm_off blk[SHM_MAG];
-    } mag[SHM_NCLASS];
+    /* owner only; a reaper after death */
+    struct shm_mag mag[SHM_NCLASS];
     struct {
         uint32_t n, pad_;
         uint32_t idx[SHM_MAG]; /* free g slots */
@@ -417,6 +424,8 @@ const struct shm_field *shm_layout(size_t *n);
 void shm_lock(struct shm_ctx *c, shm_lockword *l);
 bool shm_trylock(struct shm_ctx *c, shm_lockword *l);
 void shm_unlock(struct shm_ctx *c, shm_lockword *l);
+/* Gives back what a dead M held. By its reaper, after the rollback. */
+void shm_lock_reap(struct shm_ctx *c, struct shm_m *dead);
 /* Is the M that this lock word (or slot, epoch) names still alive? By pid, conservatively. */
 bool shm_m_alive(struct shm_ctx *c, uint32_t m1);
 int shm_futex_wait(_Atomic uint32_t *w, uint32_t val, int64_t timeout_ns); /* <0: no limit */
@@ -443,8 +452,9 @@ struct shm_blk {
     uint8_t cls;   /* size class; SHM_NCLASS: a page run */
     uint8_t state; /* 0 free, 1 allocated by owner, 2 published: something in the segment names it */
     uint16_t owner_m1;
-    uint32_t user; /* for continuations and values: how many handle words end the block */
+    uint32_t user; /* of continuations and values: how many handle words end the block, and */
 };
+#define SHM_BLK_CONT 0x80000000U /* in user: it is a continuation */
 static_assert(sizeof(struct shm_blk) == 8, "one word");
 static inline struct shm_blk *shm_blk(const struct shm_ctx *c, shm_off off)
 {
@@ -474,6 +484,9 @@ SHM_MUSTUSE int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes
                               const uint64_t *h, uint32_t nh);
 void shm_cont_consumed(struct shm_ctx *c, shm_off off);
 void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len);
+/* Frees what a dead M had allocated and not published, and takes over its free blocks. By its
+ * reaper, after rollback, locks and everything that may still publish one of its blocks. */
+void shm_heap_reap(struct shm_ctx *c, struct shm_m *dead);
 struct shm_heap_stats {
     uint64_t live_blocks, live_bytes, live_conts, committed, large_bytes;
 };
@@ -493,6 +506,7 @@ void shm_obj_unref(struct shm_ctx *c, shm_off obj); /* the last one frees the ob
 /* This M's Python holds a handle on obj (takes over one reference); the slot gives it back. */
 SHM_MUSTUSE int shm_handle_hold(struct shm_ctx *c, shm_off obj, uint32_t *slot);
 void shm_handle_release(struct shm_ctx *c, uint32_t slot);
+void shm_handle_reap(struct shm_ctx *c, struct shm_m *dead); /* gives back what a dead M held */
 
 /* ---- g.c ------------------------------------------------------------------------------------- */
 
@@ -582,8 +596,6 @@ void shm_goexit0(struct shm_ctx *c, shm_gref g);
  * late, another has it. True: the G is the caller's, who calls shm_ready() (until then the G is
  * named in m->inflight[SHM_IF_READY]). */
 bool shm_wait_abort(struct shm_ctx *c, shm_gref g, uint64_t epoch, uint8_t ok);
-/* Takes a claimed G's sudog out of the queue of g->waitobj (chan.c, join.c by waitkind). */
-void shm_sudog_unlink(struct shm_ctx *c, shm_gref g);
 bool shm_preempt_requested(const struct shm_ctx *c); /* cheap: every runtime call asks */
 /* A timer was put into the heap of a P that is not the caller's own: somebody who is awake, or the
  * keeper, must come to know of it. Go's wakeNetPoller. */
@@ -617,6 +629,15 @@ SHM_MUSTUSE int shm_sleep_park(struct shm_ctx *c, shm_gref g, uint64_t when_ns);
 uint64_t shm_checktimers(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, uint32_t *ran);
 uint64_t shm_timer_next(struct shm_ctx *c); /* earliest over all Ps */
 
+/* ---- sudog.c --------------------------------------------------------------------------------- */
+
+/* Takes a claimed G out of the queues of what it waits on, whatever that is: g->waitkind says. Done
+ * again, or after a waker that lost the claim has done it, it changes nothing. */
+void shm_sudog_unlink(struct shm_ctx *c, shm_gref g);
+/* Wakes everybody who waits on a closed channel or an ended goroutine; a reaper calls it for the
+ * object that the dead M names in inflight[SHM_IF_DRAIN]. Done again, it changes nothing. */
+void shm_waiters_drain(struct shm_ctx *c, shm_off obj);
+
 /* ---- chan.c ---------------------------------------------------------------------------------- */
 
 struct shm_chan {
@@ -642,6 +663,29 @@ SHM_MUSTUSE int shm_chan_tryrecv(struct shm_ctx *c, shm_off ch, struct shm_val *
 SHM_MUSTUSE int shm_chan_send_park(struct shm_ctx *c, shm_off ch, const struct shm_val *v, shm_gref g);
 SHM_MUSTUSE int shm_chan_recv_park(struct shm_ctx *c, shm_off ch, struct shm_val *v, shm_gref g);
 SHM_MUSTUSE int shm_chan_close(struct shm_ctx *c, shm_off ch); /* SHM_ECLOSED: closed already */
+
+/* ---- select.c -------------------------------------------------------------------------------- */
+
+#define SHM_SELECT_MAX 64
+enum { SHM_DIR_RECV = 1, SHM_DIR_SEND = 2 };
+struct shm_case {
+    shm_off ch; /* no nil channel: the caller leaves such a case out */
+    uint32_t dir;
+    uint32_t pad_;
+    struct shm_val v; /* to send */
+};
+/* One atomic look at all channels; of the cases that are ready, one chosen uniformly at random is
+ * done. SHM_OK: *which was done (its v was moved; *v received is the caller's). SHM_ECLOSED: *which
+ * is a receive from a channel closed and drained, or a send on a closed one. SHM_EAGAIN. */
+SHM_MUSTUSE int shm_select_try(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
+                               uint32_t *which, struct shm_val *v);
+/* As above, but a G for which none is ready is parked (SHM_PARKED): then all values are moved. After
+ * its resumption, cancelled or not, it calls shm_select_done() once. */
+SHM_MUSTUSE int shm_select_park(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
+                                shm_gref g, uint32_t *which, struct shm_val *v);
+/* The case that ended the wait, with g->ok and g->value as after a park on its channel; -1: none
+ * (cancelled, timed out). Takes the G out of the other queues and drops what was not sent. */
+int shm_select_done(struct shm_ctx *c, shm_gref g);
 
 /* ---- join.c ---------------------------------------------------------------------------------- */
 

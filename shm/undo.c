@@ -87,6 +87,7 @@ void shm_tx_rollback(struct shm_ctx *c, struct shm_m *dead)
             store_rel((_Atomic uint32_t *)shm_at(c, where), (uint32_t)u->old); /* see store32 */
         else
             store_rel((_Atomic uint64_t *)shm_at(c, where), u->old); /* see store64 */
+        FAILPOINT("undo.restored");
         store_rel(&dead->undo_n, n - 1); /* after the old value is back; read by a next reaper */
     }
     if (dead == c->m)

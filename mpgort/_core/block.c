@@ -27,12 +27,24 @@ int64_t core_timeout_ns(PyObject *o)
     return t > 9e9 ? -1 : (int64_t)(t * 1e9);
 }
 
-/* procs=0: nobody else could run what this goroutine waits for. */
-static int block_nested(struct core_proc *s, shm_gref gr)
+/* The waiting G gr was claimed by shm_wait_abort(): running again, here. */
+static void break_wait(struct shm_ctx *c, shm_gref gr)
 {
+    bool back = shm_casgstatus(c, gr, Gwaiting, Grunnable) && shm_gclaim_runnable(c, gr);
+    (void)back;
+    store_rlx(&c->m->inflight[SHM_IF_READY], 0); /* own word: no longer in hand */
+}
+
+/* procs=0: nobody else could run what this goroutine waits for. */
+static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
+{
+    struct shm_ctx *c = s->c;
     struct core_home *home = s->curhome;
     PyObject *ctx = Py_XNewRef(s->ctx);
+    uint64_t outer = s->deadline_ns, epoch = SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait)); /* own wait */
     int r = 0;
+    if (timeout_ns >= 0 && shm_now_ns() + (uint64_t)timeout_ns < outer)
+        s->deadline_ns = shm_now_ns() + (uint64_t)timeout_ns;
     s->curg = 0;
     s->curhome = NULL;
     for (;;) {
@@ -41,7 +53,15 @@ static int block_nested(struct core_proc *s, shm_gref gr)
         if ((r = core_schedule(s, &g, &inherit)) != 0 || !shm_execute(s->c, g, inherit)) {
             if (r == 0)
                 continue;
-            if (r == 1)
+            if (r == CORE_LATE && shm_now_ns() < s->deadline_ns)
+                continue;
+            if (r == CORE_LATE && !shm_wait_abort(c, gr, epoch, 3)) {
+                s->deadline_ns = UINT64_MAX; /* its waker was first: it comes up next */
+                continue;
+            }
+            if (r == CORE_LATE)
+                break_wait(c, gr);
+            else if (r == 1)
                 PyErr_SetString(PyExc_RuntimeError, "the runtime was shut down");
             break;
         }
@@ -52,13 +72,14 @@ static int block_nested(struct core_proc *s, shm_gref gr)
     }
     s->curg = gr;
     s->curhome = home;
+    s->deadline_ns = outer;
     if (core_context_switch(s, ctx) < 0)
         PyErr_Clear();
     Py_XDECREF(ctx);
-    return r == 0 ? 0 : -1;
+    return r == 0 ? 0 : r == CORE_LATE ? 1 : -1;
 }
 
-/* Sleeps until the OUTSIDE goroutine gr is runnable. 0; 1 timed out; -1 exception. */
+/* Sleeps until the OUTSIDE goroutine gr is readied, and claims it. 0; 1 timed out; -1 exception. */
 static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
 {
     struct shm_ctx *c = core_ctx(prog);
@@ -66,7 +87,7 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
     uint64_t end = timeout_ns < 0 ? UINT64_MAX : shm_now_ns() + (uint64_t)timeout_ns;
     for (;;) {
         uint64_t st = load_acq(&g->status); /* pairs with the CAS of shm_ready */
-        if (SHM_ST_STATUS(st) == Grunnable)
+        if (shm_gclaim_runnable(c, gr))
             return 0;
         uint64_t now = shm_now_ns();
         int64_t slice = BLOCK_SLICE_NS;
@@ -79,8 +100,7 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
             shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)st, slice);
             Py_END_ALLOW_THREADS
         }
-        st = load_acq(&g->status); /* as above */
-        if (SHM_ST_STATUS(st) == Grunnable)
+        if (shm_gclaim_runnable(c, gr))
             return 0;
         bool late = end != UINT64_MAX && shm_now_ns() >= end;
         PyObject *failure = NULL;
@@ -100,8 +120,7 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
             PyErr_Clear(); /* the waker was first: what it brought is taken */
             continue;
         }
-        bool ok = shm_casgstatus(c, gr, Gwaiting, Grunnable);
-        (void)ok;
+        break_wait(c, gr);
         return PyErr_Occurred() ? -1 : 1;
     }
 }
@@ -113,7 +132,7 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     if (c == NULL)
         return NULL;
     shm_gref gr = s ? s->curg : 0;
-    bool own = gr != 0, nested = own && c->hdr->nprocs == 0 && timeout_ns < 0;
+    bool own = gr != 0, nested = own && c->hdr->nprocs == 0;
     int r = 0;
     if (s != NULL && gr == 0)
         PyErr_SetString(PyExc_RuntimeError, "blocking call on the scheduler's stack (m->g0)");
@@ -148,10 +167,8 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     r = core_park_ops[pk->kind].park(c, pk, gr);
     int w = 0;
     if (r == SHM_PARKED)
-        w = nested ? block_nested(s, gr) : block_futex(prog, gr, timeout_ns);
+        w = nested ? block_nested(s, gr, timeout_ns) : block_futex(prog, gr, timeout_ns);
     PyObject *v = NULL;
-    bool back = r != SHM_PARKED || nested || shm_gclaim_runnable(c, gr);
-    (void)back;
     if ((r == SHM_PARKED && w == 0) || r == SHM_OK)
         v = core_park_ops[pk->kind].resume(prog, c, g);
     else if (w == 1)

@@ -20,7 +20,7 @@
 #include "codec.h"
 
 uint32_t codes_epoch = 1;
-static Py_ssize_t extra_index;
+Py_ssize_t code_extra_at;
 
 /* ---- the process-local table: what core_codes is before a segment is attached ------------------ */
 
@@ -246,7 +246,7 @@ static struct code_info *info_make(PyCodeObject *code, PyObject *globals)
     Py_DECREF(d);
     if (ci == NULL && !PyErr_Occurred())
         PyErr_NoMemory();
-    if (ci != NULL && ci->func != NULL && code_set_extra(code, extra_index, ci) < 0) {
+    if (ci != NULL && ci->func != NULL && code_set_extra(code, code_extra_at, ci) < 0) {
         info_free(ci);
         return NULL;
     }
@@ -256,7 +256,7 @@ static struct code_info *info_make(PyCodeObject *code, PyObject *globals)
 struct code_info *code_info_of(PyCodeObject *code, PyObject *globals, const char **why)
 {
     void *extra = NULL;
-    if (code_get_extra(code, extra_index, &extra) < 0)
+    if (code_get_extra(code, code_extra_at, &extra) < 0)
         return NULL;
     struct code_info *ci = extra;
     static struct no_info *last_no; /* kept for its text only */
@@ -333,13 +333,7 @@ static struct named {
     bool held, variable;
 } *named;
 static uint32_t named_mask, n_named;
-uint32_t n_variables; /* how many entries are variables: mostly none, then nobody looks */
-
-static inline uint32_t hash_address(const void *p)
-{
-    uint64_t h = (uint64_t)(uintptr_t)p >> 4;
-    return (uint32_t)((h * 0x9E3779B97F4A7C15ull) >> 32);
-}
+static uint32_t n_variables; /* how many entries are variables: mostly none, then nobody looks */
 
 static struct named *named_slot(PyObject *o)
 {
@@ -553,6 +547,6 @@ int core_code_init(PyObject *mod)
 {
     if ((core_code_py = PyImport_ImportModule("mpgort._code")) == NULL)
         return -1;
-    extra_index = code_extra_index(NULL);
-    return extra_index < 0 ? -1 : PyModule_AddFunctions(mod, methods);
+    code_extra_at = code_extra_index(NULL);
+    return code_extra_at < 0 ? -1 : PyModule_AddFunctions(mod, methods);
 }

@@ -1,7 +1,7 @@
 /* codec.h — what frame.c and the codec_*.c files share: the format, the encoder, the decoder.
  *
- * THE FORMAT. A blob is `magic, body, pickle length, pickle`. The body is one value; a value is a tag
- * byte and what the tag says follows. Numbers are little-endian, counts are varints (seven bits a
+ * THE FORMAT. A blob is `magic, flags, body`, and if the flags say so `pickle, its length (4 bytes)`.
+ * The body is one value; a value is a tag byte and what the tag says follows. Numbers are little-endian, counts are varints (seven bits a
  * byte). Bit 7 of a tag, TAG_MEMO, says "remember this one": the n-th remembered object is what
  * TAG_REF n means later, so identity and cycles inside one blob survive. Only an object that somebody
  * else refers to as well (reference count > 1) can be met twice, so only those are remembered.
@@ -30,9 +30,9 @@ enum {
     TAG_INT64,
     TAG_INTBIG, /* n, n bytes two's complement */
     TAG_FLOAT,
-    TAG_COMPLEX,
-    TAG_STR,   /* n, n bytes ASCII */
-    TAG_STRU8, /* n, n bytes UTF-8, surrogates passed */
+    TAG_COMPLEX, /* 2 doubles */
+    TAG_STR,  /* n, n bytes Latin-1 */
+    TAG_STRW, /* width 2 or 4, n, n code points */
     TAG_BYTES,
     TAG_BYTEARRAY,
     TAG_TUPLE,
@@ -103,6 +103,7 @@ struct code_info { /* hangs on the code object (co_extra), made once, never free
     int n_shells;
 };
 extern uint32_t codes_epoch;
+extern Py_ssize_t code_extra_at;
 
 /* The info of a code object run with these globals; NULL with an exception set, or without one where
  * such frames do not move (*why says why). */
@@ -120,6 +121,7 @@ uint32_t global_id(PyObject *o);
 PyObject *global_by_id(uint32_t id);
 /* If o is the value of a global variable of a module, its number as such; 0 without exception: not. */
 uint32_t variable_id(PyObject *o);
+uint32_t variable_known(PyObject *o); /* the same, but only what was asked for before: cheap */
 PyObject *code_payload_tuple(uint32_t id); /* the unmarshalled payload */
 int core_code_init(PyObject *mod);
 
@@ -135,10 +137,11 @@ struct memo_entry {
 enum {
     MEMO_CHECK = 1, /* mutable, or leads to what is: references from outside pin */
     MEMO_OPEN = 2,  /* being written; cannot be referred to until complete */
+    MEMO_UNNAMED = 4, /* cannot go by the name of a variable: a cell, an iterator */
 };
 
 struct enc {
-    uint8_t *end, *base; /* the write pointer itself travels in a register: see codec.c */
+    uint8_t *end, *start; /* of this blob; the write pointer itself travels in a register: see codec.c */
     struct core_enc *out;
     bool moving;         /* a continuation; else a value */
     bool ignore_root;    /* the caller's references to the root are not counted */
@@ -149,21 +152,23 @@ struct enc {
     /* memo: entries in order, and a table by address. An index of 0 is an empty place. */
     struct memo_entry *memo;
     uint32_t n_memo, memo_cap;
-    uint32_t *table, table_mask;
-    uint32_t table_epoch; /* places of other epochs are empty */
-    uint32_t *table_seen;
+    struct {
+        uint32_t epoch, index;
+    } *table;          /* by address: index in memo; a place of another epoch is empty */
+    uint32_t table_mask, table_epoch;
     PyGenObject **gens;
     uint32_t n_gens, gens_cap;
     uint32_t cur_frame;
     uint16_t cur_slot;
-    PyObject **pickled; /* borrowed: objects for the one pickle */
+    uint32_t *pickled; /* memo indices of the objects for the one pickle */
     uint32_t n_pickled, pickled_cap;
-    PyObject *by_name;   /* dict address -> id: objects to write as a module's global (a second try) */
-    PyObject *by_pickle; /* set of addresses: objects that the pickle has to hold (a second try) */
+    PyObject *by_pickle; /* set of addresses: objects that the pickle has to hold (a further try) */
     PyObject *ghosts;    /* list of dead frames met in tracebacks, or NULL */
-    bool again;          /* the try failed for by_name or by_pickle, which have grown */
+    bool again;          /* the try failed, but by_pickle or the table of names has grown */
+    bool located;        /* path begins with a frame's local */
     struct enc *next;    /* of the free ones */
-    char path[200], why[160];
+    PyObject *cause;     /* the exception behind `why`, or NULL */
+    char path[240], why[200];
 };
 
 /* All enc_* take the write pointer and return it advanced, or NULL: E->status says why. */
@@ -174,14 +179,49 @@ uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n);
             return NULL;                                                                           \
     } while (0)
 uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o);
-uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g, uint8_t memo);
-uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o, uint8_t memo); /* codec_types.c */
-uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o, uint8_t memo);
-uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o, uint8_t memo);
-uint8_t *enc_fail(struct enc *E, int status);
+uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g);     /* frame.c */
+uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o);      /* codec_types.c */
+uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o);  /* codec_exc.c */
+uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o);    /* codec_pickle.c */
+int enc_pickle_all(struct enc *E, uint8_t **p);
+int enc_run(struct enc *E, PyObject *root, uint8_t magic); /* codec.c: one blob into E->out */
+struct enc *enc_take(struct core_enc *out, bool moving);
+void enc_give(struct enc *E);
+uint8_t *enc_fail(struct enc *E, int status); /* with the exception set: pinned or an error by it */
+/* Whether o was met before: then the reference is written at *p. Else it is remembered, and its tag
+ * needs TAG_MEMO. Only for objects with a reference count above 1. */
+enum { MET_FIRST, MET_AGAIN, MET_FAILED };
+int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at);
+#define MEET(o, flags, memo, at)                                                                   \
+    do {                                                                                           \
+        (memo) = 0;                                                                                \
+        if (Py_REFCNT(o) > 1) {                                                                    \
+            int met_ = enc_meet(E, &p, (o), (flags), &(at));                                       \
+            if (met_ != MET_FIRST)                                                                 \
+                return met_ == MET_AGAIN ? p : NULL;                                               \
+            (memo) = TAG_MEMO;                                                                     \
+        }                                                                                          \
+    } while (0)
+uint8_t *enc_heavy(struct enc *E);
 uint8_t *enc_refuse(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void enc_path(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+uint8_t *enc_dict_items(struct enc *E, uint8_t *p, PyObject *o);
+struct memo_entry *enc_find(struct enc *E, PyObject *o); /* NULL: not remembered */
+bool enc_must_pickle(struct enc *E, PyObject *o);
+void enc_locate(struct enc *E, uint32_t frame, int slot);
+Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o); /* codec_exc.c */
+const char *enc_kind_name(PyObject *o);                /* "an open file (_io.TextIOWrapper)" */
 bool is_plain_instance(PyTypeObject *type);
+void core_handles_drop(struct core_enc *out, uint32_t from);
+const struct core_handle_type *core_handle_type_of(uint8_t kind);
+PyObject *chain_park(PyObject *root); /* the request it stands at; borrowed, NULL: none */
+PyObject *awaited_by(PyObject *o);    /* codec_types.c: through asend, athrow, coroutine_wrapper */
+PyFunctionObject *core_ended_function(int kind);
+
+static inline uint32_t hash_address(const void *p)
+{
+    return (uint32_t)(((uint64_t)(uintptr_t)p >> 4) * 0x9E3779B97F4A7C15ull >> 32);
+}
 
 static inline uint8_t *put_varint(uint8_t *p, uint64_t v)
 {
@@ -202,25 +242,31 @@ struct dec {
     int depth;
     PyObject **memo; /* strong references */
     uint32_t n_memo, memo_cap;
+    PyObject *memo_few[16];
     PyObject *pickled;            /* list, or NULL */
     struct built {
         PyGenObject *g; /* strong */
         int8_t state;   /* what it becomes when the whole blob is good */
     } *gens;
     uint32_t n_gens, gens_cap;
+    struct built gens_few[8];
     CorePark *park;
-    struct code_info *code; /* of the innermost frame: what TAG_CONST means */
 };
 
+int dec_begin(struct dec *D, const uint8_t *p, size_t n, uint8_t magic);
+PyObject *dec_end(struct dec *D, PyObject *root); /* takes over root; commits or undoes */
+PyObject *dec_str(struct dec *D);
+int dec_dict_items(struct dec *D, PyObject *o, bool attributes);
+
 PyObject *dec_value(struct dec *D); /* new reference, or NULL with an exception */
-PyObject *dec_tagged(struct dec *D, uint8_t tag);
 PyObject *dec_gen(struct dec *D, bool memo);
 PyObject *dec_other(struct dec *D, int tag, bool memo);
 PyObject *dec_exception(struct dec *D, bool memo);
 void *dec_bad(const char *fmt, ...); /* BadContinuation, returns NULL */
 int dec_varint(struct dec *D, uint64_t *v);
 int dec_count(struct dec *D, size_t each, Py_ssize_t *n); /* bounded by the bytes that are left */
-int dec_remember(struct dec *D, PyObject *o, uint32_t *at); /* o may be NULL: set with dec_complete */
+/* o may be NULL: then it is set with dec_complete(). at may be NULL. */
+int dec_remember(struct dec *D, PyObject *o, uint32_t *at);
 void dec_complete(struct dec *D, uint32_t at, PyObject *o);
 
 /* ---- shared by name --------------------------------------------------------------------------- */

@@ -24,7 +24,7 @@ struct core_enc {
     uint64_t *h;             /* handle words in order of appearance: kind << 56 | offset */
     uint32_t nh, hcap;
     size_t budget;       /* bytes after which encoding stops with ENC_HEAVY; SIZE_MAX: no limit */
-    char reason[160];    /* why ENC_PINNED / ENC_HEAVY: names the local and the culprit */
+    char reason[256];    /* why ENC_PINNED / ENC_HEAVY: names the local and the culprit */
 };
 
 enum {
@@ -58,6 +58,8 @@ PySendResult core_chain_throw(PyObject *root, PyObject *park, PyObject *exc, PyO
 /* Values by value: messages, arguments, results. ENC_OK, or ENC_ERROR with SerializationError set,
  * naming the path to the culprit ("args[0].conn: a socket never crosses"). */
 int core_value_encode(PyObject *v, struct core_enc *e);
+/* The same for a call, a tuple (fn, args[, kwargs]): the path begins with "args" or "kwargs". */
+int core_call_encode(PyObject *call, struct core_enc *e);
 PyObject *core_value_decode(const uint8_t *p, size_t n);
 
 /* An exception that ends a goroutine, for whoever awaits it: type, args, cause, context, notes, and

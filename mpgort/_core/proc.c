@@ -49,6 +49,7 @@ struct core_proc *core_proc_get(CoreProg *prog)
     }
     s->prog = prog;
     s->c = &prog->loop;
+    s->deadline_ns = UINT64_MAX;
     s->reasons = PyDict_New();
     if (s->reasons == NULL || core_enc_init(&s->enc) < 0 || core_enc_init(&s->venc) < 0) {
         Py_XDECREF(s->reasons);
@@ -662,7 +663,7 @@ static int attend(struct core_proc *s)
     return 0;
 }
 
-/* 0: *g is for execute(). 1: shutdown. -1: exception. */
+/* 0: *g is for execute(). 1: shutdown. CORE_LATE: past the deadline. -1: exception. */
 int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
 {
     struct shm_ctx *c = s->c;
@@ -693,6 +694,8 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
             return core_shm_error(s->prog, r);
         if ((r = attend(s)) != 0)
             return r;
+        if (s->deadline_ns != UINT64_MAX && shm_now_ns() >= s->deadline_ns)
+            return CORE_LATE;
     }
 }
 

@@ -66,6 +66,7 @@ struct core_proc {
     PyObject *main_value;   /* of main, NULL with main_exc */
     PyObject *main_exc;
     bool venc_busy;
+    uint64_t deadline_ns;   /* of a nested loop (block.c); UINT64_MAX: none */
     shm_gref main_g;
     PyObject *interrupt;    /* KeyboardInterrupt on its way to main's await */
     uint64_t ticked_ns;
@@ -138,6 +139,7 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
 void core_unstore(struct core_proc *s, shm_gref gr, int how);
 
 /* proc.c, for block.c */
+#define CORE_LATE 2
 int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit);
 int core_run_g(struct core_proc *s, shm_gref gr);
 PyObject *core_deadlock(struct core_proc *s); /* the exception, with its dump */

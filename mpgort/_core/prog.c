@@ -12,6 +12,9 @@
  * free what the parent's loop holds in Python: dropping a parent's frames here would run the
  * parent's finalizers (a temporary directory would be gone under its feet).
  *
+ * The descriptor belongs to the Program from create() or attach() on: growing the heap needs it
+ * (posix_fallocate), so it is open exactly as long as the mapping is there.
+ *
  * DETACH unmaps and gives no slot back: M0 detaches when the segment itself is at its end, the keeper
  * and the workers of a runtime when they leave those of other runtimes that they were forked with.
  * Handles that are still alive afterwards raise; buffers from view() keep the mapping until the last
@@ -248,7 +251,8 @@ static CoreProg *prog_new(PyTypeObject *type)
 
 PyDoc_STRVAR(create_doc,
              "create(fd, procs, max_goroutines, heap_bytes, heavy_bytes, migrate, scrub, name)\n--\n\n"
-             "Sizes, formats and maps the empty shared-memory object fd; the caller becomes M0.");
+             "Sizes, formats and maps the empty shared-memory object fd, which it takes over; the caller "
+             "becomes M0.");
 static PyObject *prog_create(PyObject *cls, PyObject *args)
 {
     int fd, scrub;
@@ -278,7 +282,7 @@ static PyObject *prog_create(PyObject *cls, PyObject *args)
     return (PyObject *)p;
 }
 
-PyDoc_STRVAR(attach_doc, "attach(fd)\n--\n\nMaps an existing segment. Raises BadSegment if it is not one.");
+PyDoc_STRVAR(attach_doc, "attach(fd)\n--\n\nMaps an existing segment and takes fd over. Raises BadSegment if it is not one.");
 static PyObject *prog_attach(PyObject *cls, PyObject *args)
 {
     int fd;
@@ -299,8 +303,11 @@ static PyObject *prog_attach(PyObject *cls, PyObject *args)
 
 static void unmap(CoreProg *p)
 {
-    if (p->loop.base != NULL && !p->attached && p->exports == 0)
-        shm_seg_detach(&p->loop);
+    if (p->loop.base == NULL || p->attached || p->exports > 0)
+        return;
+    int fd = p->loop.fd;
+    shm_seg_detach(&p->loop);
+    close(fd);
 }
 
 PyDoc_STRVAR(detach_doc, "detach()\n--\n\nUnmaps; handles raise from here on. Slots that are taken end with the segment.");
@@ -351,9 +358,8 @@ static void prog_dealloc(CoreProg *p)
     if (p->weakrefs != NULL)
         PyObject_ClearWeakRefs((PyObject *)p);
     core_proc_free(p);
-    /* Still attached: the slots go with the process (or with the keeper's next look at the dead). */
-    if (p->loop.base != NULL)
-        shm_seg_detach(&p->loop);
+    p->attached = false; /* a slot that is still taken ends with the segment, or with this process */
+    unmap(p);
     Py_XDECREF(p->handles);
     Py_XDECREF(p->tick);
     Py_TYPE(p)->tp_free((PyObject *)p);
@@ -489,6 +495,42 @@ static PyObject *prog_keeper_wait(CoreProg *p, PyObject *args)
     return PyLong_FromLong(r);
 }
 
+/* A keeper that was killed between two acts holds nothing: whoever takes its slot over may give it
+ * back. One killed in the middle of a transaction is the reaper's. */
+static bool holds_nothing(struct shm_m *m)
+{
+    if (load_acq(&m->undo_n) != 0 || load_acq(&m->held_n) != 0 || load_acq(&m->p1) != 0)
+        return false; /* acq: a dead M's words, complete as far as it came */
+    for (int i = 0; i < SHM_INFLIGHT; i++)
+        if (load_acq(&m->inflight[i]) != 0) /* as above */
+            return false;
+    return true;
+}
+
+PyDoc_STRVAR(bury_keepers_doc,
+             "bury_keepers()\n--\n\n"
+             "Keeper only: gives back the slots of its predecessors, which are dead. While there is one, "
+             "nobody can tell whether the program is at rest.");
+static PyObject *prog_bury_keepers(CoreProg *p, PyObject *noargs)
+{
+    if (!usable(p))
+        return NULL;
+    struct shm_ctx *c = &p->loop;
+    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) { /* pairs with minit */
+        struct shm_m *m = &c->mtab[i];
+        if (m == c->m || load_acq(&m->kind) != SHM_M_KEEPER || !holds_nothing(m)) /* as above */
+            continue;
+        struct shm_ctx dead;
+        shm_ctx_copy(&dead, c);
+        store_rel(&m->pid, (uint32_t)getpid()); /* who looks for an owner of its locks finds us */
+        store_rel(&m->epoch, load_acq(&m->epoch) + 1);
+        dead.m = m;
+        dead.m1 = i + 1;
+        shm_mexit(&dead);
+    }
+    Py_RETURN_NONE;
+}
+
 static void notify(struct shm_ctx *c, struct shm_m *m, uint32_t attn)
 {
     or_seq(&m->attn, attn); /* before the note: who wakes by it, or is about to sleep, sees it */
@@ -535,25 +577,37 @@ static PyObject *prog_shutdown(CoreProg *p, PyObject *noargs)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(notify_main_doc, "notify_main()\n--\n\nMakes M0 look up from its sleep.");
-static PyObject *prog_notify_main(CoreProg *p, PyObject *noargs)
+PyDoc_STRVAR(forget_doc,
+             "forget()\n--\n\nDrops the goroutines that the program's end found at home in this process.");
+static PyObject *prog_forget(CoreProg *p, PyObject *noargs)
 {
-    if (!usable(p))
-        return NULL;
-    struct shm_ctx *c = &p->loop;
-    notify(c, &c->mtab[c->hdr->m0_slot], SHM_ATTN_PANIC);
+    if (p->loop_thread == 0)
+        core_proc_free(p);
     Py_RETURN_NONE;
 }
 
 /* ---- looking at it ----------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(drained_doc,
-             "drained()\n--\n\nTrue when no goroutine runs or can run again and no timer is pending.");
-static PyObject *prog_drained(CoreProg *p, PyObject *noargs)
+PyDoc_STRVAR(drain_wait_doc,
+             "drain_wait(seconds)\n--\n\n"
+             "True when no goroutine runs or can run again and no timer is pending, nobody from outside "
+             "being counted; False if that takes longer. M0 only, while no loop runs in it.");
+static PyObject *prog_drain_wait(CoreProg *p, PyObject *args)
 {
-    if (!usable(p))
+    double seconds;
+    if (!PyArg_ParseTuple(args, "d", &seconds) || !usable(p))
         return NULL;
-    return PyBool_FromLong(shm_checkdead(&p->loop));
+    struct shm_ctx *c = &p->loop;
+    /* Clear, ask, look, sleep: who falls asleep after our look sees the request, and sets the note. */
+    shm_noteclear(&c->m->note);
+    store_seq(&c->hdr->deadlock_on, 1); /* pairs with the load of the last M to go idle */
+    if (shm_checkdead(c))
+        Py_RETURN_TRUE;
+    Py_BEGIN_ALLOW_THREADS
+    shm_notetsleep(&c->m->note, (int64_t)(seconds * 1e9));
+    Py_END_ALLOW_THREADS
+    and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_CHECKDEAD);
+    return PyBool_FromLong(shm_checkdead(c));
 }
 
 PyDoc_STRVAR(hold_doc,
@@ -801,11 +855,12 @@ static PyMethodDef prog_methods[] = {
     METHOD(work, METH_NOARGS),
     METHOD(run_main, METH_VARARGS),
     METHOD(slot_of, METH_VARARGS),
+    METHOD(bury_keepers, METH_NOARGS),
     METHOD(keeper_wait, METH_VARARGS),
     METHOD(report_death, METH_VARARGS),
     METHOD(shutdown, METH_NOARGS),
-    METHOD(notify_main, METH_NOARGS),
-    METHOD(drained, METH_NOARGS),
+    METHOD(forget, METH_NOARGS),
+    METHOD(drain_wait, METH_VARARGS),
     METHOD(hold, METH_VARARGS),
     METHOD(slots, METH_NOARGS),
     METHOD(stats, METH_NOARGS),
@@ -830,7 +885,14 @@ PyTypeObject CoreProg_Type = {
     .tp_getset = prog_getset,
 };
 
+PyDoc_STRVAR(current_doc, "current()\n--\n\nThe program whose goroutine the calling thread runs, or None.");
+static PyObject *current(PyObject *self, PyObject *noargs)
+{
+    return Py_NewRef(core_prog_cur ? (PyObject *)core_prog_cur : Py_None);
+}
+
 static PyMethodDef functions[] = {
+    {"current", current, METH_NOARGS, current_doc},
     {"arm_pdeathsig", arm_pdeathsig, METH_VARARGS, arm_pdeathsig_doc},
     {NULL},
 };

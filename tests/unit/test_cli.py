@@ -233,23 +233,15 @@ def test_doctor_fails_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["doctor"]) == 1
 
 
-def test_doctor_reads_the_tightest_quota_up_the_cgroup_tree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("quota", "level", "found"),
+    [(None, "ok", "4 of "), (3, "ok", "3 by cgroup quota"), (1, "warn", "1 by cgroup quota")],
+)
+def test_doctor_counts_the_processors_that_affinity_and_quota_leave(
+    monkeypatch: pytest.MonkeyPatch, quota: int | None, level: str, found: str
 ) -> None:
-    inner = tmp_path / "outer" / "inner"
-    inner.mkdir(parents=True)
-    (tmp_path / "outer" / "cpu.max").write_text("150000 100000\n")
-    (inner / "cpu.max").write_text("max 100000\n")
-    folders = [("2", inner), ("2", tmp_path / "outer"), ("2", tmp_path)]
-    monkeypatch.setattr(_doctor, "cgroup_folders", lambda: iter(folders))
-    assert _doctor.cgroup_quota() == 1.5
-    assert "1.50 by cgroup quota" in _doctor.check_cpus().found
-
-
-def test_doctor_reads_the_older_kind_of_quota(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpu.cfs_quota_us").write_text("300000\n")
-    (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
-    monkeypatch.setattr(_doctor, "cgroup_folders", lambda: iter([("1", tmp_path)]))
-    assert _doctor.cgroup_quota() == 3.0
+    monkeypatch.setattr(_doctor.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(_doctor._run, "cgroup_cpus", lambda: quota)
+    f = _doctor.check_cpus()
+    assert f.level == level
+    assert found in f.found

@@ -1,0 +1,651 @@
+/* codec.c — values <-> tagged bytes: the builtin types, identity, and who may not be copied.
+ *
+ * The format is in codec.h. Here are the hot types; codec_types.c has the rarer ones, codec_exc.c
+ * exceptions, codec_pickle.c what is left to pickle, frame.c the frames.
+ *
+ * SPEED. A store through uint8_t * may alias anything, so a write pointer kept in a struct would be
+ * loaded and stored again at each byte. It travels as argument and return value instead, and lives
+ * in a register. A NULL return is the one failure signal; what failed is in E.
+ *
+ * WHO MAY NOT BE COPIED (INV unobservable). In a continuation an object is copied only if nobody
+ * outside could notice. Immutable objects always; of a mutable one every reference must be part of
+ * the blob. So the encoder counts the visits of each remembered object that is mutable, or leads to
+ * something that is (a tuple with a list in it), and compares with the reference count at the end.
+ * One with more references than visits is shared with somebody outside:
+ *   1  it is the value of a module's global variable: it goes by that name (a further try writes the
+ *      name; from then on the first try does);
+ *   2  the surplus comes from dead frames that only a traceback of this blob keeps: they do not
+ *      travel, so their references vanish with the original (codec_exc.c counts them);
+ *   3  else the goroutine is pinned, naming the local.
+ * An object with one reference needs no check: the visit that met it is that reference.
+ *
+ * ERRORS. A failure unwinds through the encoders, and each adds its step to the path, innermost
+ * first: nothing is spent on paths while all goes well. */
+#include "codec.h"
+#include <stdarg.h>
+
+PyObject *core_errors, *core_pickle, *core_code_py;
+static struct enc *enc_free; /* under the GIL; several are in use when encoding runs Python */
+
+PyObject *core_error(const char *name)
+{
+    PyObject *e = PyDict_GetItemString(PyModule_GetDict(core_errors), name);
+    return e != NULL ? e : PyExc_RuntimeError;
+}
+
+/* ---- the sink ---------------------------------------------------------------------------------- */
+
+int core_enc_init(struct core_enc *e)
+{
+    memset(e, 0, sizeof *e);
+    e->budget = SIZE_MAX;
+    if ((e->base = malloc(512)) == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    e->p = e->base;
+    e->end = e->base + 512;
+    return 0;
+}
+
+void core_enc_reset(struct core_enc *e)
+{
+    e->p = e->base;
+    e->nh = 0;
+    e->reason[0] = 0;
+}
+
+void core_enc_free(struct core_enc *e)
+{
+    free(e->base);
+    free(e->h);
+    memset(e, 0, sizeof *e);
+}
+
+/* The budget is compared exactly when the blob is complete; while writing it may be overrun by the
+ * room that a value asks for ahead. */
+#define BUDGET_SLACK 64
+
+static uint8_t *limit_of(struct enc *E)
+{
+    size_t budget = E->out->budget;
+    size_t used = (size_t)(E->out->end - E->start);
+    return budget < SIZE_MAX - BUDGET_SLACK && budget + BUDGET_SLACK < used
+               ? E->start + budget + BUDGET_SLACK
+               : E->out->end;
+}
+
+uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n)
+{
+    struct core_enc *out = E->out;
+    size_t used = (size_t)(p - out->base), from = (size_t)(E->start - out->base);
+    if (out->budget < SIZE_MAX - BUDGET_SLACK && used - from + n > out->budget + BUDGET_SLACK)
+        return enc_heavy(E);
+    size_t cap = (size_t)(out->end - out->base) * 2;
+    if (cap < used + n + 256)
+        cap = used + n + 256;
+    uint8_t *base = realloc(out->base, cap);
+    if (base == NULL) {
+        PyErr_NoMemory();
+        return enc_fail(E, ENC_ERROR);
+    }
+    out->base = base;
+    out->end = base + cap;
+    E->start = base + from;
+    E->end = limit_of(E);
+    return base + used;
+}
+
+/* ---- failure ----------------------------------------------------------------------------------- */
+
+uint8_t *enc_heavy(struct enc *E)
+{
+    E->status = ENC_HEAVY;
+    PyOS_snprintf(E->why, sizeof E->why, "more than %zu bytes", E->out->budget);
+    return NULL;
+}
+
+/* With a Python exception set. In a move, what an object's own code raises pins the goroutine; only
+ * what no object can be blamed for is an error. */
+uint8_t *enc_fail(struct enc *E, int status)
+{
+    E->status = status;
+    return NULL;
+}
+
+uint8_t *enc_refuse(struct enc *E, const char *fmt, ...)
+{
+    va_list va;
+    va_start(va, fmt);
+    PyOS_vsnprintf(E->why, sizeof E->why, fmt, va);
+    va_end(va);
+    E->status = ENC_PINNED;
+    return NULL;
+}
+
+/* Puts a step in front of the path. */
+void enc_path(struct enc *E, const char *fmt, ...)
+{
+    char step[160];
+    va_list va;
+    if (E->located)
+        return;
+    va_start(va, fmt);
+    PyOS_vsnprintf(step, sizeof step, fmt, va);
+    va_end(va);
+    size_t n = strlen(step), have = strlen(E->path);
+    if (n + have >= sizeof E->path) {
+        if (n >= sizeof E->path)
+            return;
+        have = sizeof E->path - 1 - n;
+    }
+    memmove(E->path + n, E->path, have);
+    memcpy(E->path, step, n);
+    E->path[n + have] = 0;
+}
+
+static void path_key(struct enc *E, PyObject *key)
+{
+    PyObject *r = PyUnicode_Check(key) || PyLong_CheckExact(key) ? PyObject_Repr(key) : NULL;
+    const char *text = r != NULL ? PyUnicode_AsUTF8(r) : NULL;
+    if (text == NULL)
+        PyErr_Clear();
+    enc_path(E, "[%.60s]", text != NULL ? text : "...");
+    Py_XDECREF(r);
+}
+
+/* ---- identity ---------------------------------------------------------------------------------- */
+
+static int memo_grow(struct enc *E)
+{
+    uint32_t cap = E->memo_cap ? E->memo_cap * 2 : 64;
+    struct memo_entry *memo = PyMem_Realloc(E->memo, cap * sizeof *memo);
+    if (memo != NULL)
+        E->memo = memo;
+    void *table = PyMem_Calloc(2 * (size_t)cap, sizeof *E->table);
+    if (memo == NULL || table == NULL) {
+        PyMem_Free(table);
+        PyErr_NoMemory();
+        E->status = ENC_ERROR;
+        return -1;
+    }
+    PyMem_Free(E->table);
+    E->table = table;
+    E->table_mask = 2 * cap - 1;
+    E->memo_cap = cap;
+    E->table_epoch = 1;
+    for (uint32_t i = 0; i < E->n_memo; i++) {
+        uint32_t h = hash_address(E->memo[i].o);
+        while (E->table[h & E->table_mask].epoch == E->table_epoch)
+            h++;
+        E->table[h & E->table_mask].epoch = E->table_epoch;
+        E->table[h & E->table_mask].index = i;
+    }
+    return 0;
+}
+
+struct memo_entry *enc_find(struct enc *E, PyObject *o)
+{
+    for (uint32_t h = hash_address(o);; h++) {
+        if (E->table[h & E->table_mask].epoch != E->table_epoch)
+            return NULL;
+        struct memo_entry *m = &E->memo[E->table[h & E->table_mask].index];
+        if (m->o == o)
+            return m;
+    }
+}
+
+int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at)
+{
+    uint32_t h = hash_address(o);
+    while (E->table[h & E->table_mask].epoch == E->table_epoch) {
+        uint32_t i = E->table[h & E->table_mask].index;
+        struct memo_entry *m = &E->memo[i];
+        if (m->o == o) {
+            if (unlikely(m->flags & MEMO_OPEN)) {
+                enc_refuse(E, "%.80s that contains itself", Py_TYPE(o)->tp_name);
+                return MET_FAILED;
+            }
+            m->visits++;
+            E->mutables += (m->flags & MEMO_CHECK) != 0;
+            uint8_t *w = *p;
+            *w++ = TAG_REF;
+            *p = put_varint(w, i);
+            return MET_AGAIN;
+        }
+        h++;
+    }
+    if (unlikely(E->n_memo == E->memo_cap)) {
+        if (memo_grow(E) < 0)
+            return MET_FAILED;
+        h = hash_address(o);
+        while (E->table[h & E->table_mask].epoch == E->table_epoch)
+            h++;
+    }
+    uint32_t i = E->n_memo++;
+    E->table[h & E->table_mask].epoch = E->table_epoch;
+    E->table[h & E->table_mask].index = i;
+    E->memo[i] = (struct memo_entry){o, 1, E->cur_frame, E->cur_slot, flags};
+    *at = i;
+    return MET_FIRST;
+}
+
+/* A mutable object that others refer to as well: it may be one that goes by its name. */
+static uint8_t *put_variable(struct enc *E, uint8_t *p, uint32_t id)
+{
+    ROOM(1 + VARINT_MAX);
+    *p++ = TAG_GLOBAL;
+    return put_varint(p, id);
+}
+
+/* ---- the hot types ----------------------------------------------------------------------------- */
+
+static inline uint8_t *put_bytes(struct enc *E, uint8_t *p, uint8_t tag, const void *b, size_t n)
+{
+    ROOM(n + 2 + VARINT_MAX);
+    *p++ = tag;
+    p = put_varint(p, n);
+    memcpy(p, b, n);
+    return p + n;
+}
+
+static uint8_t *enc_long(struct enc *E, uint8_t *p, PyObject *o)
+{
+    long v;
+    uint8_t memo;
+    uint32_t at;
+    if (long_is_small(o, &v)) {
+        if (v >= SMALL_MIN && v <= SMALL_MAX) {
+            *p++ = (uint8_t)(TAG_SMALL + (v - SMALL_MIN));
+            return p;
+        }
+        if (v == (int16_t)v && v <= 256 && v >= 0) {
+            int16_t w = (int16_t)v;
+            *p++ = TAG_INT16;
+            memcpy(p, &w, 2);
+            return p + 2;
+        }
+    }
+    MEET(o, 0, memo, at);
+    int overflow;
+    long long w = PyLong_AsLongLongAndOverflow(o, &overflow);
+    if (!overflow) {
+        if (w == (int16_t)w) {
+            int16_t b = (int16_t)w;
+            *p++ = TAG_INT16 | memo;
+            memcpy(p, &b, 2);
+            return p + 2;
+        }
+        if (w == (int32_t)w) {
+            int32_t b = (int32_t)w;
+            *p++ = TAG_INT32 | memo;
+            memcpy(p, &b, 4);
+            return p + 4;
+        }
+        *p++ = TAG_INT64 | memo;
+        memcpy(p, &w, 8);
+        return p + 8;
+    }
+    size_t n = _PyLong_NumBits(o) / 8 + 1;
+    ROOM(n + 2 + VARINT_MAX);
+    *p++ = TAG_INTBIG | memo;
+    p = put_varint(p, n);
+    if (long_to_bytes(o, p, n) < 0)
+        return enc_fail(E, ENC_ERROR);
+    return p + n;
+}
+
+static uint8_t *enc_str(struct enc *E, uint8_t *p, PyObject *o)
+{
+    uint8_t memo = 0;
+    uint32_t at;
+    size_t n = (size_t)PyUnicode_GET_LENGTH(o);
+    if (n > 1)
+        MEET(o, 0, memo, at);
+    int kind = PyUnicode_KIND(o);
+    if (kind == PyUnicode_1BYTE_KIND)
+        return put_bytes(E, p, TAG_STR | memo, PyUnicode_DATA(o), n);
+    ROOM(n * (size_t)kind + 3 + VARINT_MAX);
+    *p++ = TAG_STRW | memo;
+    *p++ = (uint8_t)kind;
+    p = put_varint(p, n);
+    memcpy(p, PyUnicode_DATA(o), n * (size_t)kind);
+    return p + n * (size_t)kind;
+}
+
+static uint8_t *enc_tuple(struct enc *E, uint8_t *p, PyObject *o)
+{
+    uint8_t memo = 0;
+    uint32_t at = 0, before = E->mutables;
+    Py_ssize_t n = PyTuple_GET_SIZE(o);
+    if (n > 0)
+        MEET(o, 0, memo, at);
+    *p++ = TAG_TUPLE | memo;
+    p = put_varint(p, (uint64_t)n);
+    for (Py_ssize_t i = 0; i < n; i++)
+        if ((p = enc_value(E, p, PyTuple_GET_ITEM(o, i))) == NULL) {
+            enc_path(E, "[%zd]", i);
+            return NULL;
+        }
+    if (memo && E->mutables != before)
+        E->memo[at].flags |= MEMO_CHECK;
+    return p;
+}
+
+static uint8_t *enc_list(struct enc *E, uint8_t *p, PyObject *o, uint8_t memo)
+{
+    Py_ssize_t n = PyList_GET_SIZE(o);
+    *p++ = TAG_LIST | memo;
+    p = put_varint(p, (uint64_t)n);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (unlikely(PyList_GET_SIZE(o) != n))
+            return enc_refuse(E, "a list that changed while it was encoded");
+        if ((p = enc_value(E, p, PyList_GET_ITEM(o, i))) == NULL) {
+            enc_path(E, "[%zd]", i);
+            return NULL;
+        }
+    }
+    return p;
+}
+
+uint8_t *enc_dict_items(struct enc *E, uint8_t *p, PyObject *o)
+{
+    Py_ssize_t pos = 0, n = PyDict_GET_SIZE(o), left = n;
+    PyObject *k, *v;
+    ROOM(VARINT_MAX + 2);
+    p = put_varint(p, (uint64_t)n);
+    while (PyDict_Next(o, &pos, &k, &v)) {
+        if (unlikely(left-- == 0 || PyDict_GET_SIZE(o) != n))
+            return enc_refuse(E, "a dict that changed while it was encoded");
+        if ((p = enc_value(E, p, k)) == NULL) {
+            enc_path(E, ".keys()[%zd]", n - left - 1);
+            return NULL;
+        }
+        if ((p = enc_value(E, p, v)) == NULL) {
+            path_key(E, k);
+            return NULL;
+        }
+    }
+    return p;
+}
+
+static uint8_t *enc_set_items(struct enc *E, uint8_t *p, PyObject *o)
+{
+    Py_ssize_t pos = 0;
+    PyObject *k;
+    Py_hash_t hash;
+    p = put_varint(p, (uint64_t)PySet_GET_SIZE(o));
+    while (_PySet_NextEntry(o, &pos, &k, &hash))
+        if ((p = enc_value(E, p, k)) == NULL) {
+            enc_path(E, " (an element)");
+            return NULL;
+        }
+    return p;
+}
+
+/* list, dict, set, bytearray: made and remembered empty, then filled, so that they may contain
+ * themselves. */
+static uint8_t *enc_mutable(struct enc *E, uint8_t *p, PyObject *o, PyTypeObject *t)
+{
+    uint8_t memo;
+    uint32_t at;
+    E->mutables++;
+    if (Py_REFCNT(o) > 1 && E->moving) {
+        uint32_t id = variable_known(o);
+        if (id != 0)
+            return put_variable(E, p, id);
+    }
+    MEET(o, MEMO_CHECK, memo, at);
+    if (t == &PyList_Type)
+        return enc_list(E, p, o, memo);
+    if (t == &PyDict_Type) {
+        *p++ = TAG_DICT | memo;
+        return enc_dict_items(E, p, o);
+    }
+    if (t == &PySet_Type) {
+        *p++ = TAG_SET | memo;
+        return enc_set_items(E, p, o);
+    }
+    if (((PyByteArrayObject *)o)->ob_exports > 0 && E->moving)
+        return enc_refuse(E, "a bytearray with a memoryview on it does not move");
+    return put_bytes(E, p, TAG_BYTEARRAY | memo, PyByteArray_AS_STRING(o),
+                     (size_t)PyByteArray_GET_SIZE(o));
+}
+
+static uint8_t *enc_frozenset(struct enc *E, uint8_t *p, PyObject *o)
+{
+    uint8_t memo;
+    uint32_t at = 0, before = E->mutables;
+    MEET(o, MEMO_OPEN, memo, at);
+    *p++ = TAG_FROZENSET | memo;
+    p = enc_set_items(E, p, o);
+    if (memo) {
+        E->memo[at].flags &= (uint8_t)~MEMO_OPEN;
+        if (E->mutables != before)
+            E->memo[at].flags |= MEMO_CHECK;
+    }
+    return p;
+}
+
+/* Every tag's fixed part fits into the room asked for here. */
+uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o)
+{
+    PyTypeObject *t = Py_TYPE(o);
+    uint8_t memo;
+    uint32_t at;
+    ROOM(32);
+    if (o == Py_None) {
+        *p++ = TAG_NONE;
+        return p;
+    }
+    if (t == &PyLong_Type)
+        return enc_long(E, p, o);
+    if (t == &PyUnicode_Type)
+        return enc_str(E, p, o);
+    if (t == &PyFloat_Type) {
+        MEET(o, 0, memo, at);
+        *p++ = TAG_FLOAT | memo;
+        memcpy(p, &((PyFloatObject *)o)->ob_fval, 8);
+        return p + 8;
+    }
+    if (t == &PyBool_Type) {
+        *p++ = o == Py_True ? TAG_TRUE : TAG_FALSE;
+        return p;
+    }
+    if (t == &PyBytes_Type) {
+        memo = 0;
+        if (PyBytes_GET_SIZE(o) > 1)
+            MEET(o, 0, memo, at);
+        return put_bytes(E, p, TAG_BYTES | memo, PyBytes_AS_STRING(o), (size_t)PyBytes_GET_SIZE(o));
+    }
+    if (unlikely(++E->depth > DEPTH_MAX)) {
+        E->depth--;
+        return enc_refuse(E, "nested deeper than %d levels", DEPTH_MAX);
+    }
+    if (unlikely(E->by_pickle != NULL) && enc_must_pickle(E, o))
+        p = enc_pickled(E, p, o);
+    else if (t == &PyTuple_Type)
+        p = enc_tuple(E, p, o);
+    else if (t == &PyList_Type || t == &PyDict_Type || t == &PySet_Type || t == &PyByteArray_Type)
+        p = enc_mutable(E, p, o, t);
+    else if (gen_is(o))
+        p = enc_gen(E, p, (PyGenObject *)o);
+    else if (t == &PyFrozenSet_Type)
+        p = enc_frozenset(E, p, o);
+    else
+        p = enc_other(E, p, o);
+    E->depth--;
+    return p;
+}
+
+/* ---- one blob ---------------------------------------------------------------------------------- */
+
+struct enc *enc_take(struct core_enc *out, bool moving)
+{
+    struct enc *E = enc_free;
+    if (E != NULL) {
+        enc_free = E->next;
+    } else {
+        if ((E = PyMem_Calloc(1, sizeof *E)) == NULL || memo_grow(E) < 0) {
+            PyMem_Free(E);
+            PyErr_NoMemory();
+            return NULL;
+        }
+    }
+    E->out = out;
+    E->moving = moving;
+    E->root = E->park = NULL;
+    return E;
+}
+
+void enc_give(struct enc *E)
+{
+    Py_CLEAR(E->by_pickle);
+    Py_CLEAR(E->ghosts);
+    Py_CLEAR(E->cause);
+    E->next = enc_free;
+    enc_free = E;
+}
+
+static void enc_begin(struct enc *E, size_t from)
+{
+    E->start = E->out->base + from;
+    E->end = limit_of(E);
+    E->status = ENC_OK;
+    E->depth = 0;
+    E->mutables = E->n_memo = E->n_gens = E->n_pickled = 0;
+    E->cur_frame = 0;
+    E->cur_slot = 0;
+    E->park_met = E->again = E->located = false;
+    E->path[0] = E->why[0] = 0;
+    Py_CLEAR(E->ghosts);
+    if (++E->table_epoch == 0) { /* every 2^32 blobs */
+        memset(E->table, 0, (E->table_mask + 1) * sizeof *E->table);
+        E->table_epoch = 1;
+    }
+}
+
+/* Gives back the references of the handles written from number `from` on. */
+void core_handles_drop(struct core_enc *out, uint32_t from)
+{
+    for (uint32_t i = from; i < out->nh; i++) {
+        uint8_t kind = (uint8_t)(out->h[i] >> 56);
+        const struct core_handle_type *t = core_handle_type_of(kind);
+        if (t != NULL)
+            t->drop(kind, out->h[i] & ((1ull << 56) - 1));
+    }
+    out->nh = from;
+}
+
+/* INV unobservable: everything mutable in the blob is referred to from within it alone. */
+static int check_closed(struct enc *E)
+{
+    for (uint32_t i = 0; i < E->n_memo; i++) {
+        struct memo_entry *m = &E->memo[i];
+        if (likely(!(m->flags & MEMO_CHECK)) || likely(Py_REFCNT(m->o) <= m->visits) ||
+            is_immortal(m->o) || m->o == E->root)
+            continue;
+        if (E->ghosts != NULL && Py_REFCNT(m->o) <= m->visits + enc_ghost_refs(E, m->o))
+            continue;
+        if (!gen_is(m->o) && !(m->flags & MEMO_UNNAMED)) {
+            uint32_t id = variable_id(m->o);
+            if (id != 0) {
+                E->again = true;
+                continue;
+            }
+            if (PyErr_Occurred())
+                return E->status = ENC_ERROR;
+        }
+        E->again = false;
+        enc_locate(E, m->frame, m->slot);
+        enc_refuse(E, "%.80s that something outside this goroutine also refers to",
+                   enc_kind_name(m->o));
+        return E->status;
+    }
+    if (E->again) {
+        E->status = ENC_PINNED;
+        return E->status;
+    }
+    return ENC_OK;
+}
+
+/* Encodes root behind what out holds already; the references of handles stay taken on ENC_OK only.
+ * A try may fail because an object has to go by its name or inside the pickle, which is known only
+ * at the end; each such failure makes `again` true and the table of names or by_pickle larger. */
+int enc_run(struct enc *E, PyObject *root, uint8_t magic)
+{
+    struct core_enc *out = E->out;
+    size_t from = (size_t)(out->p - out->base);
+    uint32_t nh = out->nh;
+    for (int tries = 0; tries < 8; tries++) {
+        enc_begin(E, from);
+        uint8_t *p = E->start;
+        if ((size_t)(E->end - p) >= 2 || (p = enc_grow(E, p, 2)) != NULL) {
+            *p++ = magic;
+            *p++ = 0;
+            p = enc_value(E, p, root);
+        }
+        if (p != NULL && E->park != NULL && !E->park_met)
+            p = enc_refuse(E, "the goroutine does not stand at the park it was asked about");
+        if (p != NULL && E->moving && check_closed(E) != ENC_OK)
+            p = NULL;
+        if (p != NULL && E->n_pickled > 0 && enc_pickle_all(E, &p) != ENC_OK)
+            p = NULL;
+        if (p != NULL && out->budget != SIZE_MAX && (size_t)(p - E->start) > out->budget)
+            p = enc_heavy(E);
+        if (p != NULL) {
+            out->p = p;
+            return ENC_OK;
+        }
+        core_handles_drop(out, nh);
+        if (!E->again)
+            break;
+    }
+    PyOS_snprintf(out->reason, sizeof out->reason, "%.170s%s%s", E->path, E->path[0] ? ": " : "",
+                  E->why);
+    out->p = out->base + from;
+    return E->status;
+}
+
+/* "[1][0].conn" of a call (fn, args, kwargs) is "args[0].conn" to the caller. */
+static void name_parts_of_call(struct enc *E)
+{
+    static const char *const parts[] = {"fn", "args", "kwargs"};
+    char *path = E->path;
+    if (path[0] == '[' && path[1] >= '0' && path[1] <= '2' && path[2] == ']') {
+        const char *name = parts[path[1] - '0'];
+        memmove(path, path + 3, strlen(path) - 2);
+        enc_path(E, "%s", name);
+    }
+}
+
+static int value_encode(PyObject *v, struct core_enc *e, bool call)
+{
+    struct enc *E = enc_take(e, false);
+    if (E == NULL)
+        return ENC_ERROR;
+    int r = enc_run(E, v, BLOB_MAGIC_VALUE);
+    if (r == ENC_PINNED || r == ENC_HEAVY) {
+        PyObject *cause = E->cause;
+        E->cause = NULL;
+        if (call)
+            name_parts_of_call(E);
+        else
+            enc_path(E, "value");
+        PyObject *exc =
+            PyObject_CallFunction(core_error("SerializationError"), "ss", E->path, E->why);
+        if (exc != NULL) {
+            PyException_SetCause(exc, cause); /* takes over */
+            PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+            Py_DECREF(exc);
+        } else {
+            Py_XDECREF(cause);
+        }
+        r = ENC_ERROR;
+    }
+    enc_give(E);
+    return r;
+}
+
+int core_value_encode(PyObject *v, struct core_enc *e) { return value_encode(v, e, false); }
+int core_call_encode(PyObject *call, struct core_enc *e) { return value_encode(call, e, true); }

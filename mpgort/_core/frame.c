@@ -1,0 +1,802 @@
+/* frame.c — the await chain <-> frame records, and the park request it stands at.
+ *
+ * A suspended coroutine is a PyGenObject with its interpreter frame inside: code, position, locals,
+ * value stack. Its record in a blob is
+ *
+ *   TAG_GEN flags code-number resume-point [name qualname] [exception being handled] [origin] slots
+ *
+ * where a slot is a value, TAG_NULL or TAG_CONST, locals first, and the last one of an awaiting frame
+ * is what it awaits: the next coroutine of the chain, in the end TAG_PARK. So the chain is encoded by
+ * the same recursion as everything else, and generators and async generators are records too.
+ *
+ * Rebuilding calls nothing: a generator object is allocated and filled. What the first call of the
+ * function did (arguments, cells, defaults) stands in the slots; so one template function per code
+ * object gives globals and builtins to all its frames. A rebuilt frame stays COMPLETED until the
+ * whole blob has proved good: half a chain can be dropped at any moment and runs no code.
+ *
+ * DROPPING an encoded chain must run no `finally`, warn of nothing and leak nothing:
+ *   1  mark every frame of the graph COMPLETED: finalizers then return at once;
+ *   2  empty the slots (a traceback that holds a frame object must not keep the locals);
+ *   3  drop the references. The empty coroutine object itself is kept as a shell, a few per code
+ *      object, to be filled by the next decode: that saves its allocation and its GC tracking.
+ *
+ * FAST-FORWARD. Resuming through the park costs a call into the park, and on 3.12 on a StopIteration
+ * for each value. Instead the park is taken off the leaf's stack, the leaf's position moved to where
+ * SEND leaves to, and the value sent: it is pushed exactly where SEND's result belongs. This skips one
+ * RESUME instruction, so it is done only when no tool was switched on meanwhile (tool_is_watching).
+ * Nothing is ever thrown into a frame that was moved on so: its handler depth would be off by one. */
+#include "codec.h"
+
+bool fast_forward_on = true;
+
+/* ---- the park request -------------------------------------------------------------------------- */
+
+#define PARK_POOL 64
+static CorePark *park_pool[PARK_POOL];
+static int n_park_pool;
+core_park_try core_park_tries[32];
+
+CorePark *core_park_new(int kind)
+{
+    CorePark *pk;
+    if (n_park_pool > 0) {
+        pk = park_pool[--n_park_pool];
+        _Py_NewReference((PyObject *)pk);
+    } else {
+        pk = PyObject_GC_New(CorePark, &CorePark_Type);
+        if (pk == NULL)
+            return NULL;
+    }
+    pk->kind = kind;
+    pk->state = 0;
+    pk->result = pk->exc = pk->a = pk->b = NULL;
+    pk->u[0] = pk->u[1] = 0;
+    PyObject_GC_Track(pk);
+    return pk;
+}
+
+static int park_clear(CorePark *pk)
+{
+    Py_CLEAR(pk->result);
+    Py_CLEAR(pk->exc);
+    Py_CLEAR(pk->a);
+    Py_CLEAR(pk->b);
+    return 0;
+}
+
+static void park_dealloc(CorePark *pk)
+{
+    PyObject_GC_UnTrack(pk);
+    park_clear(pk);
+    if (n_park_pool < PARK_POOL)
+        park_pool[n_park_pool++] = pk;
+    else
+        PyObject_GC_Del(pk);
+}
+
+static int park_traverse(CorePark *pk, visitproc visit, void *arg)
+{
+    Py_VISIT(pk->result);
+    Py_VISIT(pk->exc);
+    Py_VISIT(pk->a);
+    Py_VISIT(pk->b);
+    return 0;
+}
+
+static PyObject *park_await(PyObject *pk) { return Py_NewRef(pk); }
+
+/* One step of `await park`; value: what it was resumed with, NULL for None. */
+static PySendResult park_step(CorePark *pk, PyObject *value, PyObject **out)
+{
+    PyObject *result = NULL;
+    *out = NULL;
+    if (pk->state == 0) {
+        core_park_try try = pk->kind >= 0 && pk->kind < 32 ? core_park_tries[pk->kind] : NULL;
+        int r = try != NULL ? try(pk, &result) : 0;
+        if (r < 0) {
+            pk->state = 2;
+            return PYGEN_ERROR;
+        }
+        if (r == 0) {
+            pk->state = 1;
+            *out = Py_NewRef(pk);
+            return PYGEN_NEXT;
+        }
+        pk->state = 2;
+        *out = result != NULL ? result : Py_NewRef(Py_None);
+        return PYGEN_RETURN;
+    }
+    if (pk->state == 2) {
+        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited operation");
+        return PYGEN_ERROR;
+    }
+    pk->state = 2;
+    if (pk->exc != NULL) {
+        PyObject *exc = pk->exc;
+        pk->exc = NULL;
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+        Py_DECREF(exc);
+        return PYGEN_ERROR;
+    }
+    if (pk->result != NULL) {
+        *out = pk->result;
+        pk->result = NULL;
+    } else {
+        *out = Py_NewRef(value != NULL ? value : Py_None);
+    }
+    return PYGEN_RETURN;
+}
+
+static PySendResult park_am_send(PyObject *pk, PyObject *value, PyObject **out)
+{
+    return park_step((CorePark *)pk, value, out);
+}
+
+static PyObject *park_result(PySendResult r, PyObject *out)
+{
+    if (r == PYGEN_RETURN) {
+        if (out != Py_None)
+            raise_stop_iteration(out); /* takes over */
+        else
+            Py_DECREF(out); /* NULL without an exception: StopIteration(None) */
+        return NULL;
+    }
+    return out;
+}
+
+static PyObject *park_next(PyObject *pk)
+{
+    PyObject *out;
+    return park_result(park_step((CorePark *)pk, NULL, &out), out);
+}
+
+static PyObject *park_send(PyObject *pk, PyObject *value)
+{
+    PyObject *out;
+    PySendResult r = park_step((CorePark *)pk, value, &out);
+    if (r == PYGEN_RETURN && out == Py_None) {
+        raise_stop_iteration(out);
+        return NULL;
+    }
+    return park_result(r, out);
+}
+
+static PyMethodDef park_methods[] = {
+    {"send", park_send, METH_O, "Resumes the awaiter with a value."},
+    {NULL},
+};
+static PyAsyncMethods park_async = {.am_await = park_await, .am_send = park_am_send};
+
+PyTypeObject CorePark_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpgort._core.Park",
+    .tp_basicsize = sizeof(CorePark),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_dealloc = (destructor)park_dealloc,
+    .tp_traverse = (traverseproc)park_traverse,
+    .tp_clear = (inquiry)park_clear,
+    .tp_as_async = &park_async,
+    .tp_iter = PyObject_SelfIter,
+    .tp_iternext = park_next,
+    .tp_methods = park_methods,
+    .tp_doc = "What an awaitable of the runtime yields to the scheduler.",
+};
+
+/* ---- encoding ---------------------------------------------------------------------------------- */
+
+enum { F_KIND = 3, F_EXC = 4, F_NAMES = 8, F_ORIGIN = 16, F_CLOSED = 32, F_RUNNING = 64, F_ENDED = 128 };
+enum { KIND_CORO, KIND_GEN, KIND_ASYNCGEN };
+
+static inline int kind_of(PyGenObject *g)
+{
+    return PyCoro_CheckExact(g) ? KIND_CORO : PyGen_CheckExact(g) ? KIND_GEN : KIND_ASYNCGEN;
+}
+
+static struct code_info *info_of(PyCodeObject *code)
+{
+    void *extra = NULL;
+    (void)code_get_extra(code, code_extra_at, &extra);
+    return extra;
+}
+
+static int gens_add(struct enc *E, PyGenObject *g)
+{
+    if (E->n_gens == E->gens_cap) {
+        uint32_t cap = E->gens_cap ? E->gens_cap * 2 : 16;
+        PyGenObject **t = PyMem_Realloc(E->gens, cap * sizeof *t);
+        if (t == NULL) {
+            PyErr_NoMemory();
+            E->status = ENC_ERROR;
+            return -1;
+        }
+        E->gens = t;
+        E->gens_cap = cap;
+    }
+    E->gens[E->n_gens++] = g;
+    return 0;
+}
+
+/* Puts "local 'x' of worker (file.py:12)" in front of the path, once. */
+void enc_locate(struct enc *E, uint32_t frame, int slot)
+{
+    if (E->located || frame >= E->n_gens)
+        return;
+    PyGenObject *g = E->gens[frame];
+    PyCodeObject *code = gen_code(g);
+    struct code_info *ci = info_of(code);
+    Frame *f = GEN_FRAME(g);
+    int line = code->co_firstlineno;
+    if (ci != NULL && !FRAME_STATE_ENDED(g->gi_frame_state)) {
+        int at = ci->point_at[frame_next(f)];
+        if (at >= 0)
+            line = ci->points[at].line;
+    }
+    const char *file = PyUnicode_AsUTF8(code->co_filename);
+    const char *base = file != NULL ? strrchr(file, '/') : NULL;
+    const char *qualname = PyUnicode_AsUTF8(g->gi_qualname), *name = NULL;
+    if (slot < code->co_nlocalsplus)
+        name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(code->co_localsplusnames, slot));
+    if (PyErr_Occurred())
+        PyErr_Clear();
+    file = file == NULL ? "?" : base != NULL ? base + 1 : file;
+    if (name != NULL)
+        enc_path(E, "local '%.40s'", name);
+    if (E->path[0] == 0)
+        enc_path(E, "a temporary");
+    size_t n = strlen(E->path);
+    PyOS_snprintf(E->path + n, sizeof E->path - n, " of %.60s (%.50s:%d)",
+                  qualname != NULL ? qualname : "?", file, line);
+    E->located = true;
+}
+
+static uint8_t *enc_ended(struct enc *E, uint8_t *p, PyGenObject *g, uint8_t memo)
+{
+    *p++ = TAG_GEN | memo;
+    *p++ = (uint8_t)(F_ENDED | kind_of(g));
+    if ((p = enc_value(E, p, g->gi_name)) == NULL)
+        return NULL;
+    return enc_value(E, p, g->gi_qualname);
+}
+
+/* The interpreter has one object for each of these: their own encoding is shorter. */
+static inline bool is_small_int(PyObject *o)
+{
+    long v;
+    return PyLong_CheckExact(o) && long_is_small(o, &v) && v >= -5 && v <= 256;
+}
+
+uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
+{
+    uint8_t memo;
+    uint32_t at;
+    Frame *f = GEN_FRAME(g);
+    if (!E->moving)
+        return enc_refuse(E, "a %s never crosses", Py_TYPE(g)->tp_name);
+    MEET((PyObject *)g, MEMO_CHECK, memo, at);
+    E->mutables++;
+    if (g->gi_weakreflist != NULL)
+        return enc_refuse(E, "a %s with a weak reference to it does not move", Py_TYPE(g)->tp_name);
+    if (FRAME_STATE_ENDED(g->gi_frame_state))
+        return enc_ended(E, p, g, memo);
+    if (g->gi_frame_state == FRAME_EXECUTING)
+        return enc_refuse(E, "a %s that is running does not move", Py_TYPE(g)->tp_name);
+    const char *why = NULL;
+    PyCodeObject *code = CODE(f);
+    struct code_info *ci = code_info_of(code, f->f_globals, &why);
+    if (ci == NULL)
+        return why != NULL ? enc_refuse(E, "%s", why) : enc_fail(E, ENC_ERROR);
+    uint32_t id = code_info_id(ci);
+    if (id == 0)
+        return enc_fail(E, ENC_ERROR);
+    int next = frame_next(f), n_locals = code->co_nlocalsplus;
+    int point = next >= 0 && next < code_units(code) ? ci->point_at[next] : -1;
+    if (point < 0 || ci->points[point].depth != f->stacktop - n_locals ||
+        (ci->points[point].how == POINT_CREATED) != (g->gi_frame_state == GEN_CREATED))
+        return enc_refuse(E, "%.80s stands where it cannot be rebuilt",
+                          PyUnicode_AsUTF8(g->gi_qualname));
+    if (f->f_locals != NULL && Py_REFCNT(f->f_locals) == 1)
+        Py_CLEAR(f->f_locals); /* the snapshot that reading cr_frame.f_locals left: it holds values */
+
+    int flags = kind_of(g);
+    PyObject *handled = g->gi_exc_state.exc_value;
+    if (handled != NULL && handled != Py_None)
+        flags |= F_EXC;
+    if (g->gi_name != ci->func->func_name || g->gi_qualname != ci->func->func_qualname)
+        flags |= F_NAMES;
+    if (PyCoro_CheckExact(g) && g->gi_origin_or_finalizer != NULL)
+        flags |= F_ORIGIN;
+    if (g->gi_closed)
+        flags |= F_CLOSED;
+    if (g->gi_running_async)
+        flags |= F_RUNNING;
+    *p++ = TAG_GEN | memo;
+    *p++ = (uint8_t)flags;
+    p = put_varint(p, id);
+    p = put_varint(p, (uint64_t)point);
+    uint32_t frame = E->n_gens;
+    if (gens_add(E, g) < 0)
+        return NULL;
+    E->cur_frame = frame;
+    E->cur_slot = UINT16_MAX;
+    if ((flags & F_NAMES) && ((p = enc_value(E, p, g->gi_name)) == NULL ||
+                              (p = enc_value(E, p, g->gi_qualname)) == NULL))
+        return NULL;
+    if ((flags & F_EXC) && (p = enc_value(E, p, handled)) == NULL) {
+        enc_path(E, "the exception being handled");
+        enc_locate(E, frame, UINT16_MAX);
+        return NULL;
+    }
+    if ((flags & F_ORIGIN) && (p = enc_value(E, p, g->gi_origin_or_finalizer)) == NULL)
+        return NULL;
+
+    int n = f->stacktop;
+    for (int i = 0; i < n; i++) {
+        PyObject *o = f->localsplus[i];
+        ROOM(16);
+        if (o == NULL) {
+            *p++ = TAG_NULL;
+            continue;
+        }
+        if (o == Py_None) {
+            *p++ = TAG_NONE;
+            continue;
+        }
+        if (Py_REFCNT(o) > 1) {
+            uint32_t h = (uint32_t)((uintptr_t)o >> 4), c;
+            while ((c = ci->const_at[h & ci->const_mask]) != 0 &&
+                   PyTuple_GET_ITEM(code->co_consts, c - 1) != o)
+                h++;
+            if (c != 0 && !is_small_int(o)) {
+                *p++ = TAG_CONST;
+                p = put_varint(p, c - 1);
+                continue;
+            }
+            if (o == E->park) {
+                *p++ = TAG_PARK;
+                E->park_met = true;
+                continue;
+            }
+        }
+        E->cur_frame = frame;
+        E->cur_slot = (uint16_t)i;
+        if (unlikely(o == E->park)) {
+            *p++ = TAG_PARK;
+            E->park_met = true;
+        } else if ((p = enc_value(E, p, o)) == NULL) {
+            enc_locate(E, frame, i);
+            return NULL;
+        }
+    }
+    return p;
+}
+
+/* ---- decoding ---------------------------------------------------------------------------------- */
+
+/* Whether the interpreter's belief about a slot holds: see _code.py for the kinds. */
+static bool kind_ok(char kind, PyObject *o, struct code_info *ci)
+{
+    switch (kind) {
+    case '?':
+        return o != NULL;
+    case 'N':
+        return true;
+    case '0':
+        return o == NULL;
+    }
+    if (o == NULL)
+        return false;
+    switch (kind) {
+    case 'i':
+        return PyIter_Check(o);
+    case 'a':
+        return PyCoro_CheckExact(o) || PyIter_Check(o);
+    case 'c':
+        return PyCell_Check(o);
+    case 'l':
+        return PyList_CheckExact(o);
+    case 's':
+        return PySet_CheckExact(o);
+    case 'd':
+        return PyDict_CheckExact(o);
+    case 't':
+        return PyTuple_CheckExact(o);
+    case 'e':
+        return PyExceptionInstance_Check(o);
+    case 'p':
+        return o == Py_None || PyExceptionInstance_Check(o);
+    case 'n': {
+        int overflow = 0;
+        long v = PyLong_CheckExact(o) ? PyLong_AsLongAndOverflow(o, &overflow) : -1;
+        return !overflow && v >= 0 && v < code_units(ci->code);
+    }
+    }
+    return false;
+}
+
+static int built_add(struct dec *D, PyGenObject *g, int8_t state)
+{
+    if (D->n_gens == D->gens_cap) {
+        uint32_t cap = D->gens_cap ? D->gens_cap * 2 : 16;
+        void *t = PyMem_Realloc(D->gens == D->gens_few ? NULL : D->gens, cap * sizeof *D->gens);
+        if (t == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        if (D->gens == D->gens_few)
+            memcpy(t, D->gens_few, sizeof D->gens_few);
+        D->gens = t;
+        D->gens_cap = cap;
+    }
+    D->gens[D->n_gens].g = (PyGenObject *)Py_NewRef(g);
+    D->gens[D->n_gens++].state = state;
+    return 0;
+}
+
+static PyTypeObject *const gen_types[] = {&PyCoro_Type, &PyGen_Type, &PyAsyncGen_Type};
+
+static PyObject *dec_ended(struct dec *D, int kind, bool memo)
+{
+    PyFunctionObject *stock = core_ended_function(kind);
+    PyGenObject *g = stock != NULL ? gen_alloc(gen_types[kind], stock) : NULL;
+    if (g == NULL)
+        return NULL;
+    PyObject_GC_Track(g);
+    PyObject *name, *qualname = NULL;
+    if ((memo && dec_remember(D, (PyObject *)g, NULL) < 0) || (name = dec_value(D)) == NULL)
+        goto fail;
+    qualname = dec_value(D);
+    if (qualname == NULL || !PyUnicode_Check(name) || !PyUnicode_Check(qualname)) {
+        Py_DECREF(name);
+        Py_XDECREF(qualname);
+        if (!PyErr_Occurred())
+            dec_bad("a generator's name is no str");
+        goto fail;
+    }
+    Py_SETREF(g->gi_name, name);
+    Py_SETREF(g->gi_qualname, qualname);
+    g->gi_closed = 1;
+    return (PyObject *)g;
+fail:
+    Py_DECREF(g);
+    return NULL;
+}
+
+PyObject *dec_gen(struct dec *D, bool memo)
+{
+    uint64_t id, at;
+    if (!D->moving || D->end - D->p < 1)
+        return dec_bad("a frame where none can be");
+    int flags = *D->p++, kind = flags & F_KIND;
+    if (kind > KIND_ASYNCGEN)
+        return dec_bad("a generator of kind %d", kind);
+    if (flags & F_ENDED)
+        return dec_ended(D, kind, memo);
+    if (dec_varint(D, &id) < 0 || dec_varint(D, &at) < 0)
+        return NULL;
+    if (id > UINT32_MAX)
+        return dec_bad("code number out of range");
+    struct code_info *ci = code_info_by_id((uint32_t)id);
+    if (ci == NULL)
+        return NULL;
+    PyCodeObject *code = ci->code;
+    int want = code->co_flags & CO_COROUTINE ? KIND_CORO
+               : code->co_flags & CO_ASYNC_GENERATOR ? KIND_ASYNCGEN
+                                                     : KIND_GEN;
+    if (at >= (uint64_t)ci->n_points || kind != want)
+        return dec_bad("%.80s has no such resume point", PyUnicode_AsUTF8(code->co_qualname));
+    struct resume_point *pt = &ci->points[at];
+    PyGenObject *g =
+        likely(ci->n_shells > 0) ? ci->shells[--ci->n_shells] : gen_alloc(gen_types[kind], ci->func);
+    if (g == NULL)
+        return NULL;
+    Frame *f = GEN_FRAME(g);
+    PyObject_GC_Track(g);
+    int8_t state = pt->how == POINT_CREATED ? GEN_CREATED
+                   : pt->how == POINT_AWAIT ? GEN_SUSPENDED_AWAIT
+                                            : GEN_SUSPENDED;
+    frame_set_next(f, pt->next);
+    g->gi_closed = (flags & F_CLOSED) != 0;
+    g->gi_running_async = (flags & F_RUNNING) != 0;
+    if ((memo && dec_remember(D, (PyObject *)g, NULL) < 0) || built_add(D, g, state) < 0)
+        goto fail;
+    if (flags & (F_NAMES | F_EXC | F_ORIGIN)) {
+        PyObject *v;
+        if (flags & F_NAMES) {
+            if ((v = dec_str(D)) == NULL)
+                goto fail;
+            Py_SETREF(g->gi_name, v);
+            if ((v = dec_str(D)) == NULL)
+                goto fail;
+            Py_SETREF(g->gi_qualname, v);
+        }
+        if (flags & F_EXC) {
+            if ((v = dec_value(D)) == NULL)
+                goto fail;
+            if (!PyExceptionInstance_Check(v)) {
+                Py_DECREF(v);
+                dec_bad("what is being handled is no exception");
+                goto fail;
+            }
+            g->gi_exc_state.exc_value = v;
+        }
+        if (flags & F_ORIGIN) {
+            if (kind != KIND_CORO || (v = dec_value(D)) == NULL) {
+                if (!PyErr_Occurred())
+                    dec_bad("an origin of no coroutine");
+                goto fail;
+            }
+            g->gi_origin_or_finalizer = v;
+        }
+    }
+    int n_locals = code->co_nlocalsplus, n = n_locals + pt->depth;
+    for (int i = 0; i < n; i++) {
+        PyObject *o;
+        char kind = i < n_locals ? pt->locals[i] : pt->stack[i - n_locals];
+        if (D->p >= D->end) {
+            dec_bad("the bytes end within a frame");
+            goto fail;
+        }
+        uint8_t tag = *D->p;
+        if (tag == TAG_NULL) {
+            D->p++;
+            o = NULL;
+        } else if (tag == TAG_NONE) {
+            D->p++;
+            o = Py_NewRef(Py_None);
+        } else if (tag == TAG_CONST) {
+            uint64_t c;
+            D->p++;
+            if (dec_varint(D, &c) < 0)
+                goto fail;
+            if (c >= (uint64_t)PyTuple_GET_SIZE(code->co_consts)) {
+                dec_bad("constant out of range");
+                goto fail;
+            }
+            o = Py_NewRef(PyTuple_GET_ITEM(code->co_consts, c));
+        } else if ((o = dec_value(D)) == NULL) {
+            goto fail;
+        }
+        f->localsplus[i] = o;
+        f->stacktop = i + 1;
+        if (unlikely(kind != '?' || o == NULL) && !kind_ok(kind, o, ci)) {
+            dec_bad("slot %d of %.80s is not what stands there", i,
+                    PyUnicode_AsUTF8(code->co_qualname));
+            goto fail;
+        }
+    }
+    return (PyObject *)g;
+fail:
+    Py_DECREF(g);
+    return NULL;
+}
+
+/* ---- the chain --------------------------------------------------------------------------------- */
+
+/* The frames of the chain encoded last, so that the drop that follows finds them all. */
+static struct {
+    PyObject *root;
+    PyGenObject **gens;
+    uint32_t n, cap;
+} last;
+
+int core_chain_encode(PyObject *root, PyObject *park, struct core_enc *e)
+{
+    last.root = NULL;
+    if (!frames_ok) {
+        PyOS_snprintf(e->reason, sizeof e->reason, "%s", frames_reason);
+        return ENC_PINNED;
+    }
+    if (!PyCoro_CheckExact(root) && !PyGen_CheckExact(root)) {
+        PyOS_snprintf(e->reason, sizeof e->reason, "a %.80s is no coroutine of Python code",
+                      Py_TYPE(root)->tp_name);
+        return ENC_PINNED;
+    }
+    struct enc *E = enc_take(e, true);
+    if (E == NULL)
+        return ENC_ERROR;
+    E->root = root;
+    E->park = park;
+    int r = enc_run(E, root, BLOB_MAGIC_CHAIN);
+    if (r == ENC_OK) {
+        last.root = root;
+        last.n = E->n_gens;
+        PyGenObject **t = last.gens; /* swapped, not copied */
+        last.gens = E->gens;
+        E->gens = t;
+        uint32_t cap = last.cap;
+        last.cap = E->gens_cap;
+        E->gens_cap = cap;
+    }
+    enc_give(E);
+    return r;
+}
+
+static void gen_empty(PyGenObject *g)
+{
+    Frame *f = GEN_FRAME(g);
+    int n = f->stacktop;
+    f->stacktop = 0;
+    for (int i = 0; i < n; i++)
+        Py_XDECREF(f->localsplus[i]);
+    Py_CLEAR(g->gi_exc_state.exc_value);
+    Py_CLEAR(f->f_locals);
+}
+
+/* Keeps an emptied coroutine object for the next decode, or drops it. */
+static void gen_release(PyGenObject *g)
+{
+    Frame *f = GEN_FRAME(g);
+    struct code_info *ci = info_of(gen_code(g));
+    if (Py_REFCNT(g) != 1 || f->frame_obj != NULL || g->gi_weakreflist != NULL || ci == NULL ||
+        ci->n_shells == SHELL_POOL) {
+        Py_DECREF(g);
+        return;
+    }
+    PyObject_GC_UnTrack(g);
+    if (FUNC(f) != (PyObject *)ci->func)
+        Py_SETREF(FUNC(f), Py_NewRef(ci->func));
+    f->f_globals = ci->func->func_globals;
+    f->f_builtins = ci->func->func_builtins;
+    if (g->gi_name != ci->func->func_name)
+        Py_SETREF(g->gi_name, Py_NewRef(ci->func->func_name));
+    if (g->gi_qualname != ci->func->func_qualname)
+        Py_SETREF(g->gi_qualname, Py_NewRef(ci->func->func_qualname));
+    Py_CLEAR(g->gi_origin_or_finalizer);
+    g->gi_hooks_inited = g->gi_closed = g->gi_running_async = 0;
+    if (ci->n_shells < SHELL_POOL && Py_REFCNT(g) == 1) {
+        ci->shells[ci->n_shells++] = g;
+    } else {
+        PyObject_GC_Track(g);
+        Py_DECREF(g);
+    }
+}
+
+void core_chain_drop(PyObject *root)
+{
+    if (last.root != root) { /* another chain was encoded since: find the frames again */
+        struct core_enc again;
+        if (core_enc_init(&again) == 0) {
+            core_chain_encode(root, chain_park(root), &again);
+            core_handles_drop(&again, 0);
+            core_enc_free(&again);
+        }
+        if (last.root != root) {
+            PyErr_Clear();
+            Py_DECREF(root);
+            return;
+        }
+    }
+    PyGenObject **gens = last.gens; /* dropping values may run code that encodes */
+    uint32_t n = last.n, cap = last.cap;
+    last.root = NULL;
+    last.gens = NULL;
+    last.cap = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        Py_INCREF(gens[i]);
+        gens[i]->gi_frame_state = GEN_COMPLETED;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        gen_empty(gens[i]);
+    Py_DECREF(root);
+    for (uint32_t i = 0; i < n; i++)
+        gen_release(gens[i]);
+    if (last.gens == NULL) {
+        last.gens = gens;
+        last.cap = cap;
+    } else {
+        PyMem_Free(gens);
+    }
+}
+
+PyObject *core_chain_decode(const uint8_t *p, size_t n, PyObject **park)
+{
+    struct dec D;
+    if (dec_begin(&D, p, n, BLOB_MAGIC_CHAIN) < 0)
+        return NULL;
+    PyObject *root = dec_value(&D);
+    root = dec_end(&D, root);
+    *park = (PyObject *)D.park;
+    if (root != NULL && !PyCoro_CheckExact(root) && !PyGen_CheckExact(root)) {
+        Py_DECREF(root);
+        return dec_bad("the root of a chain is no coroutine");
+    }
+    return root;
+}
+
+/* The frame that awaits `park`, if only coroutines and generators stand between root and it. */
+static PyGenObject *leaf_of(PyObject *root, PyObject *park)
+{
+    for (;;) {
+        PyGenObject *g = (PyGenObject *)root;
+        Frame *f = GEN_FRAME(g);
+        if (!gen_is_suspended(g) || f->stacktop <= CODE(f)->co_nlocalsplus)
+            return NULL;
+        PyObject *top = f->localsplus[f->stacktop - 1];
+        if (top == park && Py_IS_TYPE(top, &CorePark_Type))
+            return g;
+        if (top == NULL || (!PyCoro_CheckExact(top) && !PyGen_CheckExact(top)))
+            return NULL;
+        root = top;
+    }
+}
+
+/* The park request that the chain stands at, through the awaitables of async generators too. */
+PyObject *chain_park(PyObject *o)
+{
+    for (int depth = 0; o != NULL && depth < DEPTH_MAX; depth++) {
+        if (Py_IS_TYPE(o, &CorePark_Type))
+            return o;
+        if (gen_is(o)) {
+            Frame *f = GEN_FRAME(o);
+            if (!gen_is_suspended((PyGenObject *)o) || f->stacktop <= CODE(f)->co_nlocalsplus)
+                return NULL;
+            o = f->localsplus[f->stacktop - 1];
+        } else {
+            o = awaited_by(o);
+        }
+    }
+    return NULL;
+}
+
+/* What the code of the leaf is known as; asked once for code that was never encoded. */
+static struct code_info *leaf_info(PyGenObject *g)
+{
+    static PyCodeObject *unknown; /* compared only */
+    PyCodeObject *code = gen_code(g);
+    struct code_info *ci = info_of(code);
+    if (ci == NULL && code != unknown && frames_ok) {
+        const char *why;
+        if ((ci = code_info_of(code, GEN_FRAME(g)->f_globals, &why)) == NULL) {
+            PyErr_Clear();
+            unknown = code;
+        }
+    }
+    return ci;
+}
+
+static bool fast_forward(PyObject *root, PyObject *park)
+{
+    PyGenObject *leaf = fast_forward_on ? leaf_of(root, park) : NULL;
+    if (leaf == NULL || tool_is_watching(PyThreadState_Get(), gen_code(leaf)))
+        return false;
+    struct code_info *ci = leaf_info(leaf);
+    Frame *f = GEN_FRAME(leaf);
+    int point = ci != NULL ? ci->point_at[frame_next(f)] : -1;
+    if (point < 0 || ci->points[point].forward < 0)
+        return false;
+    f->stacktop--;
+    frame_set_next(f, ci->points[point].forward);
+    leaf->gi_frame_state = GEN_SUSPENDED;
+    ((CorePark *)park)->state = 2;
+    Py_DECREF(park);
+    return true;
+}
+
+PySendResult core_chain_send(PyObject *root, PyObject *park, PyObject *value, PyObject **out)
+{
+    last.root = NULL;
+    if (park != NULL && PyCoro_CheckExact(root) && !fast_forward(root, park)) {
+        Py_XSETREF(((CorePark *)park)->result, Py_NewRef(value));
+        value = Py_None;
+    }
+    return PyIter_Send(root, value, out);
+}
+
+PySendResult core_chain_throw(PyObject *root, PyObject *park, PyObject *exc, PyObject **out)
+{
+    last.root = NULL;
+    if (park != NULL) {
+        Py_XSETREF(((CorePark *)park)->exc, Py_NewRef(exc));
+        return PyIter_Send(root, Py_None, out);
+    }
+    *out = PyObject_CallMethod(root, "throw", "O", exc);
+    if (*out != NULL)
+        return PYGEN_NEXT;
+    return _PyGen_FetchStopIterationValue(out) == 0 ? PYGEN_RETURN : PYGEN_ERROR;
+}
+
+int core_frame_init(PyObject *mod)
+{
+    if (PyType_Ready(&CorePark_Type) < 0)
+        return -1;
+    return PyModule_AddObjectRef(mod, "Park", (PyObject *)&CorePark_Type);
+}

@@ -1,0 +1,217 @@
+"""The keeper: the one process that makes Ms, and Go's sysmon.
+
+It is single-threaded and holds no goroutine, so forking from it is safe and cheap at any time,
+whatever threads the caller's process has. Its loop is C (shm_sysmon): it retakes the Ps of blocked
+Ms, asks for preemption, pays wake-ups nobody paid, and sleeps long when nothing is due; it comes
+back here only for what happens to processes.
+
+INV nothing-left, the keeper's part (the Ms' part is in _core/prog.c)
+  M0 dies       its pidfd becomes readable in sysmon: every M is killed, then the keeper ends.
+  the end       hdr->shutdown: Ms leave by themselves; who is still there after GRACE_S is killed.
+                The keeper's exit status 0 tells M0 that none is left.
+  it is killed  M0 starts another, which adopts the living Ms: M table -> pid -> pidfd. A pid may
+                have been reused, so one is believed only while it has this segment mapped.
+  an M dies     waited for, and reported to M0 if it still had its slot. Without a slot it either
+                was never an M, or gave it back: it retired, and another takes its place.
+
+A worker that dies again and again before it gets a slot would be a fork bomb: after STILLBORN in a
+row the keeper gives up and says so."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import sys
+import time
+from typing import NoReturn
+
+from mpgort import _core, _m
+from mpgort._m import Plan, Wires
+
+GRACE_S = 0.1
+STILLBORN = 3
+UNKNOWN_STATUS = -1  # of an M that was somebody else's child
+
+
+def maps_segment(pid: int, fd: int) -> bool:
+    """Whether the process has the shared-memory object behind fd mapped."""
+    st = os.fstat(fd)
+    key = f" {os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x} {st.st_ino} "
+    try:
+        with open(f"/proc/{pid}/maps") as f:
+            return any(key in line for line in f)
+    except OSError:
+        return False
+
+
+def dead(pidfd: int) -> bool:
+    p = select.poll()
+    p.register(pidfd, select.POLLIN)
+    return bool(p.poll(0))
+
+
+def adopt(prog: _core.Program, skip: set[int]) -> tuple[list[tuple[int, int, int]], list[int]]:
+    """The workers in the M table beside those of the pids in skip: living ones as
+    (slot, pid, pidfd), and the slots of those that have died unseen."""
+    living, lost = [], []
+    for slot, kind, pid, _ in prog.slots():
+        if kind != _core.M_WORKER or pid in skip:
+            continue
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            lost.append(slot)
+            continue
+        # In this order: what has the mapping while the pidfd is alive is the process of the pidfd.
+        if maps_segment(pid, prog.fd) and not dead(fd):
+            living.append((slot, pid, fd))
+        else:
+            os.close(fd)
+            lost.append(slot)
+    return living, lost
+
+
+def end(crew: list[tuple[int, int, int]], grace: float) -> None:
+    """Waits until all of (slot, pid, pidfd) have ended, killing them after `grace` seconds."""
+    left = {fd: pid for _, pid, fd in crew}
+    p = select.poll()
+    for fd in left:
+        p.register(fd, select.POLLIN)
+    deadline = time.monotonic() + grace
+    killed = False
+    while left:
+        if not killed and time.monotonic() >= deadline:
+            killed = True
+            for fd in left:
+                try:
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        wait_s = max(deadline - time.monotonic(), 0.0)
+        for fd, _ in p.poll(None if killed else wait_s * 1000 + 1):
+            p.unregister(fd)
+            reap(left.pop(fd))
+
+
+def reap(pid: int) -> int:
+    """The wait status of a process that has ended, UNKNOWN_STATUS if it was not our child."""
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        return UNKNOWN_STATUS
+
+
+class Keeper:
+    def __init__(self, prog: _core.Program, wires: Wires, plan: Plan) -> None:
+        self.prog = prog
+        self.wires = wires
+        self.plan = plan
+        # (slot or -1, pid, pidfd), as keeper_wait takes it
+        self.crew: list[tuple[int, int, int]] = []
+        self.stillborn = 0
+
+    def start_m(self) -> None:
+        if self.plan.method == "spawn":
+            pid = _m.exec_fresh("_m", self.wires)
+        else:
+            me = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    self.prog.after_fork(True)
+                    for _, _, fd in self.crew:
+                        os.close(fd)
+                    _m.live(self.prog, self.wires, self.plan, me)
+                finally:
+                    os._exit(1)
+        self.crew.append((-1, pid, os.pidfd_open(pid)))
+
+    def bury(self, index: int) -> None:
+        """The M at this place of the crew has died."""
+        slot, pid, fd = self.crew.pop(index)
+        if slot < 0:
+            slot = self.prog.slot_of(pid)
+        status = reap(pid)
+        os.close(fd)
+        if self.prog.ended:
+            return
+        if slot >= 0:
+            self.prog.report_death(slot, status)
+        elif status == 0:
+            self.stillborn = 0
+            self.start_m()
+        elif os.WIFSIGNALED(status):
+            self.stillborn += 1
+            if self.stillborn < STILLBORN:
+                self.start_m()
+            else:
+                name = signal.Signals(os.WTERMSIG(status)).name
+                text = f"{STILLBORN} workers in a row were killed at their start by {name}"
+                _m.report(self.wires, RuntimeError(text), "the keeper")
+        # else: an exception at its start, which it has reported itself
+
+    def run(self) -> None:
+        """Until the program ends or M0 dies; nothing is left of the crew afterwards."""
+        living, lost = adopt(self.prog, set())
+        self.crew += living
+        for slot in lost:
+            self.prog.report_death(slot, UNKNOWN_STATUS)
+        for _ in range(self.prog.procs - len(living)):
+            self.start_m()
+        self.prog.calibrate()
+        if self.plan.schedtrace_ms:
+            period = self.plan.schedtrace_ms / 1000
+            signal.signal(signal.SIGALRM, self.schedtrace)
+            signal.setitimer(signal.ITIMER_REAL, period, period)
+        while True:
+            what = self.prog.keeper_wait(self.wires.m0, self.crew)
+            if what >= 0:
+                self.bury(what)
+            elif what == _core.WAIT_SPARE:
+                self.start_m()
+            elif what == _core.WAIT_M0_DIED or what == _core.WAIT_SHUTDOWN:
+                break
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        grace = GRACE_S if what == _core.WAIT_SHUTDOWN else 0
+        end(self.crew, grace)
+        end(adopt(self.prog, {pid for _, pid, _ in self.crew})[0], 0)
+
+    def schedtrace(self, *_: object) -> None:
+        sys.stderr.write(self.prog.schedtrace().rstrip("\n") + "\n")
+
+
+def keep(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn:
+    """The keeper's life, in a process that is its own already. Never returns."""
+    status = 1
+    try:
+        gc.freeze()  # nothing that M0 has left as garbage is collected, or copied, by its children
+        _core.arm_pdeathsig(wires.m0, parent)
+        _m.settle()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _m.limit_blas(plan.blas_threads)
+        prog.minit(_core.M_KEEPER)
+        prog.bury_keepers()
+        Keeper(prog, wires, plan).run()
+        status = 0
+    except BaseException as e:
+        _m.report(wires, e, "the keeper")
+    finally:
+        _m.flush()
+        os._exit(status)
+
+
+def main(segment: int, m0: int, kick: int, report: int, plan_fd: int, parent: int) -> NoReturn:
+    """Entry of a fresh interpreter (start_method "forkserver" and "spawn")."""
+    wires = Wires(segment, m0, kick, report, plan_fd)
+    try:
+        _core.arm_pdeathsig(m0, parent)
+        _m.settle()
+        plan = _m.load_plan(wires, worker=False)
+        prog = _core.Program.attach(segment)
+        prog.set_kick_fd(kick)
+        keep(prog, wires, plan, parent)
+    except BaseException as e:
+        _m.report(wires, e, "the start of the keeper")
+    os._exit(1)

@@ -1,0 +1,233 @@
+"""An M from its first line to its last: what a worker process does before and after its loop.
+
+A worker is forked by the keeper, or (start_method="spawn") a fresh interpreter that the keeper has
+started. It runs goroutines until the program's end and leaves by os._exit: the interpreter's own
+end (atexit, finalizers) belongs to M0, whose copy it may be.
+
+A WORKER'S START
+  1 asks to be ended with M0 (arm_pdeathsig), before anything that can take long;
+  2 takes an M slot: from here on the keeper can name it, and a new keeper can find it;
+  3 looks whether its keeper is still the one that made it. If not, no keeper knows of it: it goes.
+    After 2, so that a keeper that dies later leaves a worker that its successor finds in the table;
+  4 runs the initializer, then the loop.
+
+The report socket (SEQPACKET: a message is whole or not there) carries to M0 the one thing that has
+no place in the segment: an exception before there is a goroutine to raise it in."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from mpgort import _core
+
+REPORT_BYTES = 60_000
+_BLAS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
+
+# True while this process imports the user's main module because M0 has it as __main__: a program
+# started by that import would start itself again and again.
+importing_main = False
+
+
+class Wires(NamedTuple):
+    """The descriptors that every process of a program holds; the same numbers in all of them."""
+
+    segment: int
+    m0: int  # pidfd of M0
+    kick: int  # eventfd that wakes the keeper
+    report: int  # socket to M0
+    plan: int  # memory file with the pickled plan, -1 where the plan was inherited
+
+
+class Plan(NamedTuple):
+    """What a worker is to do beside its loop."""
+
+    method: str
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    blas_threads: int | None
+    max_rss: int
+    max_tasks: int
+    schedtrace_ms: int
+
+
+def dump_plan(plan: Plan) -> int:
+    """The plan and this process's main module as a memory file that fresh interpreters read.
+
+    Raises RuntimeError (by multiprocessing) while the main module is only being imported, and what
+    pickle raises for an initializer that cannot cross."""
+    from multiprocessing import spawn
+
+    prep = dict(spawn.get_preparation_data("mpgort"))
+    prep["authkey"] = bytes(prep["authkey"])
+    once = (plan.initializer, plan.initargs)
+    try:
+        rest = pickle.dumps(once)
+    except Exception:
+        import cloudpickle
+
+        rest = cloudpickle.dumps(once)
+    bare = plan._replace(initializer=None, initargs=())
+    fd = os.memfd_create("mpgort-plan")
+    with open(fd, "wb", closefd=False) as f:
+        f.write(pickle.dumps((prep, bare, rest)))
+    return fd
+
+
+def load_plan(wires: Wires, worker: bool) -> Plan:
+    """Makes this fresh interpreter resemble M0 (sys.path, sys.argv, main module), returns the plan.
+
+    A keeper that forks no worker needs neither the main module nor the initializer: worker False
+    leaves them out then."""
+    global importing_main
+    from multiprocessing import process, spawn
+
+    data = os.pread(wires.plan, os.fstat(wires.plan).st_size, 0)
+    prep, plan, rest = pickle.loads(data)
+    assert isinstance(plan, Plan)
+    if not worker and plan.method == "spawn":
+        return plan
+    current: Any = process.current_process()
+    current._inheriting = importing_main = True
+    try:
+        spawn.prepare(prep)
+    finally:
+        del current._inheriting
+        importing_main = False
+    initializer, initargs = pickle.loads(rest)
+    return plan._replace(initializer=initializer, initargs=initargs)
+
+
+def command(entry: str, wires: Wires) -> list[str]:
+    """The command line of a fresh interpreter that calls mpgort.<entry>.main(*wires, parent)."""
+    from multiprocessing import spawn, util
+
+    args = ", ".join(map(str, (*wires, os.getpid())))
+    # sys.path first: mpgort itself may have been found through an entry that only M0 has added.
+    code = f"import sys; sys.path[:] = {sys.path!r}; import mpgort.{entry} as e; e.main({args})"
+    flags: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [os.fsdecode(spawn.get_executable()), *flags, "-c", code]
+
+
+def exec_fresh(entry: str, wires: Wires) -> int:
+    """Starts mpgort.<entry>.main in a fresh interpreter that inherits the wires. Returns its
+    pid."""
+    from multiprocessing import util
+
+    argv = command(entry, wires)
+    pid: int = util.spawnv_passfds(os.fsencode(argv[0]), argv, wires)
+    return pid
+
+
+def settle() -> None:
+    """For keeper and workers: signals and stdin as befits a process that nobody at a terminal
+    knows.
+
+    Ctrl-C and Ctrl-\\ go to the whole foreground group and mean M0. Handlers written in Python were
+    M0's; without this a worker would run them."""
+    for sig in signal.valid_signals():
+        if callable(signal.getsignal(sig)):
+            signal.signal(sig, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+def flush() -> None:
+    """Writes out stdout and stderr; a closed or broken one is none of our business."""
+    for f in (sys.stdout, sys.stderr):
+        try:
+            f.flush()
+        except (AttributeError, ValueError, OSError):
+            pass
+
+
+def limit_blas(n: int | None) -> None:
+    """For libraries that are loaded from here on: their thread pools read these once."""
+    if n is not None:
+        for name in _BLAS:
+            os.environ[f"{name}_NUM_THREADS"] = str(n)
+
+
+def report(wires: Wires, exc: BaseException, where: str) -> None:
+    """Sends exc to M0, which raises it from run() or from the Runtime."""
+    text = "".join(traceback.format_exception(exc))
+    try:
+        data = pickle.dumps((exc, where, text))
+        pickle.loads(data)
+    except Exception:
+        data = b""
+    if not data or len(data) > REPORT_BYTES:
+        stand_in = RuntimeError(f"{type(exc).__name__}: {exc}"[:1000])
+        data = pickle.dumps((stand_in, where, text[-REPORT_BYTES // 2 :]))
+    with socket.socket(fileno=os.dup(wires.report)) as s:
+        try:
+            s.send(data)
+        except OSError:
+            sys.stderr.write(text)  # M0 is gone, or its queue is full of the same
+
+
+def live(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn:
+    """A worker's life. `parent` is the pid of the keeper that made it. Never returns."""
+    status = 1
+    try:
+        _core.arm_pdeathsig(wires.m0, parent)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        try:
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        except (AttributeError, ValueError):
+            pass  # replaced by something that is no text file
+        if "random" in sys.modules:
+            sys.modules["random"].seed()
+        prog.minit(_core.M_WORKER)
+        if os.getppid() == parent:
+            status = 0 if initialize(wires, plan) else 1
+            if status == 0:
+                prog.max_tasks = plan.max_tasks
+                prog.max_rss = plan.max_rss
+                prog.work()
+        prog.mexit()
+    except BaseException as e:
+        status = 1
+        report(wires, e, "a worker")
+    finally:
+        flush()
+        os._exit(status)
+
+
+def initialize(wires: Wires, plan: Plan) -> bool:
+    """Runs the initializer; False: it failed, and M0 has been told."""
+    if plan.initializer is None:
+        return True
+    try:
+        plan.initializer(*plan.initargs)
+    except BaseException as e:
+        report(wires, e, "the initializer of a worker")
+        return False
+    return True
+
+
+def main(segment: int, m0: int, kick: int, report_fd: int, plan_fd: int, parent: int) -> NoReturn:
+    """Entry of a fresh interpreter (start_method="spawn")."""
+    wires = Wires(segment, m0, kick, report_fd, plan_fd)
+    try:
+        _core.arm_pdeathsig(m0, parent)
+        settle()
+        plan = load_plan(wires, worker=True)
+        prog = _core.Program.attach(segment)
+        prog.set_kick_fd(kick)
+        live(prog, wires, plan, parent)
+    except BaseException as e:
+        report(wires, e, "the start of a worker")
+    os._exit(1)

@@ -1,0 +1,671 @@
+"""run and Runtime: M0's side of a program's processes.
+
+`Host` starts a program and ends it; `run` is a Host whose calling thread runs main, `Runtime` one
+that threads use from outside. Options are checked in one function (`check_options`), whose errors
+name the option.
+
+THE START (about 10 ms)            THE END (from every way out: value, exception, Ctrl-C, exit)
+  1 segment, made and nameless       1 hdr->shutdown: Ms leave their loops
+  2 M0's slot                        2 the keeper has ended the Ms, and itself
+  3 the keeper, by fork or exec      3 M0 waits for it; a status other than 0 says that it was
+  4 main runs at once; the keeper      killed: M0 ends by itself what the M table names
+    makes the workers meanwhile      4 the segment goes with the last handle
+
+Ctrl-C may come at any bytecode, also between these steps. While M0 starts or ends a program, SIGINT
+is only noted (`Shield`), and raised as KeyboardInterrupt when all is there, or all is gone.
+
+The keeper's death is noticed by `Host.tick`, which M0's loop calls about every 100 ms, and by each
+call on a Runtime; it starts another, which adopts the Ms. No thread watches: os.fork() warns where
+there is one, and the workers do well for a while without a keeper.
+
+A process that the user forks is no M: there, handles raise (`after_fork_in_child`)."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+from mpgort import _core, _keeper, _m, _segment
+from mpgort._errors import Killed, UnsupportedPlatform
+from mpgort._m import Plan, Wires
+
+METHODS = ("fork", "forkserver", "spawn")
+KEEPER_PATIENCE_S = 2.0  # a keeper that is stopped, or swapped out, is killed after this
+
+_hosts: weakref.WeakSet[Host] = weakref.WeakSet()
+_becoming: Host | None = None  # the host whose keeper is being forked
+_running = threading.Lock()  # held by the one run() of this process
+
+
+# ---- options ---------------------------------------------------------------------------------
+
+
+class Options(NamedTuple):
+    procs: int
+    method: str
+    heap_bytes: int
+    max_goroutines: int
+    heavy_bytes: int
+    migrate: int
+    scrub: bool
+    plan: Plan
+    name: str
+
+
+def cpu_count() -> int:
+    """The CPUs this process may use: affinity and cgroup quota (v2 and v1) counted, at least 1."""
+    n = len(os.sched_getaffinity(0))
+    quota = cgroup_cpus()
+    return max(1, min(n, quota)) if quota else n
+
+
+def cgroup_cpus() -> int | None:
+    """The CPU quota of this process's cgroup and those above, rounded up; None: no limit."""
+    best: float | None = None
+    try:
+        with open("/proc/self/cgroup") as f:
+            own = [line.rstrip("\n").split(":", 2) for line in f]
+    except OSError:
+        return None
+    for _, controllers, path in own:
+        v2 = controllers == ""
+        if not v2 and "cpu" not in controllers.split(","):
+            continue
+        root = "/sys/fs/cgroup" if v2 else "/sys/fs/cgroup/cpu"
+        at = path.strip("/")
+        while True:
+            try:
+                if v2:
+                    with open(f"{root}/{at}/cpu.max") as f:
+                        quota, period = f.read().split()
+                else:
+                    with open(f"{root}/{at}/cpu.cfs_quota_us") as f:
+                        quota = f.read().strip()
+                    with open(f"{root}/{at}/cpu.cfs_period_us") as f:
+                        period = f.read().strip()
+                if quota not in ("max", "-1"):
+                    cpus = int(quota) / int(period)
+                    best = cpus if best is None else min(best, cpus)
+            except (OSError, ValueError):
+                pass  # the root has no such file; in a container the path may lead nowhere
+            if not at:
+                break
+            at = os.path.dirname(at)
+    return None if best is None else max(1, int(best + 0.999))
+
+
+def whole(name: str, value: object, least: int, most: int | None = None) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    n = value.__index__()
+    if n < least or (most is not None and n > most):
+        upto = f" to {most}" if most is not None else " or more"
+        raise ValueError(f"{name}={n}: give {least}{upto}")
+    return int(n)
+
+
+def debug_flags() -> dict[str, str]:
+    """MPGORT_DEBUG, as Go's GODEBUG: name=value,name=value."""
+    text = os.environ.get("MPGORT_DEBUG", "")
+    pairs = (item.partition("=") for item in text.split(",") if item)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def check_options(
+    procs: int | None,
+    start_method: str | None,
+    heap_bytes: int | None,
+    max_goroutines: int,
+    heavy_bytes: int,
+    initializer: Callable[..., object] | None,
+    initargs: Sequence[Any],
+    blas_threads: int | None,
+    max_rss: int | None,
+    max_tasks_per_m: int | None,
+    name: str | None,
+) -> Options:
+    """All options of run and Runtime, with their defaults filled in.
+
+    Raises TypeError or ValueError naming the option (or environment variable),
+    UnsupportedPlatform."""
+    if sys.platform != "linux":
+        raise UnsupportedPlatform(f"mpgort needs Linux (futexes, pidfds), this is {sys.platform}")
+    if procs is None:
+        env = os.environ.get("MPGORT_PROCS")
+        if env is None:
+            procs = min(cpu_count(), _core.MAX_PROCS)
+        elif env.strip().isdecimal():
+            procs = whole("MPGORT_PROCS", int(env), 0, _core.MAX_PROCS)
+        else:
+            raise ValueError(f"MPGORT_PROCS={env}: give a number of worker processes")
+    procs = whole("procs", procs, 0, _core.MAX_PROCS)
+    if start_method is not None and start_method not in METHODS:
+        raise ValueError(f"start_method={start_method!r}: give one of {', '.join(METHODS)}")
+    if initializer is not None and not callable(initializer):
+        raise TypeError(f"initializer must be callable, not {initializer!r}")
+    if blas_threads is not None:
+        blas_threads = whole("blas_threads", blas_threads, 1)
+    ways = {"auto": 0, "always": 1, "never": 2}
+    migrate = os.environ.get("MPGORT_MIGRATE", "auto")
+    if migrate not in ways:
+        raise ValueError(f"MPGORT_MIGRATE={migrate}: give one of {', '.join(ways)}")
+    debug = debug_flags()
+    trace = debug.get("schedtrace", "0")
+    if not trace.isdecimal():
+        raise ValueError(f"MPGORT_DEBUG: schedtrace={trace}: give milliseconds")
+    if heap_bytes is not None:
+        heap_bytes = whole("heap_bytes", heap_bytes, 1 << 20, 1 << 46)
+    _segment.warn_if_small(heap_bytes)
+    method = start_method or default_method()
+    plan = Plan(
+        method=method,
+        initializer=initializer,
+        initargs=tuple(initargs),
+        blas_threads=blas_threads,
+        max_rss=0 if max_rss is None else whole("max_rss", max_rss, 1),
+        max_tasks=0 if max_tasks_per_m is None else whole("max_tasks_per_m", max_tasks_per_m, 1),
+        schedtrace_ms=int(trace),
+    )
+    return Options(
+        procs=procs,
+        method=method,
+        heap_bytes=heap_bytes or _segment.default_heap_bytes(),
+        max_goroutines=whole("max_goroutines", max_goroutines, 1, 1 << 30),
+        heavy_bytes=whole("heavy_bytes", heavy_bytes, 0, 1 << 30),
+        migrate=ways[migrate],
+        scrub=debug.get("scrub", "0") == "1",
+        plan=plan,
+        name=os.path.basename(sys.argv[0] if sys.argv else "") if name is None else str(name),
+    )
+
+
+def default_method() -> str:
+    """fork where this process has one Python thread: no other can hold a lock at that moment."""
+    return "fork" if len(sys._current_frames()) == 1 else "forkserver"
+
+
+# ---- signals ---------------------------------------------------------------------------------
+
+
+class Shield:
+    """Within the block SIGINT is only noted; KeyboardInterrupt follows at its end.
+
+    In another than the main thread Python raises no KeyboardInterrupt, and there is nothing to
+    do."""
+
+    def __init__(self) -> None:
+        self.was: Any = None
+        self.noted = False
+
+    def note(self, sig: int, frame: FrameType | None) -> None:
+        self.noted = True
+
+    def __enter__(self) -> Shield:
+        if threading.current_thread() is threading.main_thread():
+            was = signal.getsignal(signal.SIGINT)
+            if callable(was):
+                self.was = was
+                signal.signal(signal.SIGINT, self.note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.was is not None:
+            was, self.was = self.was, None
+            signal.signal(signal.SIGINT, was)
+            if self.noted:
+                self.noted = False
+                signal.raise_signal(signal.SIGINT)
+
+
+class Lifted:
+    """The opposite, for the stretch within a Shield that runs the user's code."""
+
+    def __init__(self, shield: Shield) -> None:
+        self.shield = shield
+
+    def __enter__(self) -> None:
+        self.shield.__exit__()
+
+    def __exit__(self, *_: object) -> None:
+        self.shield.__enter__()
+
+
+def on_sigquit(sig: int, frame: FrameType | None) -> None:
+    """As Go: every goroutine's stack, and exit status 2."""
+    from mpgort import _traceback
+
+    hosts = list(_hosts)
+    sys.stderr.write("SIGQUIT: quit\n\n")
+    for host in hosts:
+        try:
+            sys.stderr.write(_traceback.dump(host.prog))
+        except Exception as e:
+            sys.stderr.write(f"no dump of {host.opts.name}: {e}\n")
+    for host in hosts:
+        host.stop()
+    _m.flush()
+    os._exit(2)
+
+
+def watch_sigquit() -> None:
+    """Installs on_sigquit where SIGQUIT would have its default effect, a core dump."""
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGQUIT) is signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGQUIT, on_sigquit)
+
+
+def unwatch_sigquit() -> None:
+    if (
+        not _hosts
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGQUIT) is on_sigquit
+    ):
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
+# ---- a program's processes --------------------------------------------------------------------
+
+
+class Host:
+    """A started program, from M0's side. `stop` may be called more than once and from any
+    thread."""
+
+    def __init__(self, opts: Options) -> None:
+        if _m.importing_main:
+            raise RuntimeError(
+                "a program was started while the main module was being imported by another process "
+                "of the same program: put the start under `if __name__ == '__main__':`"
+            )
+        self.opts = opts
+        self.pid = os.getpid()
+        self.keeper: tuple[int, int] | None = None  # pid, pidfd
+        self.stopped = False
+        self.lock = threading.Lock()
+        self.fds: list[int] = []
+        fd = _segment.make()
+        try:
+            self.prog = _core.Program.create(
+                fd,
+                opts.procs,
+                opts.max_goroutines,
+                opts.heap_bytes,
+                opts.heavy_bytes,
+                opts.migrate,
+                opts.scrub,
+                opts.name,
+            )
+        except BaseException:
+            os.close(fd)
+            raise
+        self.prog.minit(_core.M_M0)
+        if opts.procs == 0:
+            _hosts.add(self)
+            return
+        try:
+            m0 = os.pidfd_open(self.pid)
+            self.fds.append(m0)
+            kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self.fds.append(kick)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            self.reports = ours
+            self.fds.append(theirs.detach())
+            self.wires = Wires(fd, m0, kick, self.fds[-1], -1)
+            self.prog.set_kick_fd(kick)
+            _hosts.add(self)
+            self.start_keeper(opts.method)
+        except BaseException:
+            self.stop()
+            raise
+        self.prog.tick = self.tick
+
+    def start_keeper(self, method: str) -> None:
+        _m.flush()  # what is buffered here would be written by each child again
+        if method == "fork":
+            pid = self.fork_keeper()
+        else:
+            if self.wires.plan < 0:
+                plan = _m.dump_plan(self.opts.plan._replace(method=method))
+                self.fds.append(plan)
+                self.wires = self.wires._replace(plan=plan)
+            pid = _m.exec_fresh("_keeper", self.wires)
+        self.keeper = (pid, os.pidfd_open(pid))
+
+    def fork_keeper(self) -> int:
+        global _becoming
+        _becoming = self
+        try:
+            with warnings.catch_warnings():
+                # Threads of C libraries do not take part in Python's locks, nor in our children.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+            if pid == 0:
+                try:
+                    _keeper.keep(self.prog, self.wires, self.opts.plan, self.pid)
+                finally:
+                    os._exit(1)
+            return pid
+        finally:
+            _becoming = None
+
+    def tick(self) -> None:
+        """Raises what a worker or the keeper has reported; replaces a keeper that was killed."""
+        if self.opts.procs == 0 or self.stopped:
+            return
+        try:
+            data = self.reports.recv(_m.REPORT_BYTES * 2)
+        except (BlockingIOError, InterruptedError):
+            data = b""
+        if data:
+            exc, where, text = pickle.loads(data)
+            exc.add_note(f"in {where}:\n{text.rstrip()}")
+            raise exc
+        if self.keeper is not None and _keeper.dead(self.keeper[1]):
+            with Shield(), self.lock:
+                if not self.stopped and self.keeper is not None and _keeper.dead(self.keeper[1]):
+                    self.bury_keeper()
+                    method = self.opts.method
+                    if method == "fork" and default_method() != "fork":
+                        method = "forkserver"
+                    self.start_keeper(method)
+
+    def bury_keeper(self) -> int:
+        """Waits for the keeper, which has ended or is about to; returns its wait status."""
+        assert self.keeper is not None
+        pid, pidfd = self.keeper
+        p = select.poll()
+        p.register(pidfd, select.POLLIN)
+        if not p.poll(KEEPER_PATIENCE_S * 1000):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            p.poll()
+        self.keeper = None
+        os.close(pidfd)
+        return _keeper.reap(pid)
+
+    def stop(self) -> None:
+        """Ends every goroutine and process of the program; when it returns none is left."""
+        if os.getpid() != self.pid:
+            return
+        with self.lock:
+            if self.stopped:
+                return
+            self.stopped = True
+            self.prog.tick = None
+            self.prog.shutdown()
+            if self.keeper is not None and self.bury_keeper() != 0:
+                _keeper.end(_keeper.adopt(self.prog, set())[0], 0)
+            self.prog.forget()
+            self.close()
+        _hosts.discard(self)
+        unwatch_sigquit()
+
+    def close(self) -> None:
+        """Closes what is not the Program's own."""
+        if self.opts.procs > 0:
+            self.prog.set_kick_fd(-1)
+            self.reports.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+
+def after_fork_in_child() -> None:
+    """A forked child has none of the programs of its parent, but for the one whose keeper it is."""
+    hosts = list(_hosts)
+    _hosts.clear()
+    keeper = _becoming is not None
+    for host in hosts:
+        if host is _becoming:
+            host.prog.after_fork(True)
+            host.reports.close()
+        elif keeper:
+            # Nothing of theirs is below us on the stack that will ever run again: unmap them.
+            host.prog.after_fork(True)
+            host.prog.detach()
+            host.close()
+        else:
+            host.prog.after_fork(False)
+
+
+os.register_at_fork(after_in_child=after_fork_in_child)
+
+
+# ---- run ---------------------------------------------------------------------------------------
+
+
+def run(
+    main: Callable[..., Any],
+    /,
+    *args: Any,
+    procs: int | None = None,
+    start_method: str | None = None,
+    heap_bytes: int | None = None,
+    max_goroutines: int = 1 << 22,
+    heavy_bytes: int = 16384,
+    initializer: Callable[..., object] | None = None,
+    initargs: Sequence[Any] = (),
+    blas_threads: int | None = None,
+    max_rss: int | None = None,
+    max_tasks_per_m: int | None = None,
+    name: str | None = None,
+) -> Any:
+    """Runs main(*args) as goroutine 1 here, every other goroutine on `procs` worker processes.
+
+    Returns main's value or raises its exception; every other goroutine ends with it. Raises
+    Deadlock, GoroutinePanic, MDied, OutOfSharedMemory; RuntimeError inside a goroutine or beside
+    another run."""
+    if not callable(main):
+        raise TypeError(f"main must be a function, not {main!r}")
+    if _core.current() is not None:
+        raise RuntimeError("mpgort.run() inside a goroutine: start others with go or spawn")
+    opts = check_options(
+        procs,
+        start_method,
+        heap_bytes,
+        max_goroutines,
+        heavy_bytes,
+        initializer,
+        initargs,
+        blas_threads,
+        max_rss,
+        max_tasks_per_m,
+        name,
+    )
+    if not _running.acquire(blocking=False):
+        raise RuntimeError("mpgort.run() is running already in this process: use Runtime beside it")
+    try:
+        with Shield() as shield:
+            host = Host(opts)
+            try:
+                watch_sigquit()
+                if opts.procs == 0:
+                    _m.limit_blas(opts.plan.blas_threads)
+                    if initializer is not None:
+                        initializer(*initargs)
+                with Lifted(shield):
+                    return host.prog.run_main(main, args, {})
+            finally:
+                host.stop()
+    finally:
+        _running.release()
+
+
+class Runtime:
+    """A program for threads that are not goroutines themselves: workers that stand ready.
+
+    `with Runtime(procs=4) as rt: h = rt.spawn(fn, x); h.result()`. The options are those of run.
+    With procs=0 a background thread of this process runs the goroutines. The block's end drains
+    (`shutdown`); after an exception everything is ended at once. One that is never shut down is
+    ended when it is garbage, or at the interpreter's exit."""
+
+    def __init__(
+        self,
+        procs: int | None = None,
+        *,
+        start_method: str | None = None,
+        heap_bytes: int | None = None,
+        max_goroutines: int = 1 << 22,
+        heavy_bytes: int = 16384,
+        initializer: Callable[..., object] | None = None,
+        initargs: Sequence[Any] = (),
+        blas_threads: int | None = None,
+        max_rss: int | None = None,
+        max_tasks_per_m: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        opts = check_options(
+            procs,
+            start_method,
+            heap_bytes,
+            max_goroutines,
+            heavy_bytes,
+            initializer,
+            initargs,
+            blas_threads,
+            max_rss,
+            max_tasks_per_m,
+            name,
+        )
+        with Shield():
+            self._host = Host(opts)
+            self._end = weakref.finalize(self, end_runtime, self._host)
+            self._prog = self._host.prog
+            self._prog.hold(1)  # a thread can always spawn: nobody is deadlocked
+            watch_sigquit()
+            if opts.procs == 0:
+                start_loop_thread(self._host)
+
+    def _check(self) -> _core.Program:
+        if self._host.stopped:
+            raise Killed("the runtime was shut down")
+        self._host.tick()
+        return self._prog
+
+    def spawn(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> _core.Goroutine[Any]:
+        """Starts fn(*args, **kwargs) as a goroutine; its handle's result() waits for the value."""
+        return _core.spawn_in(self._check(), fn, args, kwargs)
+
+    def go(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+        """Starts fn(*args, **kwargs); an exception that leaves it is a panic, and ends the
+        program."""
+        _core.go_in(self._check(), fn, args, kwargs)
+
+    def chan(self, size: int = 0) -> _core.Chan[Any]:
+        """A channel between goroutines, and threads that use put and get."""
+        return _core.chan_in(self._check(), size)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start, the heap's figures, and one row for each living M."""
+        return self._check().stats()
+
+    def stack(self) -> str:
+        """Every goroutine as Go prints it: id, [wait reason, minutes], the frames."""
+        from mpgort import _traceback
+
+        return _traceback.dump(self._check())
+
+    def shutdown(self, drain: bool = True, timeout: float | None = None) -> bool:
+        """Ends the program. drain: first waits until every goroutine has ended, or all are asleep
+        with no timer pending. False: `timeout` seconds were not enough, the rest was ended. Calls
+        after the first do nothing."""
+        host = self._host
+        if host.stopped:
+            return True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            drained = not drain or drain_until(host, deadline)
+        finally:
+            with Shield():
+                self._end()
+        return drained
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.shutdown(drain=kind is None)
+
+
+def drain_until(host: Host, deadline: float | None) -> bool:
+    """Waits until nothing can run any more; False past the deadline. Raises what ended the
+    program."""
+    host.prog.hold(-1)
+    try:
+        while True:
+            left = 0.1 if deadline is None else min(0.1, deadline - time.monotonic())
+            if left < 0:
+                return False
+            if host.opts.procs == 0:
+                loop = _loops.get(host)
+                if loop is None or loop.wait(left):
+                    return True
+            elif host.prog.drain_wait(left):
+                return True
+            host.tick()
+            failure = _core.failure(host.prog)
+            if failure is not None:
+                raise failure
+    finally:
+        host.prog.hold(1)
+
+
+# procs=0: the event that a host's loop thread sets when it ends
+_loops: weakref.WeakKeyDictionary[Host, threading.Event] = weakref.WeakKeyDictionary()
+
+
+def start_loop_thread(host: Host) -> None:
+    """procs=0: a thread of this process runs the goroutines. It ends with the program, or when
+    nothing can run any more and nobody may come from outside (a drain)."""
+    from mpgort._errors import Deadlock
+
+    ended = _loops[host] = threading.Event()
+    prog, plan = host.prog, host.opts.plan
+
+    def loop() -> None:
+        try:
+            _m.limit_blas(plan.blas_threads)
+            if plan.initializer is not None:
+                plan.initializer(*plan.initargs)
+            prog.work()
+        except Deadlock:
+            pass  # drained
+        finally:
+            ended.set()
+
+    # A daemon: what ends it is our own atexit function, which runs after the others are joined.
+    threading.Thread(target=loop, name="mpgort", daemon=True).start()
+
+
+def end_runtime(host: Host) -> None:
+    """Ends a Runtime's program; also by its finalizer and at the interpreter's exit."""
+    ended = _loops.pop(host, None)
+    if ended is not None and not host.stopped:
+        host.prog.shutdown()
+        ended.wait(_keeper.GRACE_S)
+    host.stop()
+
+
+def end_all() -> None:
+    """At exit, before modules are torn down."""
+    for host in list(_hosts):
+        end_runtime(host)
+
+
+atexit.register(end_all)

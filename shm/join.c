@@ -1,0 +1,86 @@
+/* join.c — how a goroutine ended, and who waits for that.
+ *
+ * A join object is what a handle refers to. The g slot is used again as soon as its goroutine has
+ * ended; the join object stays until the last handle is gone, with the result: read by any number of
+ * waiters, each by himself, so nobody takes it away.
+ *
+ * It is a channel that is closed once, with a value: finish writes value and state in one transaction,
+ * under the lock, then wakes all waiters in batches (sudog.c). Who comes later finds the state. The
+ * state is also read without the lock: it is released after the value is complete, and neither
+ * changes any more.
+ *
+ * A state other than pending is final: a reaper that finishes what its dead M may have finished
+ * already changes nothing (shm_join_finish() drops the later value). */
+#include "internal.h"
+
+static struct shm_join *join_at(const struct shm_ctx *c, shm_off off)
+{
+    struct shm_join *j = shm_at(c, off);
+    if (unlikely(off == 0 || j->obj.kind != SHM_OBJ_JOIN))
+        shm_throw("join: %#llx is no join object", (unsigned long long)off);
+    return j;
+}
+
+static struct shm_waitq *waiters(struct shm_join *j) { return SHM_WAITQ(&j->waiters_first); }
+
+int shm_join_new(struct shm_ctx *c, shm_off *out)
+{
+    int e = shm_alloc(c, sizeof(struct shm_join), out);
+    if (e)
+        return e;
+    struct shm_join *j = shm_at(c, *out);
+    memset(j, 0, sizeof *j);
+    j->obj.kind = SHM_OBJ_JOIN;
+    store_rlx(&j->obj.refs, 2); /* nobody else knows it yet */
+    j->value.tag = SHM_VAL_NONE;
+    shm_publish(c, *out);
+    return SHM_OK;
+}
+
+/* At the last unref: nobody waits (a wait holds a reference). */
+void shm_join_free(struct shm_ctx *c, shm_off off)
+{
+    struct shm_join *j = join_at(c, off);
+    if (unlikely(j->waiters_first))
+        shm_throw("join: %#llx goes with goroutines waiting on it", (unsigned long long)off);
+    shm_val_drop(c, &j->value);
+    shm_free(c, off);
+}
+
+void shm_join_finish(struct shm_ctx *c, shm_off off, unsigned state, struct shm_val *v)
+{
+    struct shm_join *j = join_at(c, off);
+    bool first;
+    store_rlx(&c->m->inflight[SHM_IF_DRAIN], off); /* before anybody is claimed; for the reaper */
+    shm_lock(c, &j->lock);
+    first = load_rlx(&j->state) == SHM_J_PENDING; /* under the lock */
+    if (first) {
+        shm_tx_begin(c);
+        shm_val_publish(c, v);
+        shm_tx_val(c, &j->value, v);
+        shm_tx_store32(c, &j->state, state); /* after the value; pairs with lock-free readers */
+        shm_tx_commit(c);
+        FAILPOINT("join.finish.marked");
+    }
+    shm_sudog_drain(c, &j->lock, waiters(j), 1);
+    shm_unlock(c, &j->lock);
+    store_rlx(&c->m->inflight[SHM_IF_DRAIN], 0);
+    if (!first)
+        shm_val_drop(c, v);
+    v->tag = SHM_VAL_NONE;
+}
+
+int shm_join_park(struct shm_ctx *c, shm_off off, shm_gref r)
+{
+    struct shm_join *j = join_at(c, off);
+    int e = SHM_OK;
+    if (load_acq(&j->state) != SHM_J_PENDING) /* pairs with shm_join_finish() */
+        return e;
+    shm_lock(c, &j->lock);
+    if (load_rlx(&j->state) == SHM_J_PENDING) { /* under the lock */
+        shm_sudog_park(c, r, SHM_OBJ_JOIN, off, waiters(j), SHM_DIR_RECV, NULL, SHM_WR_JOIN);
+        e = SHM_PARKED;
+    }
+    shm_unlock(c, &j->lock);
+    return e;
+}

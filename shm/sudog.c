@@ -1,0 +1,304 @@
+/* sudog.c — waiting on an object: the queue, the claim, the park, and waking all.
+ *
+ * A sudog says "this G waits here, in its wait number `epoch`". One is built into each g; a select
+ * brings one per case in a block of its own. Whatever has waiters (a channel, a goroutine's join
+ * object) has FIFOs of sudogs under its own lock, and does four things with them, all here:
+ *
+ *   claim    the first waiter that is still to be had becomes this M's
+ *   win      what the claimed G gets is written, and its sudog leaves the queue: in one transaction
+ *   park     the running G joins the queue and waits
+ *   drain    all waiters are claimed and readied, a batch at a time
+ *
+ * THE PARK, with the object's lock held, after a last try has failed
+ *   1 value and sudog are written, the sudog is linked: one transaction, committed
+ *   2 named in inflight; running -> waiting, curg dropped
+ *   3 armed (INV touch-nothing); the name is taken back; the caller unlocks
+ * A death before 2 is one of a running G. Between 2 and 3 the G is waiting, linked, not armed, and
+ * named: its reaper arms it. Rejected: to do 2 inside the transaction. A status is moved by CAS and
+ * cannot be rolled back, so a rollback would leave a waiting G that is in no queue.
+ *
+ * THE WAKE, with the object's lock held
+ *   1 named in inflight, claimed by CAS (INV one-waker)
+ *   2 win: value, ok, unlinked; committed
+ *   3 unlocked; shm_ready(), which takes the name back
+ * For a claimed G that a dead M named, `linked` decides, after the rollback: still linked, nothing
+ * was given to it and it is armed again; not linked, it has all that it gets and is readied. Of a
+ * select, `winner` decides, since the losers stay linked until the G itself takes them out.
+ *
+ * STALE SUDOGS. A canceller claims without the lock, by the wait word alone, and comes for the lock
+ * afterwards to unlink. In between the sudog is stale: who meets it loses the claim, unlinks it and
+ * goes on to the next; the canceller then finds it unlinked. So no queue is ever searched, and what
+ * a G in other hands reads and writes of a sudog is only ever under the lock of its object.
+ *
+ * WAKING ALL. A channel may have a million waiters. What is claimed must be named, and what is
+ * written must fit the undo log, so it goes by WAKE_BATCH, with the lock given back in between. The
+ * object is closed (or ended) before the first batch, so no waiter can join behind. The M names the
+ * object in inflight[SHM_IF_DRAIN]: dead halfway, its reaper goes on (shm_waiters_drain). */
+#include "internal.h"
+
+#define WAKE_BATCH 32
+
+static_assert(SHM_IF_WAKE + WAKE_BATCH <= SHM_INFLIGHT, "a wake batch has names");
+static_assert(SHM_IF_BATCH + SHM_RUNQ / 2 + 1 <= SHM_IF_DRAIN, "the batches do not overlap");
+static_assert(4 * WAKE_BATCH + 8 <= SHM_UNDO, "a wake batch is one transaction");
+static_assert(offsetof(struct shm_sudog, linked) % 4 == 0 && sizeof(struct shm_sudog) == 32,
+              "linked begins a word of its own");
+static_assert(offsetof(struct shm_g, ok) == offsetof(struct shm_g, reason) + 3 &&
+                  offsetof(struct shm_g, reason) % 4 == 0,
+              "ok ends a word");
+static_assert(offsetof(struct shm_chan, recvq_last) == offsetof(struct shm_chan, recvq_first) + 8 &&
+                  offsetof(struct shm_chan, sendq_last) ==
+                      offsetof(struct shm_chan, sendq_first) + 8 &&
+                  offsetof(struct shm_join, waiters_last) ==
+                      offsetof(struct shm_join, waiters_first) + 8,
+              "a struct shm_waitq each");
+
+/* ---- logged stores of parts of words ---------------------------------------------------------- */
+
+static void tx_byte(struct shm_ctx *c, void *word, unsigned i, uint8_t value)
+{
+    uint32_t w;
+    memcpy(&w, word, sizeof w);
+    memcpy((uint8_t *)&w + i, &value, 1);
+    shm_tx_store32(c, word, w);
+}
+
+void shm_tx_linked(struct shm_ctx *c, struct shm_sudog *s, uint8_t linked)
+{
+    tx_byte(c, (uint8_t *)s + offsetof(struct shm_sudog, linked), 0, linked);
+}
+
+void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok)
+{
+    tx_byte(c, (uint8_t *)g + offsetof(struct shm_g, reason), 3, ok);
+}
+
+void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v)
+{
+    uint64_t w[2];
+    memcpy(w, v, sizeof w);
+    shm_tx_store64(c, to, w[0]);
+    shm_tx_store64(c, (uint8_t *)to + 8, w[1]);
+}
+
+/* ---- the queue -------------------------------------------------------------------------------- */
+
+/* s is filled and not yet reachable. */
+void shm_sudog_put(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s)
+{
+    shm_off off = shm_offof(c, s);
+    s->next = 0;
+    s->prev = q->last;
+    if (q->last)
+        shm_tx_store64(c, &((struct shm_sudog *)shm_at(c, q->last))->next, off);
+    else
+        shm_tx_store64(c, &q->first, off);
+    shm_tx_store64(c, &q->last, off);
+}
+
+void shm_sudog_remove(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s)
+{
+    if (s->prev)
+        shm_tx_store64(c, &((struct shm_sudog *)shm_at(c, s->prev))->next, s->next);
+    else
+        shm_tx_store64(c, &q->first, s->next);
+    if (s->next)
+        shm_tx_store64(c, &((struct shm_sudog *)shm_at(c, s->next))->prev, s->prev);
+    else
+        shm_tx_store64(c, &q->last, s->prev);
+    shm_tx_linked(c, s, 0);
+}
+
+/* ---- claim and win ---------------------------------------------------------------------------- */
+
+/* True: s->g is this M's, and named. */
+static bool claim(struct shm_ctx *c, const struct shm_sudog *s, unsigned slot)
+{
+    _Atomic uint64_t *name = &c->m->inflight[slot];
+    store_rlx(name, s->g); /* INV nothing-in-hand: before the CAS; read by the reaper */
+    FAILPOINT("sudog.named");
+    if (likely(shm_wait_claim(c, s->g, s->epoch))) {
+        FAILPOINT("sudog.claimed");
+        return true;
+    }
+    store_rlx(name, 0);
+    return false;
+}
+
+/* The lock of q's object held, no tx. The first waiter that can be had, claimed, still linked, named
+ * in inflight[SHM_IF_READY]; NULL: nobody waits. */
+struct shm_sudog *shm_sudog_claim(struct shm_ctx *c, struct shm_waitq *q)
+{
+    while (q->first) {
+        struct shm_sudog *s = shm_at(c, q->first);
+        if (likely(claim(c, s, SHM_IF_READY)))
+            return s;
+        shm_tx_begin(c);
+        shm_sudog_remove(c, q, s);
+        shm_tx_commit(c);
+    }
+    return NULL;
+}
+
+static void won(struct shm_ctx *c, struct shm_sudog *s, uint8_t ok)
+{
+    shm_tx_ok(c, shm_g(c, s->g), ok);
+    if (s->isselect) {
+        struct shm_selcase *first = (struct shm_selcase *)(void *)s - s->which;
+        struct shm_selblk *b = (struct shm_selblk *)(void *)first - 1;
+        shm_tx_store32(c, &b->winner, s->which + 1U);
+    }
+}
+
+/* In a tx. The wait of the claimed s->g ends by this sudog. */
+void shm_sudog_win(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s, uint8_t ok)
+{
+    shm_sudog_remove(c, q, s);
+    won(c, s, ok);
+}
+
+/* Where the value is that a parked sender wants to send. */
+struct shm_val *shm_sudog_value(struct shm_ctx *c, struct shm_sudog *s)
+{
+    return s->isselect ? &((struct shm_selcase *)(void *)s)->v : &shm_g(c, s->g)->value;
+}
+
+/* ---- park ------------------------------------------------------------------------------------- */
+
+/* Steps 2 and 3 of the park. */
+void shm_park_commit(struct shm_ctx *c, shm_gref r, unsigned reason, uint64_t epoch)
+{
+    _Atomic uint64_t *name = &c->m->inflight[SHM_IF_READY];
+    store_rlx(name, r); /* INV nothing-in-hand, before curg is dropped; read by the reaper */
+    shm_gopark(c, r, reason);
+    shm_wait_arm(c, r, epoch);
+    FAILPOINT("sudog.armed");
+    store_rel(name, 0); /* after the arming, for the reaper */
+}
+
+/* The object's lock held. v: what g->value holds meanwhile, NULL nothing. */
+void shm_sudog_park(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj, struct shm_waitq *q,
+                    uint8_t linked, const struct shm_val *v, unsigned reason)
+{
+    struct shm_g *g = shm_g(c, r);
+    struct shm_sudog *s = &g->sudog;
+    uint64_t epoch = shm_wait_next(g);
+    g->value.tag = SHM_VAL_NONE;
+    g->waitkind = kind;
+    g->waitobj = obj;
+    s->g = r;
+    s->epoch = (uint32_t)epoch;
+    s->isselect = 0;
+    s->which = 0;
+    shm_tx_begin(c);
+    shm_tx_linked(c, s, linked);
+    if (v) {
+        shm_val_publish(c, v);
+        shm_tx_val(c, &g->value, v);
+    }
+    shm_sudog_put(c, q, s);
+    shm_tx_commit(c);
+    FAILPOINT("sudog.linked");
+    shm_park_commit(c, r, reason, epoch);
+}
+
+/* ---- unlink and drain ------------------------------------------------------------------------- */
+
+static void unlink_from(struct shm_ctx *c, shm_lockword *lock, struct shm_waitq *recvq,
+                        struct shm_waitq *sendq, struct shm_sudog *s)
+{
+    shm_lock(c, lock);
+    if (s->linked) {
+        shm_tx_begin(c);
+        shm_sudog_remove(c, s->linked == SHM_DIR_SEND ? sendq : recvq, s);
+        shm_tx_commit(c);
+    }
+    shm_unlock(c, lock);
+}
+
+void shm_sudog_unlink(struct shm_ctx *c, shm_gref r)
+{
+    struct shm_g *g = shm_g(c, r);
+    switch (g->waitkind) {
+    case SHM_OBJ_CHAN: {
+        struct shm_chan *ch = shm_at(c, g->waitobj);
+        unlink_from(c, &ch->lock, SHM_WAITQ(&ch->recvq_first), SHM_WAITQ(&ch->sendq_first),
+                    &g->sudog);
+        break;
+    }
+    case SHM_OBJ_JOIN: {
+        struct shm_join *j = shm_at(c, g->waitobj);
+        unlink_from(c, &j->lock, SHM_WAITQ(&j->waiters_first), NULL, &g->sudog);
+        break;
+    }
+    case SHM_WAIT_SELECT:
+        shm_select_unlink(c, g->waitobj);
+        break;
+    case SHM_WAIT_SLEEP:
+        shm_sleep_unlink(c, r);
+        break;
+    }
+}
+
+/* The lock held, before and after; given back in between. Nobody can join q any more. */
+void shm_sudog_drain(struct shm_ctx *c, shm_lockword *lock, struct shm_waitq *q, uint8_t ok)
+{
+    _Atomic uint64_t *name = &c->m->inflight[SHM_IF_WAKE];
+    while (q->first) {
+        shm_off next = q->first;
+        shm_off batch[WAKE_BATCH];
+        unsigned n = 0;
+        for (; next && n < WAKE_BATCH; n++) {
+            struct shm_sudog *s = shm_at(c, next);
+            claim(c, s, SHM_IF_WAKE + n); /* a stale one leaves its name 0 */
+            batch[n] = next;
+            next = s->next;
+        }
+        shm_tx_begin(c);
+        for (unsigned i = 0; i < n; i++) {
+            struct shm_sudog *s = shm_at(c, batch[i]);
+            shm_tx_linked(c, s, 0);
+            if (load_rlx(&name[i])) /* own word */
+                won(c, s, ok);
+        }
+        shm_tx_store64(c, &q->first, next);
+        if (next)
+            shm_tx_store64(c, &((struct shm_sudog *)shm_at(c, next))->prev, 0);
+        else
+            shm_tx_store64(c, &q->last, 0);
+        shm_tx_commit(c);
+        shm_unlock(c, lock);
+        for (unsigned i = 0; i < n; i++) {
+            shm_gref r = load_rlx(&name[i]); /* own word */
+            if (r) {
+                shm_ready(c, r, false); /* at the tail: in the order in which they came */
+                store_rlx(&name[i], 0);
+            }
+        }
+        shm_lock(c, lock);
+    }
+}
+
+void shm_waiters_drain(struct shm_ctx *c, shm_off obj)
+{
+    switch (((struct shm_obj *)shm_at(c, obj))->kind) {
+    case SHM_OBJ_CHAN: {
+        struct shm_chan *ch = shm_at(c, obj);
+        shm_lock(c, &ch->lock);
+        if (load_rlx(&ch->closed)) { /* under the lock */
+            shm_sudog_drain(c, &ch->lock, SHM_WAITQ(&ch->recvq_first), 0);
+            shm_sudog_drain(c, &ch->lock, SHM_WAITQ(&ch->sendq_first), 0);
+        }
+        shm_unlock(c, &ch->lock);
+        break;
+    }
+    case SHM_OBJ_JOIN: {
+        struct shm_join *j = shm_at(c, obj);
+        shm_lock(c, &j->lock);
+        if (load_rlx(&j->state) != SHM_J_PENDING) /* under the lock */
+            shm_sudog_drain(c, &j->lock, SHM_WAITQ(&j->waiters_first), 1);
+        shm_unlock(c, &j->lock);
+        break;
+    }
+    }
+}

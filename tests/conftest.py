@@ -1,0 +1,222 @@
+"""Fixtures for all tests.
+
+`program` runs a Python program as a child in a session of its own, with a hard time limit, and
+holds it to INV nothing-left when the test is over: no process of that session, no name in /dev/shm.
+A program that hangs is asked for its goroutines (SIGQUIT) before it is killed; the dump is in the
+failure.
+
+`segment` makes segments without processes, for tests that use mpgort._core directly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+LIMIT_S = 60.0
+GONE_S = 1.0  # within this much after M0's end, however it came, nothing is left
+
+
+@dataclass
+class Process:
+    pid: int
+    ppid: int
+    state: str
+    argv: str
+
+
+@dataclass
+class Result:
+    status: int  # exit status, or minus the signal
+    out: str
+    err: str
+    seconds: float
+
+
+def session(sid: int) -> list[Process]:
+    """The processes of a session; zombies that only wait for init to look are not counted."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            stat = Path(f"/proc/{name}/stat").read_text().rsplit(")", 1)[1].split()
+            argv = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ")
+        except OSError:
+            continue
+        if int(stat[3]) == sid and not (stat[0] == "Z" and stat[1] == "1"):
+            found.append(Process(int(name), int(stat[1]), stat[0], argv.decode(errors="replace")))
+    return found
+
+
+def shm_names() -> list[str]:
+    """Names in /dev/shm whose maker is dead: nobody will unlink them."""
+    names = (n for n in os.listdir("/dev/shm") if n.startswith("mpgort-"))
+    return [n for n in names if not os.path.exists(f"/proc/{n.split('-')[2]}")]
+
+
+def wait_until(what: str, true: Callable[[], object], limit: float = 10.0) -> None:
+    """Waits for a condition that comes by itself; fails the test after `limit` seconds."""
+    deadline = time.monotonic() + limit
+    while not true():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {limit} s")
+        time.sleep(0.002)
+
+
+@dataclass
+class Running:
+    """A started program. Its pid is its session's id."""
+
+    popen: subprocess.Popen[str]
+    started: float
+    out: str = ""
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def line(self) -> str:
+        """The next line of stdout, waited for: programs say so when they have come somewhere."""
+        assert self.popen.stdout is not None
+        text = self.popen.stdout.readline()
+        assert text, f"the program has ended with {self.wait().err}"
+        self.out += text
+        return text.rstrip("\n")
+
+    def processes(self) -> list[Process]:
+        return session(self.pid)
+
+    def keeper(self) -> Process | None:
+        """M0's only child in these programs."""
+        return next((p for p in self.processes() if p.ppid == self.pid and p.state != "Z"), None)
+
+    def workers(self) -> list[Process]:
+        keeper = self.keeper()
+        known = {self.pid, keeper.pid if keeper else -1}
+        return [p for p in self.processes() if p.pid not in known and p.state != "Z"]
+
+    def wait(self, limit: float = LIMIT_S) -> Result:
+        """Until M0 has ended and nobody holds its output any more."""
+        try:
+            out, err = self.popen.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            self.popen.send_signal(signal.SIGQUIT)
+            try:
+                out, err = self.popen.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.end()
+                out, err = self.popen.communicate()
+            pytest.fail(f"no end within {limit} s\nstdout: {self.out}{out}\nstderr: {err}")
+        took = time.monotonic() - self.started
+        return Result(self.popen.returncode, self.out + out, err, took)
+
+    def end(self) -> None:
+        for p in self.processes():
+            try:
+                os.kill(p.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+class Programs:
+    """What the fixture `program` is: call it to run a program to its end, `start` to go on beside
+    it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.all: list[Running] = []
+        self.killed = False  # SIGKILL may hit the microseconds in which the segment has a name
+
+    def start(self, source: str | Path, *args: str, env: dict[str, str] | None = None) -> Running:
+        if isinstance(source, str):
+            path = self.folder / f"prog{len(self.all)}.py"
+            path.write_text(textwrap.dedent(source))
+        else:
+            path = source
+        environ = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | (env or {})
+        popen = subprocess.Popen(
+            [sys.executable, str(path), *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=environ,
+            start_new_session=True,
+        )
+        running = Running(popen, time.monotonic())
+        self.all.append(running)
+        return running
+
+    def __call__(
+        self,
+        source: str | Path,
+        *args: str,
+        env: dict[str, str] | None = None,
+        limit: float = LIMIT_S,
+    ) -> Result:
+        return self.start(source, *args, env=env).wait(limit)
+
+    def nothing_left(self, running: Running) -> None:
+        """INV nothing-left, for one program whose M0 has ended."""
+        deadline = time.monotonic() + GONE_S
+        while (left := running.processes()) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        running.end()
+        assert not left, f"{GONE_S} s after M0's end there are still {left}"
+        if self.killed:
+            from mpgort import _segment
+
+            _segment.sweep()
+        assert shm_names() == []
+
+    def finish(self) -> None:
+        for running in self.all:
+            if running.popen.poll() is None:
+                running.end()
+                running.popen.communicate()
+                pytest.fail("the test ended before its program")
+        for running in self.all:
+            self.nothing_left(running)
+
+
+@pytest.fixture
+def program() -> Iterator[Programs]:
+    with tempfile.TemporaryDirectory() as folder:
+        programs = Programs(Path(folder))
+        yield programs
+        programs.finish()
+
+
+@pytest.fixture
+def segment() -> Iterator[Callable[..., object]]:
+    """segment(procs=1, ...) -> a formatted mpgort._core.Program, this process its M0."""
+    from mpgort import _core, _segment
+
+    made = []
+
+    def make(
+        procs: int = 1,
+        max_goroutines: int = 1 << 16,
+        heap_bytes: int = 64 << 20,
+        heavy_bytes: int = 16384,
+    ) -> _core.Program:
+        prog = _core.Program.create(
+            _segment.make(), procs, max_goroutines, heap_bytes, heavy_bytes, 0, False, "test"
+        )
+        made.append(prog)
+        return prog
+
+    yield make
+    for prog in made:
+        prog.detach()

@@ -1,0 +1,204 @@
+"""INV nothing-left: whatever is killed, in whatever order and at whatever moment, no process and no
+shared memory is left (the fixture `program` looks), and who can go on does.
+
+Each test is repeated MPGORT_KILLS times (default 10) with the kill at random moments; 100 by
+    MPGORT_KILLS=100 pytest tests/kill/test_processes_die.py"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from conftest import wait_until
+
+KILLS = int(os.environ.get("MPGORT_KILLS", "10"))
+
+# Says when it is up, works for sys.argv[2] seconds, says how it went.
+BUSY = """
+    import sys, time
+    import mpgort
+    from mpgort import chan, go, sleep, spawn
+
+    async def echo(jobs, results):
+        async for n in jobs:
+            await results.send(n + 1)
+
+    async def main(seconds):
+        print("up")
+        jobs, results = chan(), chan()
+        for _ in range(4):
+            go(echo, jobs, results)
+        end = time.monotonic() + seconds
+        n = 0
+        while time.monotonic() < end:
+            await jobs.send(n)
+            n = await results.recv()
+            if n % 100 == 0:
+                await sleep(0.001)
+        return n > 0
+
+    if __name__ == "__main__":
+        print(mpgort.run(main, float(sys.argv[2]), procs=2, start_method=sys.argv[1]))
+"""
+
+
+def at_random(p, i):
+    """Half of the kills hit a program that is up, half one that is somewhere in its start."""
+    if i % 2:
+        assert p.line() == "up"
+    time.sleep(random.random() * 0.15)
+
+
+def two_workers(p):
+    wait_until("two workers", lambda: len(p.workers()) == 2)
+
+
+def another_keeper(p, than):
+    wait_until("another keeper", lambda: (k := p.keeper()) is not None and k.pid != than)
+
+
+@pytest.mark.timeout(60 + 3 * KILLS)
+@pytest.mark.parametrize("method", ("fork", "forkserver", "spawn"))
+def test_when_m0_is_killed_everything_is_gone_within_a_second(program, method):
+    program.killed = True
+    for i in range(KILLS):
+        p = program.start(BUSY, method, "100")
+        at_random(p, i)
+        os.kill(p.pid, signal.SIGKILL)
+        assert p.wait(10).status == -signal.SIGKILL
+        program.nothing_left(p)
+
+
+@pytest.mark.timeout(60 + 3 * KILLS)
+def test_ctrl_c_at_any_moment_leaves_nothing(program):
+    program.killed = True
+    for i in range(KILLS):
+        p = program.start(BUSY, "fork", "100")
+        at_random(p, i)
+        os.killpg(p.pid, signal.SIGINT)
+        r = p.wait(10)
+        # Before Python has its handler the signal kills; later it is the usual end by Ctrl-C.
+        assert r.status == -signal.SIGINT, r.err
+        program.nothing_left(p)
+
+
+@pytest.mark.timeout(60 + 5 * KILLS)
+@pytest.mark.parametrize("method", ("fork", "forkserver"))
+def test_a_killed_keeper_is_replaced_and_nobody_notices(program, method):
+    for _ in range(KILLS):
+        p = program.start(BUSY, method, "0.6")
+        assert p.line() == "up"
+        two_workers(p)
+        workers = {w.pid for w in p.workers()}
+        keeper = p.keeper()
+        time.sleep(random.random() * 0.05)
+        os.kill(keeper.pid, signal.SIGKILL)
+        another_keeper(p, keeper.pid)
+        assert {w.pid for w in p.workers()} == workers
+        r = p.wait(20)
+        assert (r.status, r.out) == (0, "up\nTrue\n"), r.err
+        program.nothing_left(p)
+
+
+@pytest.mark.timeout(60 + 5 * KILLS)
+def test_keepers_that_are_killed_again_and_again_do_not_end_the_program(program):
+    for _ in range(max(1, KILLS // 5)):
+        p = program.start(BUSY, "fork", "1.5")
+        assert p.line() == "up"
+        for _ in range(4):
+            wait_until("a keeper", p.keeper)
+            os.kill(p.keeper().pid, signal.SIGKILL)
+            time.sleep(random.random() * 0.2)
+        r = p.wait(20)
+        assert (r.status, r.out) == (0, "up\nTrue\n"), r.err
+        program.nothing_left(p)
+
+
+@pytest.mark.timeout(60 + 5 * KILLS)
+def test_workers_whose_keeper_and_m0_are_killed_together_end_by_themselves(program):
+    """After the keeper's death init is their parent: no signal tells them of M0's death."""
+    program.killed = True
+    for i in range(KILLS):
+        p = program.start(BUSY, "fork", "100")
+        assert p.line() == "up"
+        two_workers(p)
+        os.kill(p.keeper().pid, signal.SIGKILL)
+        time.sleep(random.random() * 0.02 if i % 2 else 0)
+        os.kill(p.pid, signal.SIGKILL)
+        assert p.wait(10).status == -signal.SIGKILL
+        program.nothing_left(p)
+
+
+@pytest.mark.timeout(60 + 5 * KILLS)
+def test_all_killed_one_by_one_in_random_order_leaves_nothing(program):
+    program.killed = True
+    for i in range(KILLS):
+        p = program.start(BUSY, "fork", "100")
+        at_random(p, i)
+        victims = p.processes()
+        random.shuffle(victims)
+        for v in victims:
+            try:
+                os.kill(v.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            time.sleep(random.random() * 0.02)
+        os.kill(p.pid, signal.SIGKILL)
+        p.wait(10)
+        program.nothing_left(p)
+
+
+@pytest.mark.timeout(60 + 3 * KILLS)
+def test_the_death_of_a_worker_is_an_error_that_names_it(program):
+    for i in range(KILLS):
+        p = program.start(BUSY, "fork", "100")
+        if i % 2:
+            assert p.line() == "up"
+        two_workers(p)
+        time.sleep(random.random() * 0.05)
+        os.kill(random.choice(p.workers()).pid, signal.SIGSEGV)
+        r = p.wait(10)
+        assert r.status == 1
+        assert "MDied: worker M" in r.err and "SIGSEGV" in r.err, r.err
+        program.nothing_left(p)
+
+
+def test_a_stopped_keeper_does_not_hold_up_the_end(program):
+    p = program.start(BUSY, "fork", "0.3")
+    assert p.line() == "up"
+    two_workers(p)
+    os.kill(p.keeper().pid, signal.SIGSTOP)
+    r = p.wait(20)
+    assert (r.status, r.out) == (0, "up\nTrue\n"), r.err
+
+
+def test_a_stopped_worker_does_not_hold_up_the_end(program):
+    p = program.start(BUSY, "fork", "0.3")
+    assert p.line() == "up"
+    two_workers(p)
+    os.kill(p.workers()[0].pid, signal.SIGSTOP)
+    os.kill(p.pid, signal.SIGINT)
+    r = p.wait(20)
+    assert r.status == -signal.SIGINT, r.err
+
+
+def test_workers_that_die_at_their_start_are_not_started_for_ever(program):
+    r = program("""
+        import os, signal
+        import mpgort
+        from mpgort import _m
+
+        def live(prog, wires, plan, parent):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        async def main():
+            await mpgort.sleep(100)
+
+        _m.live = live
+        mpgort.run(main, procs=1)
+    """)
+    assert r.status == 1
+    assert "3 workers in a row were killed at their start by SIGKILL" in r.err

@@ -1,0 +1,676 @@
+"""The life of a program's processes: started by every method, ended from every way out.
+
+The fixture `program` asserts after each test that no process and no shared memory is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+METHODS = ("fork", "forkserver", "spawn")
+
+PIDS = """
+    import os, sys
+    import mpgort
+    from mpgort import spawn
+
+    async def pid():
+        return os.getpid()
+
+    async def main():
+        return os.getpid(), await spawn(pid)
+
+    if __name__ == "__main__":
+        me, other = mpgort.run(main, procs=2, start_method=sys.argv[1])
+        print(me == os.getpid(), other != me)
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_main_runs_here_and_goroutines_elsewhere(program, method):
+    r = program(PIDS, method)
+    assert (r.status, r.out) == (0, "True True\n"), r.err
+
+
+def test_procs_0_runs_everything_in_the_calling_process_and_starts_none(program):
+    r = program("""
+        import os
+        import mpgort
+        from mpgort import spawn
+
+        async def pid():
+            return os.getpid()
+
+        async def main():
+            children = open(f"/proc/self/task/{os.getpid()}/children").read()
+            return await spawn(pid) == os.getpid(), children
+
+        print(mpgort.run(main, procs=0))
+    """)
+    assert (r.status, r.out) == (0, "(True, '')\n"), r.err
+
+
+def test_a_trivial_run_is_short(program, capsys):
+    """The figure is printed, not asserted: the machine may be busy."""
+    r = program("""
+        import time
+        import mpgort
+
+        async def main():
+            return 1
+
+        best = 9.0
+        for _ in range(10):
+            t = time.perf_counter()
+            mpgort.run(main, procs=2)
+            best = min(best, time.perf_counter() - t)
+        print(best)
+    """)
+    assert r.status == 0, r.err
+    with capsys.disabled():
+        print(f"\nrun of a trivial main, procs=2, start to end: {float(r.out) * 1e3:.1f} ms")
+
+
+def test_runs_in_a_row_leave_no_descriptor_child_or_mapping(program):
+    r = program("""
+        import os
+        import mpgort
+        from mpgort import chan, spawn
+
+        async def echo(ch):
+            await ch.send(await ch.recv())
+
+        async def main():
+            ch = chan()
+            h = spawn(echo, ch)
+            await ch.send(1)
+            await ch.recv()
+            await h
+
+        def state():
+            children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+            maps = [line for line in open("/proc/self/maps") if "mpgort" in line]
+            return len(os.listdir("/proc/self/fd")), len(children), len(maps)
+
+        before = None
+        for _ in range(20):
+            mpgort.run(main, procs=2)
+            if before is None:
+                before = state()
+        print(before == state(), before[1:])
+    """)
+    assert (r.status, r.out) == (0, "True (0, 0)\n"), (r.out, r.err)
+
+
+def test_mains_exception_comes_out_of_run(program):
+    r = program("""
+        import mpgort
+
+        async def main():
+            raise LookupError("mine")
+
+        try:
+            mpgort.run(main, procs=2)
+        except LookupError as e:
+            print(e)
+    """)
+    assert (r.status, r.out) == (0, "mine\n"), r.err
+
+
+def test_sys_exit_in_main_exits_with_that_status(program):
+    r = program("""
+        import sys
+        import mpgort
+
+        async def main():
+            sys.exit(7)
+
+        mpgort.run(main, procs=2)
+    """)
+    assert r.status == 7, r.err
+
+
+def test_os_exit_in_main_takes_everything_along(program):
+    r = program("""
+        import os
+        import mpgort
+        from mpgort import sleep, spawn
+
+        async def nap():
+            await sleep(100)
+
+        async def main():
+            spawn(nap)
+            os._exit(3)
+
+        mpgort.run(main, procs=2)
+    """)
+    assert r.status == 3, r.err
+
+
+def test_a_goroutine_that_never_parks_does_not_outlive_main(program):
+    r = program("""
+        import time
+        import mpgort
+        from mpgort import chan, go
+
+        async def hog(ch):
+            await ch.send(None)
+            while True:
+                pass
+
+        async def main():
+            ch = chan()
+            go(hog, ch)
+            await ch.recv()
+
+        t = time.monotonic()
+        mpgort.run(main, procs=2)
+        print(time.monotonic() - t)
+    """)
+    assert r.status == 0, r.err
+    assert float(r.out) < 5
+
+
+INTERRUPTED = """
+    import mpgort
+    from mpgort import sleep, spawn
+
+    async def nap():
+        await sleep(100)
+
+    async def main():
+        spawn(nap)
+        print("up")
+        try:
+            await sleep(100)
+        finally:
+            print("main's finally")
+
+    try:
+        mpgort.run(main, procs=2)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("to", ("group", "M0"))
+def test_ctrl_c_ends_the_program_as_keyboard_interrupt(program, to):
+    p = program.start(INTERRUPTED)
+    assert p.line() == "up"
+    if to == "group":
+        os.killpg(p.pid, signal.SIGINT)
+    else:
+        os.kill(p.pid, signal.SIGINT)
+    r = p.wait(10)
+    assert (r.status, r.out) == (0, "up\nmain's finally\ninterrupted\n"), r.err
+    assert "Traceback" not in r.err
+
+
+def test_sigquit_prints_all_goroutines_and_exits_with_status_2(program):
+    p = program.start(INTERRUPTED)
+    assert p.line() == "up"
+    os.kill(p.pid, signal.SIGQUIT)
+    r = p.wait(10)
+    assert r.status == 2
+    assert "goroutine 1 [sleep" in r.err and "prog0.py" in r.err
+
+
+def test_from_a_process_with_threads_the_keeper_is_not_forked(program):
+    r = program("""
+        import threading, warnings
+        import mpgort
+        from mpgort import spawn
+
+        async def square(n):
+            return n * n
+
+        async def main():
+            return await spawn(square, 7)
+
+        if __name__ == "__main__":
+            warnings.simplefilter("error", DeprecationWarning)
+            done = threading.Event()
+            t = threading.Thread(target=done.wait)
+            t.start()
+            print(mpgort._run.default_method(), mpgort.run(main, procs=2))
+            done.set()
+            t.join()
+            print(mpgort._run.default_method())
+    """)
+    assert (r.status, r.out) == (0, "forkserver 49\nfork\n"), r.err
+
+
+def test_run_works_in_another_thread_than_the_main_one(program):
+    r = program("""
+        import threading
+        import mpgort
+        from mpgort import spawn
+
+        async def square(n):
+            return n * n
+
+        async def main():
+            return await spawn(square, 7)
+
+        def thread():
+            print(mpgort.run(main, procs=2))
+
+        if __name__ == "__main__":
+            t = threading.Thread(target=thread)
+            t.start()
+            t.join()
+    """)
+    assert (r.status, r.out) == (0, "49\n"), r.err
+
+
+@pytest.mark.parametrize("method", ("forkserver", "spawn"))
+def test_a_script_without_the_main_guard_is_told_so(program, method):
+    r = program(
+        """
+        import sys
+        import mpgort
+
+        async def main():
+            await mpgort.sleep(100)
+
+        mpgort.run(main, procs=1, start_method=sys.argv[1])
+        """,
+        method,
+    )
+    assert r.status == 1
+    assert "if __name__ == '__main__'" in r.err
+
+
+def test_a_second_run_in_one_process_is_refused(program):
+    r = program("""
+        import mpgort
+
+        async def inner():
+            pass
+
+        async def main():
+            try:
+                mpgort.run(inner, procs=1)
+            except RuntimeError as e:
+                return str(e)
+
+        print(mpgort.run(main, procs=1))
+    """)
+    assert (r.status, r.out) == (0, r.out) and "inside a goroutine" in r.out, r.err
+
+
+def test_a_run_in_a_goroutine_on_a_worker_is_refused(program):
+    r = program("""
+        import mpgort
+        from mpgort import spawn
+
+        async def inner():
+            pass
+
+        async def nested():
+            mpgort.run(inner, procs=1)
+
+        async def main():
+            try:
+                await spawn(nested)
+            except RuntimeError as e:
+                return str(e)
+
+        print(mpgort.run(main, procs=1))
+    """)
+    assert r.status == 0 and "inside a goroutine" in r.out, r.err
+
+
+INITIALIZER = """
+    import sys
+    import mpgort
+    from mpgort import spawn, sleep
+
+    value = None
+
+    def init(v):
+        global value
+        if v is None:
+            raise LookupError("no value for a worker")
+        value = v
+
+    async def get():
+        return value
+
+    async def main():
+        return await spawn(get)
+
+    if __name__ == "__main__":
+        v = sys.argv[2] if len(sys.argv) > 2 else None
+        try:
+            how = {"initializer": init, "initargs": (v,), "start_method": sys.argv[1]}
+            print(mpgort.run(main, procs=2, **how))
+        except LookupError as e:
+            print(repr(e), e.__notes__[0].splitlines()[0])
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_initializer_runs_in_each_worker(program, method):
+    r = program(INITIALIZER, method, "set")
+    assert (r.status, r.out) == (0, "set\n"), r.err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_initializer_that_fails_ends_the_program_with_its_error(program, method):
+    r = program(INITIALIZER, method)
+    expected = "LookupError('no value for a worker') in the initializer of a worker:\n"
+    assert (r.status, r.out) == (0, expected), r.err
+
+
+def test_a_workers_output_comes_line_by_line_and_once(program):
+    """What M0 had in its buffer at the fork is written by M0 alone."""
+    r = program(
+        """
+        import sys
+        import mpgort
+        from mpgort import spawn
+
+        async def say():
+            print("worker")
+            assert sys.stdin.read() == ""
+
+        async def main():
+            await spawn(say)
+            sys.stdout.write("main\\n")
+
+        sys.stdout.write("before ")
+        mpgort.run(main, procs=2)
+        """,
+        env={"PYTHONUNBUFFERED": ""},
+    )
+    assert (r.status, r.out) == (0, "before worker\nmain\n"), r.err
+
+
+def test_workers_do_not_share_their_random_numbers(program):
+    r = program("""
+        import os, random
+        import mpgort
+        from mpgort import chan, go
+
+        random.seed(1)
+
+        async def draw(ch, release):
+            n = (os.getpid(), random.random())
+            await ch.send(n)
+            await release.recv()
+
+        async def main():
+            ch, release = chan(), chan()
+            seen = {}
+            for _ in range(400):
+                go(draw, ch, release)
+                pid, n = await ch.recv()
+                seen.setdefault(pid, n)
+                if len(seen) == 2:
+                    break
+            return len(set(seen.values())) == len(seen)
+
+        print(mpgort.run(main, procs=2))
+    """)
+    assert (r.status, r.out) == (0, "True\n"), r.err
+
+
+def test_a_forked_child_of_main_is_no_m_and_leaves_the_program_alone(program):
+    r = program("""
+        import os
+        import mpgort
+        from mpgort import chan, spawn
+
+        async def echo(ch):
+            await ch.send(await ch.recv())
+
+        async def main():
+            ch = chan()
+            h = spawn(echo, ch)
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    len(ch)
+                except mpgort.Killed:
+                    os._exit(5)
+                os._exit(6)
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            await ch.send(1)
+            return await ch.recv()
+
+        print(mpgort.run(main, procs=2))
+    """)
+    assert (r.status, r.out) == (0, "5\n1\n"), r.err
+
+
+# ---- Runtime
+
+
+@pytest.mark.parametrize("procs", ("0", "2"))
+def test_a_runtime_runs_for_threads_and_its_block_drains(program, procs):
+    r = program(
+        """
+        import sys
+        import mpgort
+        from mpgort import sleep
+
+        async def late(n):
+            await sleep(0.05)
+            return n * n
+
+        with mpgort.Runtime(procs=int(sys.argv[1])) as rt:
+            first = rt.spawn(late, 3)
+            print(first.result(timeout=10))
+            last = rt.spawn(late, 4)
+        print(last.result())
+        """,
+        procs,
+    )
+    assert (r.status, r.out) == (0, "9\n16\n"), r.err
+
+
+@pytest.mark.parametrize("procs", ("0", "2"))
+def test_shutdown_past_its_timeout_ends_the_rest_and_says_so(program, procs):
+    r = program(
+        """
+        import sys
+        import mpgort
+        from mpgort import sleep
+
+        async def nap():
+            await sleep(100)
+
+        rt = mpgort.Runtime(procs=int(sys.argv[1]))
+        h = rt.spawn(nap)
+        print(rt.shutdown(timeout=0.1), rt.shutdown())
+        try:
+            h.result(timeout=5)
+        except mpgort.Killed as e:
+            print("killed")
+        try:
+            rt.spawn(nap)
+        except mpgort.Killed:
+            print("over")
+        """,
+        procs,
+    )
+    assert (r.status, r.out) == (0, "False True\nkilled\nover\n"), r.err
+
+
+@pytest.mark.parametrize("procs", ("0", "2"))
+def test_goroutines_that_wait_for_ever_do_not_hold_up_a_drain(program, procs):
+    r = program(
+        """
+        import sys
+        import mpgort
+
+        async def wait(ch):
+            await ch.recv()
+
+        with mpgort.Runtime(procs=int(sys.argv[1])) as rt:
+            rt.go(wait, rt.chan())
+        print("drained")
+        """,
+        procs,
+    )
+    assert (r.status, r.out) == (0, "drained\n"), r.err
+
+
+@pytest.mark.parametrize("procs", ("0", "2"))
+@pytest.mark.parametrize("how", ("kept", "dropped", "raised"))
+def test_a_runtime_that_is_never_shut_down_ends_with_its_process(program, procs, how):
+    r = program(
+        """
+        import sys
+        import mpgort
+        from mpgort import sleep
+
+        async def nap():
+            await sleep(100)
+
+        rt = mpgort.Runtime(procs=int(sys.argv[1]))
+        h = rt.spawn(nap)
+        if sys.argv[2] == "dropped":
+            del rt
+        if sys.argv[2] == "raised":
+            raise SystemExit(0)
+        print("end")
+        """,
+        procs,
+        how,
+    )
+    assert r.status == 0, r.err
+    assert r.seconds < 10
+
+
+def test_runtimes_coexist_with_each_other_and_with_run(program):
+    r = program("""
+        import os
+        import mpgort
+        from mpgort import spawn
+
+        async def pid():
+            return os.getpid()
+
+        async def main(a, b):
+            pids = [await spawn(pid), a.spawn(pid).result(), b.spawn(pid).result()]
+            return len(set(pids))
+
+        with mpgort.Runtime(procs=1) as a, mpgort.Runtime(procs=1) as b:
+            print(mpgort.run(main, a, b, procs=1))
+            print(a.spawn(pid).result() != b.spawn(pid).result())
+    """)
+    assert (r.status, r.out) == (0, "3\nTrue\n"), r.err
+
+
+# ---- options and environment
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("procs", -1, ValueError),
+        ("procs", 1000, ValueError),
+        ("procs", 1.5, TypeError),
+        ("start_method", "thread", ValueError),
+        ("heap_bytes", 100, ValueError),
+        ("max_goroutines", 0, ValueError),
+        ("heavy_bytes", -1, ValueError),
+        ("initializer", 3, TypeError),
+        ("blas_threads", 0, ValueError),
+        ("max_rss", 0, ValueError),
+        ("max_tasks_per_m", 0, ValueError),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(option, value, error):
+    import mpgort
+
+    with pytest.raises(error, match=option):
+        mpgort.run(lambda: None, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MPGORT_PROCS", "many"), ("MPGORT_MIGRATE", "often"), ("MPGORT_DEBUG", "schedtrace=x")],
+)
+def test_a_bad_environment_variable_is_refused_by_name(monkeypatch, variable, value):
+    import mpgort
+
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=variable):
+        mpgort.run(lambda: None)
+
+
+def test_the_environment_sets_the_number_of_workers(program):
+    r = program(
+        """
+        import mpgort
+
+        async def main():
+            return mpgort.gomaxprocs()
+
+        print(mpgort.run(main))
+        """,
+        env={"MPGORT_PROCS": "3"},
+    )
+    assert (r.status, r.out) == (0, "3\n"), r.err
+
+
+def test_schedtrace_prints_gos_line_each_period(program):
+    r = program(
+        """
+        import mpgort
+        from mpgort import sleep
+
+        async def main():
+            await sleep(0.5)
+
+        mpgort.run(main, procs=2)
+        """,
+        env={"MPGORT_DEBUG": "schedtrace=50"},
+    )
+    assert r.status == 0, r.err
+    assert len([line for line in r.err.splitlines() if line.startswith("SCHED")]) >= 3
+
+
+def test_blas_threads_are_set_before_the_workers_import_anything(program):
+    r = program("""
+        import os
+        import mpgort
+        from mpgort import spawn
+
+        async def threads():
+            return os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"]
+
+        async def main():
+            return await spawn(threads)
+
+        print(mpgort.run(main, procs=1, blas_threads=3), "OMP_NUM_THREADS" in os.environ)
+    """)
+    assert (r.status, r.out) == (0, "('3', '3') False\n"), r.err
+
+
+def test_a_name_that_a_killed_maker_left_is_swept(program):
+    name = f"/dev/shm/mpgort-{os.geteuid()}-{2**22 + 5}-0123456789ab"
+    Path(name).touch()
+    r = program("import mpgort\nmpgort.run(lambda: None, procs=1)\n")
+    assert r.status == 0, r.err
+    assert not os.path.exists(name)
+
+
+def test_a_small_dev_shm_is_said_at_start(monkeypatch):
+    from mpgort import _segment
+
+    class Small:
+        f_blocks, f_bavail, f_frsize = 16384, 16384, 4096
+
+    monkeypatch.setattr(_segment.os, "statvfs", lambda path: Small)
+    with pytest.warns(RuntimeWarning, match="64 MB free.*--shm-size"):
+        _segment.warn_if_small(None)
+    with pytest.warns(RuntimeWarning, match="less than heap_bytes=134217728"):
+        _segment.warn_if_small(128 << 20)
