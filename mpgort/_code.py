@@ -28,10 +28,11 @@ import dis
 import hashlib
 import importlib
 import inspect
+import itertools
 import marshal
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 from ._errors import CodeMismatch
@@ -419,13 +420,15 @@ def describe(
     if name == "__main__" or _find(module, code.co_qualname, key, name) is not code:
         body = marshal.dumps(code)
     lines = tuple(p.line for p in points)
-    what = ("code", name, code.co_qualname, code.co_filename, code.co_firstlineno, lines, body)
+    slots = tuple(len(p.locals) + len(p.stack) for p in points)
+    first = code.co_firstlineno
+    what = ("code", name, code.co_qualname, code.co_filename, first, lines, slots, body)
     return key, marshal.dumps(what), points
 
 
 def locate(payload: bytes, key: bytes) -> tuple[types.CodeType, dict[str, Any]]:
     """The code that a payload describes, and its globals here. Raises CodeMismatch."""
-    kind, name, qualname, filename, line, _, body = marshal.loads(payload)
+    _, name, qualname, filename, line, _, _, body = marshal.loads(payload)
     where = f"{name}.{qualname} ({filename}:{line})"
     try:
         module = sys.modules.get(name) or importlib.import_module(name)
@@ -537,3 +540,61 @@ def pack(what: object) -> bytes:
 
 def unpack(data: bytes) -> Any:
     return marshal.loads(data)
+
+
+def import_module(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise CodeMismatch(f"this process cannot import {name}: {e}") from e
+
+
+# ---- samples of what CPython gives no name to ----------------------------------------------------
+
+
+async def _ended_coroutine() -> None:
+    pass
+
+
+def _ended_generator() -> Iterator[None]:
+    yield
+
+
+async def _ended_async_generator() -> AsyncIterator[None]:
+    yield
+
+
+def samples() -> tuple[object, ...]:
+    """One asend, one athrow and one coroutine wrapper, for their types; the stock functions on whose
+    code finished generators are rebuilt; the callables that builtin iterators reduce to."""
+    agen = _ended_async_generator()
+    coro = _ended_coroutine()
+    send, throw, wrapper = agen.asend(None), agen.athrow(GeneratorExit), coro.__await__()  # type: ignore[attr-defined]
+    coro.close()
+    for awaitable in (send, throw):
+        awaitable.close()
+    makers = [iter, enumerate, zip, map, filter, reversed]
+    for name in (
+        "accumulate", "batched", "chain", "combinations", "combinations_with_replacement",
+        "compress", "count", "cycle", "dropwhile", "filterfalse", "groupby", "islice", "pairwise",
+        "permutations", "product", "repeat", "starmap", "takewhile", "tee", "zip_longest",
+        "_grouper", "_tee", "_tee_dataobject",
+    ):  # fmt: skip
+        maker = getattr(itertools, name, None)
+        if isinstance(maker, type):
+            makers.append(maker)
+    stock = (_ended_coroutine, _ended_generator, _ended_async_generator)
+    return send, throw, wrapper, *stock, makers
+
+
+async def self_test(park: Callable[[], Awaitable[Any]]) -> list[Any]:
+    """What is encoded, dropped, rebuilt and resumed once before any other frame may move."""
+    seen: list[Any] = []
+    text = "x" * len(__name__)
+    for i in (1, 2):
+        try:
+            raise KeyError(i)
+        except KeyError as e:
+            seen.append((i, await park(), text))
+            seen.append(e.args)
+    return seen

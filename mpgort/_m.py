@@ -23,6 +23,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from mpgort import _core
@@ -116,12 +117,17 @@ def command(entry: str, wires: Wires) -> list[str]:
 
 
 def exec_fresh(entry: str, wires: Wires) -> int:
-    """Starts mpgort.<entry>.main in a fresh interpreter that inherits the wires. Returns its
-    pid."""
+    """Starts mpgort.<entry>.main in a fresh interpreter that inherits the wires; returns its pid.
+
+    It starts with SIGINT blocked: a Ctrl-C would find Python's own handler there until settle()."""
     from multiprocessing import util
 
     argv = command(entry, wires)
-    pid: int = util.spawnv_passfds(os.fsencode(argv[0]), argv, wires)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        pid: int = util.spawnv_passfds(os.fsencode(argv[0]), argv, wires)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return pid
 
 
@@ -136,11 +142,17 @@ def settle() -> None:
             signal.signal(sig, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
+
+
+def nothing(sig: int, frame: FrameType | None) -> None:
+    """A handler that does nothing. Unlike SIG_IGN it ends at an exec: a command that a goroutine
+    starts can be interrupted."""
 
 
 def flush() -> None:
@@ -184,6 +196,9 @@ def live(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn
         _core.arm_pdeathsig(wires.m0, parent)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for sig in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(sig, nothing)
+            signal.siginterrupt(sig, False)
         try:
             sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         except (AttributeError, ValueError):

@@ -54,8 +54,10 @@ struct shm_selblk {
 };
 static_assert(sizeof(struct shm_selcase) == 64 && sizeof(struct shm_selblk) == 64, "lines");
 
+#define SHM_WAKE_BATCH 32 /* slots from inflight[SHM_IF_WAKE] on */
 void shm_sudog_put(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s);    /* in a tx */
 void shm_sudog_remove(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s); /* in a tx */
+bool shm_claim_named(struct shm_ctx *c, shm_gref r, uint64_t epoch, unsigned slot);
 struct shm_sudog *shm_sudog_claim(struct shm_ctx *c, struct shm_waitq *q);
 void shm_sudog_win(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s, uint8_t ok);
 struct shm_val *shm_sudog_value(struct shm_ctx *c, struct shm_sudog *s);
@@ -66,6 +68,9 @@ void shm_park_commit(struct shm_ctx *c, shm_gref r, unsigned reason, uint64_t ep
 void shm_tx_linked(struct shm_ctx *c, struct shm_sudog *s, uint8_t linked);
 void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok);
 void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v);
+int shm_chan_send_locked(struct shm_ctx *c, struct shm_chan *ch, const struct shm_val *v,
+                         shm_gref *peer); /* chan.c */
+int shm_chan_recv_locked(struct shm_ctx *c, struct shm_chan *ch, struct shm_val *v, shm_gref *peer);
 void shm_select_unlink(struct shm_ctx *c, shm_off blk); /* select.c */
 void shm_sleep_unlink(struct shm_ctx *c, shm_gref r);   /* timer.c */
 

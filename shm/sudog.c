@@ -31,16 +31,14 @@
  * a G in other hands reads and writes of a sudog is only ever under the lock of its object.
  *
  * WAKING ALL. A channel may have a million waiters. What is claimed must be named, and what is
- * written must fit the undo log, so it goes by WAKE_BATCH, with the lock given back in between. The
+ * written must fit the undo log, so it goes by SHM_WAKE_BATCH, with the lock given back in between. The
  * object is closed (or ended) before the first batch, so no waiter can join behind. The M names the
  * object in inflight[SHM_IF_DRAIN]: dead halfway, its reaper goes on (shm_waiters_drain). */
 #include "internal.h"
 
-#define WAKE_BATCH 32
-
-static_assert(SHM_IF_WAKE + WAKE_BATCH <= SHM_INFLIGHT, "a wake batch has names");
+static_assert(SHM_IF_WAKE + SHM_WAKE_BATCH <= SHM_INFLIGHT, "a wake batch has names");
 static_assert(SHM_IF_BATCH + SHM_RUNQ / 2 + 1 <= SHM_IF_DRAIN, "the batches do not overlap");
-static_assert(4 * WAKE_BATCH + 8 <= SHM_UNDO, "a wake batch is one transaction");
+static_assert(4 * SHM_WAKE_BATCH + 8 <= SHM_UNDO, "a wake batch is one transaction");
 static_assert(offsetof(struct shm_sudog, linked) % 4 == 0 && sizeof(struct shm_sudog) == 32,
               "linked begins a word of its own");
 static_assert(offsetof(struct shm_g, ok) == offsetof(struct shm_g, reason) + 3 &&
@@ -111,13 +109,13 @@ void shm_sudog_remove(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *
 
 /* ---- claim and win ---------------------------------------------------------------------------- */
 
-/* True: s->g is this M's, and named. */
-static bool claim(struct shm_ctx *c, const struct shm_sudog *s, unsigned slot)
+/* True: r's wait number epoch ends by this M, which names r in that slot. */
+bool shm_claim_named(struct shm_ctx *c, shm_gref r, uint64_t epoch, unsigned slot)
 {
     _Atomic uint64_t *name = &c->m->inflight[slot];
-    store_rlx(name, s->g); /* INV nothing-in-hand: before the CAS; read by the reaper */
+    store_rlx(name, r); /* INV nothing-in-hand: before the CAS; read by the reaper */
     FAILPOINT("sudog.named");
-    if (likely(shm_wait_claim(c, s->g, s->epoch))) {
+    if (likely(shm_wait_claim(c, r, epoch))) {
         FAILPOINT("sudog.claimed");
         return true;
     }
@@ -131,7 +129,7 @@ struct shm_sudog *shm_sudog_claim(struct shm_ctx *c, struct shm_waitq *q)
 {
     while (q->first) {
         struct shm_sudog *s = shm_at(c, q->first);
-        if (likely(claim(c, s, SHM_IF_READY)))
+        if (likely(shm_claim_named(c, s->g, s->epoch, SHM_IF_READY)))
             return s;
         shm_tx_begin(c);
         shm_sudog_remove(c, q, s);
@@ -246,11 +244,11 @@ void shm_sudog_drain(struct shm_ctx *c, shm_lockword *lock, struct shm_waitq *q,
     _Atomic uint64_t *name = &c->m->inflight[SHM_IF_WAKE];
     while (q->first) {
         shm_off next = q->first;
-        shm_off batch[WAKE_BATCH];
+        shm_off batch[SHM_WAKE_BATCH];
         unsigned n = 0;
-        for (; next && n < WAKE_BATCH; n++) {
+        for (; next && n < SHM_WAKE_BATCH; n++) {
             struct shm_sudog *s = shm_at(c, next);
-            claim(c, s, SHM_IF_WAKE + n); /* a stale one leaves its name 0 */
+            shm_claim_named(c, s->g, s->epoch, SHM_IF_WAKE + n); /* stale: the name is 0 again */
             batch[n] = next;
             next = s->next;
         }

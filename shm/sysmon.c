@@ -114,7 +114,9 @@ static int nap_ms(struct shm_ctx *c, const struct round *r)
     c->tick = quiet ? c->tick + 1 : 0;
     if (c->tick >= QUIET) {
         store_seq(&h->keeper_asleep, 1); /* before the last look; pairs with wake_keeper() */
-        if (!somebody_runs(c))
+        if (somebody_runs(c))
+            store_seq(&h->keeper_asleep, 0); /* nobody need kick */
+        else
             ms = LONG_MS;
     }
     uint64_t next = shm_timer_next(c), now = shm_now_ns();

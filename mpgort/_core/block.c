@@ -108,7 +108,7 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
             if (prog->is_m0 && ((failure = core_failure(prog)) != NULL || PyErr_Occurred()))
                 core_raise(failure);
             else if (load_acq(&c->hdr->shutdown)) /* pairs with store_rel in shutdown */
-                PyErr_SetString(core_errors.Killed, "the runtime was shut down");
+                PyErr_SetString(core_err.Killed, "the runtime was shut down");
             else if (core_proc_cur != NULL && core_proc_cur->prog == prog && prog->is_m0 &&
                      load_acq(&c->m->attn) & SHM_ATTN_CHECKDEAD && /* pairs with the last idle M */
                      shm_checkdead(c))

@@ -90,7 +90,7 @@ static void chan_dealloc(Chan *ch)
 
 static PyObject *chan_error(const char *text)
 {
-    PyErr_SetString(core_errors.ChanError, text);
+    PyErr_SetString(core_err.ChanError, text);
     return NULL;
 }
 
@@ -370,7 +370,7 @@ static PyObject *chan_get(Chan *ch, PyObject *args, PyObject *kw)
         r = SHM_ECLOSED;
     }
     if (r == SHM_ECLOSED)
-        PyErr_SetString(core_errors.Closed, "channel is closed and drained");
+        PyErr_SetString(core_err.Closed, "channel is closed and drained");
     else
         core_shm_error(ch->prog, r);
     return NULL;
@@ -459,7 +459,7 @@ static int chan_word(PyObject *o, uint64_t *off)
         return 0;
     }
     if (ch->prog != core_prog_cur) {
-        PyErr_SetString(core_errors.SerializationError,
+        PyErr_SetString(core_err.SerializationError,
                         "a channel cannot cross to another runtime than the one that made it");
         return -1;
     }

@@ -22,7 +22,6 @@
  * ERRORS. A failure unwinds through the encoders, and each adds its step to the path, innermost
  * first: nothing is spent on paths while all goes well. */
 #include "codec.h"
-#include <stdarg.h>
 
 PyObject *core_errors, *core_pickle, *core_code_py;
 static struct enc *enc_free; /* under the GIL; several are in use when encoding runs Python */
@@ -110,6 +109,20 @@ uint8_t *enc_heavy(struct enc *E)
 uint8_t *enc_fail(struct enc *E, int status)
 {
     E->status = status;
+    return NULL;
+}
+
+uint8_t *enc_fail_by_exception(struct enc *E)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
+        return enc_fail(E, ENC_ERROR);
+    PyObject *exc = take_exception();
+    PyObject *text = PyObject_Str(exc);
+    const char *s = text != NULL ? PyUnicode_AsUTF8(text) : NULL;
+    PyErr_Clear();
+    enc_refuse(E, "%.60s: %.120s", Py_TYPE(exc)->tp_name, s != NULL ? s : "?");
+    Py_XDECREF(text);
+    Py_XSETREF(E->cause, exc);
     return NULL;
 }
 
@@ -502,6 +515,7 @@ void enc_give(struct enc *E)
 {
     Py_CLEAR(E->by_pickle);
     Py_CLEAR(E->ghosts);
+    Py_CLEAR(E->pickled);
     Py_CLEAR(E->cause);
     E->next = enc_free;
     enc_free = E;
@@ -513,7 +527,9 @@ static void enc_begin(struct enc *E, size_t from)
     E->end = limit_of(E);
     E->status = ENC_OK;
     E->depth = 0;
-    E->mutables = E->n_memo = E->n_gens = E->n_pickled = 0;
+    E->mutables = E->n_memo = E->n_gens = 0;
+    Py_CLEAR(E->pickled);
+    Py_CLEAR(E->ghosts);
     E->cur_frame = 0;
     E->cur_slot = 0;
     E->park_met = E->again = E->located = false;
@@ -542,7 +558,7 @@ static int check_closed(struct enc *E)
 {
     for (uint32_t i = 0; i < E->n_memo; i++) {
         struct memo_entry *m = &E->memo[i];
-        if (likely(!(m->flags & MEMO_CHECK)) || likely(Py_REFCNT(m->o) <= m->visits) ||
+        if (likely(!(m->flags & MEMO_CHECK)) || likely(Py_REFCNT(m->o) <= m->visits + ((m->flags & MEMO_PICKLED) != 0)) ||
             is_immortal(m->o) || m->o == E->root)
             continue;
         if (E->ghosts != NULL && Py_REFCNT(m->o) <= m->visits + enc_ghost_refs(E, m->o))
@@ -577,6 +593,7 @@ int enc_run(struct enc *E, PyObject *root, uint8_t magic)
     struct core_enc *out = E->out;
     size_t from = (size_t)(out->p - out->base);
     uint32_t nh = out->nh;
+    E->refused = -1;
     for (int tries = 0; tries < 8; tries++) {
         enc_begin(E, from);
         uint8_t *p = E->start;
@@ -589,7 +606,7 @@ int enc_run(struct enc *E, PyObject *root, uint8_t magic)
             p = enc_refuse(E, "the goroutine does not stand at the park it was asked about");
         if (p != NULL && E->moving && check_closed(E) != ENC_OK)
             p = NULL;
-        if (p != NULL && E->n_pickled > 0 && enc_pickle_all(E, &p) != ENC_OK)
+        if (p != NULL && E->pickled != NULL && enc_pickle_all(E, &p) != ENC_OK)
             p = NULL;
         if (p != NULL && out->budget != SIZE_MAX && (size_t)(p - E->start) > out->budget)
             p = enc_heavy(E);
@@ -649,3 +666,10 @@ static int value_encode(PyObject *v, struct core_enc *e, bool call)
 
 int core_value_encode(PyObject *v, struct core_enc *e) { return value_encode(v, e, false); }
 int core_call_encode(PyObject *call, struct core_enc *e) { return value_encode(call, e, true); }
+
+int core_codec_init(PyObject *mod)
+{
+    if ((core_pickle = PyImport_ImportModule("mpgort._pickle")) == NULL || core_types_init() < 0)
+        return -1;
+    return core_expose_init(mod);
+}

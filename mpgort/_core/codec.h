@@ -137,6 +137,7 @@ struct memo_entry {
 enum {
     MEMO_CHECK = 1, /* mutable, or leads to what is: references from outside pin */
     MEMO_OPEN = 2,  /* being written; cannot be referred to until complete */
+    MEMO_PICKLED = 8, /* E->pickled has one more reference to it */
     MEMO_UNNAMED = 4, /* cannot go by the name of a variable: a cell, an iterator */
 };
 
@@ -160,15 +161,15 @@ struct enc {
     uint32_t n_gens, gens_cap;
     uint32_t cur_frame;
     uint16_t cur_slot;
-    uint32_t *pickled; /* memo indices of the objects for the one pickle */
-    uint32_t n_pickled, pickled_cap;
+    PyObject *pickled;   /* list of the objects for the one pickle, or NULL */
+    Py_ssize_t refused;  /* number of the pickled object that is known to fail, or -1 */
     PyObject *by_pickle; /* set of addresses: objects that the pickle has to hold (a further try) */
     PyObject *ghosts;    /* list of dead frames met in tracebacks, or NULL */
     bool again;          /* the try failed, but by_pickle or the table of names has grown */
     bool located;        /* path begins with a frame's local */
     struct enc *next;    /* of the free ones */
     PyObject *cause;     /* the exception behind `why`, or NULL */
-    char path[240], why[200];
+    char path[240], why[200], refusal[200];
 };
 
 /* All enc_* take the write pointer and return it advanced, or NULL: E->status says why. */
@@ -203,6 +204,8 @@ int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *a
         }                                                                                          \
     } while (0)
 uint8_t *enc_heavy(struct enc *E);
+uint8_t *enc_fail_by_exception(struct enc *E); /* blames the object, if it can be blamed */
+int enc_dropped_with(struct enc *E, PyGenObject *o); /* frame.c: has a part in the drop */
 uint8_t *enc_refuse(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void enc_path(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 uint8_t *enc_dict_items(struct enc *E, uint8_t *p, PyObject *o);
@@ -279,7 +282,7 @@ extern bool frames_ok;
 extern char frames_reason[160];
 extern bool fast_forward_on;
 bool core_layouts_ok(char *why, size_t n); /* codec_types.c */
-int core_codec_expose(PyObject *mod);      /* expose.c: the private Python interface */
-int core_frame_self_test(void);
+int core_types_init(void);                 /* codec_types.c */
+int core_expose_init(PyObject *mod);       /* expose.c: the private Python interface */
 
 #endif

@@ -27,7 +27,7 @@ static int n_handle_types;
 static PyFunctionObject *ended[3];
 
 static PyObject *name_reduce_ex, *name_reduce, *name_getstate, *name_setstate, *name_getnewargs,
-    *name_getnewargs_ex, *name_getattribute;
+    *name_getnewargs_ex;
 
 int core_handle_register(const struct core_handle_type *t)
 {
@@ -247,6 +247,23 @@ static const char *const part_names[] = {"__closure__", "__defaults__", "__kwdef
                                          "__dict__", "__annotations__", "__name__",
                                          "__doc__", "__type_params__"};
 
+/* As a tuple, but a cell that cannot be encoded is named by its variable. */
+static uint8_t *enc_closure(struct enc *E, uint8_t *p, PyObject *closure, PyCodeObject *code)
+{
+    Py_ssize_t n = PyTuple_GET_SIZE(closure);
+    ROOM(VARINT_MAX + 1);
+    *p++ = TAG_TUPLE;
+    p = put_varint(p, (uint64_t)n);
+    for (Py_ssize_t i = 0; i < n; i++)
+        if ((p = enc_value(E, p, PyTuple_GET_ITEM(closure, i))) == NULL) {
+            int at = code->co_nlocalsplus - code->co_nfreevars + (int)i;
+            PyObject *name = PyTuple_GET_ITEM(code->co_localsplusnames, at);
+            enc_path(E, ".%.60s", PyUnicode_AsUTF8(name));
+            return NULL;
+        }
+    return p;
+}
+
 static uint8_t *enc_function(struct enc *E, uint8_t *p, PyObject *o)
 {
     uint32_t id = global_id(o), at = 0, before = E->mutables;
@@ -278,9 +295,12 @@ static uint8_t *enc_function(struct enc *E, uint8_t *p, PyObject *o)
     for (int i = 0; i < 8; i++) {
         if (!(flags & 1 << i))
             continue;
+        if (i == 0) {
+            if ((p = enc_closure(E, p, part[0], ci->code)) == NULL)
+                return NULL;
+            continue;
+        }
         if ((p = enc_value(E, p, part[i])) == NULL) {
-            PyObject *names = ((PyCodeObject *)f->func_code)->co_freevars_of;
-            (void)names;
             enc_path(E, ".%s", part_names[i]);
             return NULL;
         }
@@ -744,8 +764,7 @@ static uint8_t *enc_reduced(struct enc *E, uint8_t *p, PyObject *o)
     }
     if (memo)
         E->memo[at].flags &= (uint8_t)~MEMO_OPEN;
-    /* The tuple was made here: what it holds twice is counted without it. */
-    enc_forget_temporary(E, r);
+    Py_DECREF(r); /* before the count is looked at; the pickle keeps what it has of it */
     return p;
 }
 
@@ -805,6 +824,8 @@ static uint8_t *enc_awaitable(struct enc *E, uint8_t *p, PyObject *o, int tag)
     if (tag == TAG_COROWRAP)
         return enc_value(E, p, ((CoroWrapper *)o)->coro);
     *p++ = (uint8_t)a->state;
+    if (a->state == 0 && enc_dropped_with(E, (PyGenObject *)o) < 0)
+        return NULL; /* to be closed at the drop: 3.13 warns of one that was never awaited */
     if ((p = enc_value(E, p, a->gen)) == NULL)
         return NULL;
     ROOM(2);
@@ -830,7 +851,6 @@ static PyObject *dec_awaitable(struct dec *D, int tag, bool memo)
     if (tag != TAG_COROWRAP) {
         a->sendval = NULL;
         a->state = state;
-        awaitable_reset(a, tag == TAG_ASEND);
     }
     PyObject_GC_Track(a);
     if (memo && dec_remember(D, (PyObject *)a, NULL) < 0)
@@ -855,10 +875,8 @@ static PyObject *dec_awaitable(struct dec *D, int tag, bool memo)
     }
     return (PyObject *)a;
 fail:
-    /* Its own dealloc takes generators for granted. */
-    if (a->gen == NULL) {
-        a->gen = Py_NewRef(Py_None);
-    }
+    if (tag != TAG_COROWRAP)
+        a->state = 2; /* else 3.13 warns that it was never awaited */
     Py_DECREF(a);
     return NULL;
 }
@@ -1137,4 +1155,98 @@ PyObject *dec_other(struct dec *D, int tag, bool memo)
         return o;
     }
     return dec_bad("unknown tag %d", tag);
+}
+
+/* ---- start ---------------------------------------------------------------------------------------- */
+
+static PyTypeObject *type_of_iter(PyObject *seq)
+{
+    PyObject *it = seq != NULL ? PyObject_GetIter(seq) : NULL;
+    Py_XDECREF(seq);
+    if (it == NULL)
+        return NULL;
+    PyTypeObject *t = Py_TYPE(it); /* static types: they live on */
+    Py_DECREF(it);
+    return t;
+}
+
+/* Sizes of what cpython.h declares, against what this interpreter has. */
+bool core_layouts_ok(char *why, size_t n)
+{
+    const struct {
+        PyTypeObject *type;
+        size_t size;
+    } known[] = {
+        {seq_types[SEQ_LIST], sizeof(SeqIter)},      {seq_types[SEQ_TUPLE], sizeof(SeqIter)},
+        {seq_types[SEQ_STR], sizeof(SeqIter)},       {seq_types[SEQ_STR_ASCII], sizeof(SeqIter)},
+        {seq_types[SEQ_BYTES], sizeof(SeqIter)},     {seq_types[SEQ_BYTEARRAY], sizeof(SeqIter)},
+        {seq_types[SEQ_ANY], sizeof(SeqIter)},       {seq_types[SEQ_REVLIST], sizeof(SeqIter)},
+        {&PyRangeIter_Type, sizeof(RangeIter)},      {dict_types[DICT_KEYS], sizeof(DictIter)},
+        {dict_types[DICT_VALUES], sizeof(DictIter)}, {dict_types[DICT_ITEMS], sizeof(DictIter)},
+        {asend_type, sizeof(AsyncGenASend)},         {athrow_type, sizeof(AsyncGenAThrow)},
+        {wrapper_type, sizeof(CoroWrapper)},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if ((size_t)known[i].type->tp_basicsize != known[i].size) {
+            PyOS_snprintf(why, n, "this interpreter's %.60s has another layout",
+                          known[i].type->tp_name);
+            return false;
+        }
+    size_t frame = offsetof(PyGenObject, gi_iframe) + offsetof(Frame, localsplus);
+    PyTypeObject *const gens[] = {&PyCoro_Type, &PyGen_Type, &PyAsyncGen_Type};
+    for (int i = 0; i < 3; i++)
+        if ((size_t)gens[i]->tp_basicsize != frame) {
+            PyOS_snprintf(why, n, "this interpreter's %.60s has another layout", gens[i]->tp_name);
+            return false;
+        }
+    return true;
+}
+
+int core_types_init(void)
+{
+    struct {
+        PyObject **to;
+        const char *text;
+    } const names[] = {
+        {&name_reduce_ex, "__reduce_ex__"},       {&name_reduce, "__reduce__"},
+        {&name_getstate, "__getstate__"},         {&name_setstate, "__setstate__"},
+        {&name_getnewargs, "__getnewargs__"},     {&name_getnewargs_ex, "__getnewargs_ex__"},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if ((*names[i].to = PyUnicode_InternFromString(names[i].text)) == NULL)
+            return -1;
+    seq_types[SEQ_LIST] = type_of_iter(PyList_New(0));
+    seq_types[SEQ_TUPLE] = type_of_iter(PyTuple_New(0));
+    seq_types[SEQ_STR] = type_of_iter(PyUnicode_FromString("\xce\xb1"));
+    seq_types[SEQ_STR_ASCII] = type_of_iter(PyUnicode_FromString("a"));
+    seq_types[SEQ_BYTES] = type_of_iter(PyBytes_FromString(""));
+    seq_types[SEQ_BYTEARRAY] = type_of_iter(PyByteArray_FromStringAndSize("", 0));
+    seq_types[SEQ_ANY] = &PySeqIter_Type;
+    PyObject *empty = PyList_New(0), *rev = empty ? make_seqiter(SEQ_REVLIST, empty) : NULL;
+    seq_types[SEQ_REVLIST] = rev != NULL ? Py_TYPE(rev) : NULL;
+    Py_XDECREF(rev);
+    Py_XDECREF(empty);
+    dict_types[DICT_KEYS] = &PyDictIterKey_Type;
+    dict_types[DICT_VALUES] = &PyDictIterValue_Type;
+    dict_types[DICT_ITEMS] = &PyDictIterItem_Type;
+    for (int i = 0; i < N_SEQ; i++)
+        if (seq_types[i] == NULL)
+            return -1;
+    PyObject *a = NULL, *b = NULL, *c = NULL;
+    PyObject *samples = PyObject_CallMethod(core_code_py, "samples", NULL);
+    PyObject *f[3], *list;
+    if (samples == NULL ||
+        !PyArg_ParseTuple(samples, "OOOO!O!O!O!", &a, &b, &c, &PyFunction_Type, &f[0],
+                          &PyFunction_Type, &f[1], &PyFunction_Type, &f[2], &PyList_Type, &list))
+        return -1;
+    asend_type = Py_TYPE(a);
+    athrow_type = Py_TYPE(b);
+    wrapper_type = Py_TYPE(c);
+    for (int i = 0; i < 3; i++)
+        ended[i] = (PyFunctionObject *)Py_NewRef(f[i]);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list) && n_reduced < MAX_REDUCED; i++)
+        reduced[n_reduced++] = Py_NewRef(PyList_GET_ITEM(list, i));
+    Py_DECREF(samples);
+    callable_iterator_type = &PyCallIter_Type;
+    return 0;
 }

@@ -17,6 +17,7 @@
 #define MPGORT_CPYTHON_H
 
 #include "core.h"
+#include <frameobject.h>
 
 #ifdef Py_GIL_DISABLED
 #error "mpgort needs a CPython with the GIL: its frames may not change under the encoder"
@@ -28,6 +29,7 @@
 #include "internal/pycore_pystate.h"
 #endif
 #if PY_VERSION_HEX >= 0x030d0000
+#include "internal/pycore_ceval.h"
 #include "internal/pycore_setobject.h" /* _PySet_NextEntry became internal */
 #endif
 #if PY_VERSION_HEX >= 0x030c0000
@@ -69,7 +71,7 @@ static inline bool gen_is_suspended(PyGenObject *g)
 #define FUNC(f) ((f)->f_funcobj)
 #else
 #define CODE(f) ((f)->f_code)
-#define FUNC(f) (*(PyObject **)&(f)->f_func)
+#define FUNC(f) ((f)->f_func)
 #endif
 
 /* The code of a generator in any state. A finished one of 3.11 has dropped its frame's. */
@@ -142,7 +144,7 @@ static inline PyGenObject *gen_alloc(PyTypeObject *type, PyFunctionObject *func)
     g->gi_origin_or_finalizer = NULL;
     g->gi_hooks_inited = g->gi_closed = g->gi_running_async = 0;
     g->gi_frame_state = GEN_COMPLETED;
-    FUNC(f) = Py_NewRef(func);
+    FUNC(f) = (void *)Py_NewRef(func);
     f->f_globals = func->func_globals;
     f->f_builtins = func->func_builtins;
     f->f_locals = NULL;
@@ -290,6 +292,27 @@ typedef struct {
     long start, step, len;
 #endif
 } RangeIter;
+
+static inline void range_iter_get(RangeIter *it, int64_t w[3]) /* next value, step, how many */
+{
+#if PY_VERSION_HEX < 0x030c0000
+    w[0] = (int64_t)((uint64_t)it->start + (uint64_t)it->index * (uint64_t)it->step);
+    w[2] = it->len - it->index;
+#else
+    w[0] = it->start;
+    w[2] = it->len;
+#endif
+    w[1] = it->step;
+}
+static inline void range_iter_set(RangeIter *it, const int64_t w[3])
+{
+#if PY_VERSION_HEX < 0x030c0000
+    it->index = 0;
+#endif
+    it->start = w[0];
+    it->step = w[1];
+    it->len = w[2] < 0 ? 0 : w[2];
+}
 
 typedef struct {
     PyObject_HEAD

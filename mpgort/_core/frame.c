@@ -147,7 +147,8 @@ static PyObject *park_result(PySendResult r, PyObject *out)
 static PyObject *park_next(PyObject *pk)
 {
     PyObject *out;
-    return park_result(park_step((CorePark *)pk, NULL, &out), out);
+    PySendResult r = park_step((CorePark *)pk, NULL, &out);
+    return park_result(r, out);
 }
 
 static PyObject *park_send(PyObject *pk, PyObject *value)
@@ -198,7 +199,8 @@ static struct code_info *info_of(PyCodeObject *code)
     return extra;
 }
 
-static int gens_add(struct enc *E, PyGenObject *g)
+/* The list of what the drop has to look after: frames, and awaitables that warn. */
+int enc_dropped_with(struct enc *E, PyGenObject *g)
 {
     if (E->n_gens == E->gens_cap) {
         uint32_t cap = E->gens_cap ? E->gens_cap * 2 : 16;
@@ -313,7 +315,7 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
     p = put_varint(p, id);
     p = put_varint(p, (uint64_t)point);
     uint32_t frame = E->n_gens;
-    if (gens_add(E, g) < 0)
+    if (enc_dropped_with(E, g) < 0)
         return NULL;
     E->cur_frame = frame;
     E->cur_slot = UINT16_MAX;
@@ -632,8 +634,11 @@ static void gen_release(PyGenObject *g)
         return;
     }
     PyObject_GC_UnTrack(g);
-    if (FUNC(f) != (PyObject *)ci->func)
-        Py_SETREF(FUNC(f), Py_NewRef(ci->func));
+    if ((PyObject *)FUNC(f) != (PyObject *)ci->func) {
+        PyObject *own = (PyObject *)FUNC(f);
+        FUNC(f) = (void *)Py_NewRef(ci->func);
+        Py_DECREF(own);
+    }
     f->f_globals = ci->func->func_globals;
     f->f_builtins = ci->func->func_builtins;
     if (g->gi_name != ci->func->func_name)
@@ -672,13 +677,20 @@ void core_chain_drop(PyObject *root)
     last.cap = 0;
     for (uint32_t i = 0; i < n; i++) {
         Py_INCREF(gens[i]);
-        gens[i]->gi_frame_state = GEN_COMPLETED;
+        if (gen_is((PyObject *)gens[i]))
+            gens[i]->gi_frame_state = GEN_COMPLETED;
+        else
+            ((AsyncGenASend *)gens[i])->state = 2; /* closed */
     }
     for (uint32_t i = 0; i < n; i++)
-        gen_empty(gens[i]);
+        if (gen_is((PyObject *)gens[i]))
+            gen_empty(gens[i]);
     Py_DECREF(root);
     for (uint32_t i = 0; i < n; i++)
-        gen_release(gens[i]);
+        if (gen_is((PyObject *)gens[i]))
+            gen_release(gens[i]);
+        else
+            Py_DECREF(gens[i]);
     if (last.gens == NULL) {
         last.gens = gens;
         last.cap = cap;
@@ -796,7 +808,8 @@ PySendResult core_chain_throw(PyObject *root, PyObject *park, PyObject *exc, PyO
 
 int core_frame_init(PyObject *mod)
 {
-    if (PyType_Ready(&CorePark_Type) < 0)
+    if ((core_errors = PyImport_ImportModule("mpgort._errors")) == NULL || core_code_init(mod) < 0 ||
+        PyType_Ready(&CorePark_Type) < 0)
         return -1;
     return PyModule_AddObjectRef(mod, "Park", (PyObject *)&CorePark_Type);
 }

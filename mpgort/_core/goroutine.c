@@ -85,9 +85,9 @@ static PyObject *join_exception(CoreProg *prog, struct shm_join *j)
     case SHM_J_VALUE:
         return NULL;
     case SHM_J_CANCELLED:
-        return PyObject_CallNoArgs(core_errors.Cancelled);
+        return PyObject_CallNoArgs(core_err.Cancelled);
     case SHM_J_KILLED:
-        return PyObject_CallFunction(core_errors.Killed, "s", "the goroutine was killed");
+        return PyObject_CallFunction(core_err.Killed, "s", "the goroutine was killed");
     default:
         return core_exc_peek(prog, &j->value);
     }
@@ -270,7 +270,7 @@ static int goroutine_word(PyObject *o, uint64_t *off)
 {
     Goroutine *h = (Goroutine *)o;
     if (h->prog != core_prog_cur) {
-        PyErr_SetString(core_errors.SerializationError,
+        PyErr_SetString(core_err.SerializationError,
                         "a goroutine's handle cannot cross to another runtime than its own");
         return -1;
     }
@@ -462,7 +462,7 @@ static PyObject *mod_sleep(PyObject *mod, PyObject *seconds)
 static PyObject *mod_goexit(PyObject *mod, PyObject *_)
 {
     if (core_current("goexit()") != NULL)
-        PyErr_SetNone(core_errors.Goexit);
+        PyErr_SetNone(core_err.Goexit);
     return NULL;
 }
 

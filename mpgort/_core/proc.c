@@ -33,7 +33,7 @@
 #include <string.h>
 
 struct core_park_op core_park_ops[32];
-struct core_errors core_errors;
+struct core_err core_err;
 _Thread_local struct core_proc *core_proc_cur;
 
 /* ---- the state of one program in this process ------------------------------------------------ */
@@ -213,7 +213,7 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
             PyException_SetTraceback(exc, tb);
         Py_XDECREF(tb);
         Py_XDECREF(type);
-        if (Py_TYPE(exc) == (PyTypeObject *)core_errors.Goexit) {
+        if (Py_TYPE(exc) == (PyTypeObject *)core_err.Goexit) {
             Py_CLEAR(exc);
             value = Py_NewRef(Py_None);
             if (g->flags & SHM_GF_MAIN)
@@ -244,7 +244,7 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
             Py_XDECREF(tb);
         }
         if (exc != NULL) {
-            state = Py_TYPE(exc) == (PyTypeObject *)core_errors.Cancelled ? SHM_J_CANCELLED
+            state = Py_TYPE(exc) == (PyTypeObject *)core_err.Cancelled ? SHM_J_CANCELLED
                                                                           : SHM_J_ERROR;
             if (core_exc_store(s->prog, exc, &val) < 0) {
                 PyErr_Clear();
@@ -292,7 +292,7 @@ static PyObject *resume_value(struct core_proc *s, struct shm_g *g, unsigned op)
             PyErr_SetObject((PyObject *)Py_TYPE(s->interrupt), s->interrupt);
             Py_CLEAR(s->interrupt);
         } else {
-            PyErr_SetNone(core_errors.Cancelled);
+            PyErr_SetNone(core_err.Cancelled);
         }
     } else if (op < 32 && core_park_ops[op].resume != NULL) {
         v = core_park_ops[op].resume(s->prog, s->c, g);
@@ -373,7 +373,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     s->inhand = false;
     struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
     if (j != NULL && !inhand && cancel_due(j)) {
-        PyErr_SetNone(core_errors.Cancelled);
+        PyErr_SetNone(core_err.Cancelled);
         *exc = core_take_exc();
         core_park_drop(c, pk);
         return GO_ON;
@@ -470,7 +470,7 @@ static int start(struct core_proc *s, shm_gref gr)
     size_t chain, ctx;
     PyObject *call = NULL, *v = NULL;
     if (!core_cont_split(g, p, g->cont_len, &chain, &ctx))
-        PyErr_SetString(core_errors.BadContinuation, "the call of a new goroutine is damaged");
+        PyErr_SetString(core_err.BadContinuation, "the call of a new goroutine is damaged");
     else if ((ctx == 0 || core_context_decode(p + chain, ctx) == 0))
         call = core_value_decode(p, chain);
     shm_cont_consumed(s->c, g->cont_off);
@@ -480,7 +480,7 @@ static int start(struct core_proc *s, shm_gref gr)
         return finish(s, gr, NULL);
     if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) < 2 ||
         !PyTuple_Check(PyTuple_GET_ITEM(call, 1)))
-        PyErr_SetString(core_errors.BadContinuation, "the call of a new goroutine is damaged");
+        PyErr_SetString(core_err.BadContinuation, "the call of a new goroutine is damaged");
     else
         v = PyObject_Call(PyTuple_GET_ITEM(call, 0), PyTuple_GET_ITEM(call, 1),
                           PyTuple_GET_SIZE(call) > 2 ? PyTuple_GET_ITEM(call, 2) : NULL);
@@ -491,7 +491,7 @@ static int start(struct core_proc *s, shm_gref gr)
         if (Py_TYPE(v)->tp_as_async == NULL || Py_TYPE(v)->tp_as_async->am_await == NULL)
             return finish(s, gr, v);
         /* A bound method of a handle (go(ch.send, v)), or another awaitable: a coroutine awaits it. */
-        PyObject *coro = PyObject_CallOneArg(core_errors.await_it, v);
+        PyObject *coro = PyObject_CallOneArg(core_err.await_it, v);
         Py_DECREF(v);
         if (coro == NULL)
             return finish(s, gr, NULL);
@@ -542,7 +542,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
             PyErr_Clear();
         }
     } else if (g->cont_off == 0) {
-        PyErr_Format(core_errors.BadContinuation, "goroutine %llu has no continuation here",
+        PyErr_Format(core_err.BadContinuation, "goroutine %llu has no continuation here",
                      (unsigned long long)g->goid);
         return finish(s, gr, NULL);
     } else {
@@ -558,7 +558,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
             return start(s, gr);
         root = NULL;
         if (!core_cont_split(g, p, g->cont_len, &chain, &ctx))
-            PyErr_SetString(core_errors.BadContinuation, "the lengths in a continuation do not fit");
+            PyErr_SetString(core_err.BadContinuation, "the lengths in a continuation do not fit");
         else if (ctx == 0 || core_context_decode(p + chain, ctx) == 0)
             root = core_chain_decode(p, chain, &park);
         shm_cont_consumed(c, g->cont_off);
@@ -592,14 +592,14 @@ PyObject *core_failure(CoreProg *prog)
         PyObject *cause = NULL;
         if (hdr->panic_val.tag != SHM_VAL_NONE && (cause = core_exc_peek(prog, &hdr->panic_val)) == NULL)
             PyErr_Clear();
-        PyObject *e = PyObject_CallFunction(core_errors.make_panic, "KO",
+        PyObject *e = PyObject_CallFunction(core_err.make_panic, "KO",
                                             (unsigned long long)hdr->panic_goid, cause ? cause : Py_None);
         Py_XDECREF(cause);
         return e;
     }
     uint32_t m1 = load_acq(&hdr->death); /* pairs with the keeper's store after status and goid */
     if (m1 != 0)
-        return PyObject_CallFunction(core_errors.make_death, "IiK", m1 - 1,
+        return PyObject_CallFunction(core_err.make_death, "IiK", m1 - 1,
                                      (int)load_rlx(&hdr->death_status),
                                      (unsigned long long)load_rlx(&hdr->death_g));
     return NULL;
@@ -607,7 +607,7 @@ PyObject *core_failure(CoreProg *prog)
 
 PyObject *core_deadlock(struct core_proc *s)
 {
-    return PyObject_CallFunction(core_errors.make_deadlock, "OO", (PyObject *)s->prog,
+    return PyObject_CallFunction(core_err.make_deadlock, "OO", (PyObject *)s->prog,
                                  s->main_goexit ? Py_True : Py_False);
 }
 
@@ -788,7 +788,7 @@ PyObject *core_main_loop(CoreProg *prog, PyObject *fn, PyObject *args, PyObject 
     PyObject *v = PyObject_Call(fn, args, kwargs), *out;
     if (v != NULL && Py_TYPE(v)->tp_as_async != NULL && Py_TYPE(v)->tp_as_async->am_await != NULL) {
         if (!PyCoro_CheckExact(v)) {
-            PyObject *coro = PyObject_CallOneArg(core_errors.await_it, v);
+            PyObject *coro = PyObject_CallOneArg(core_err.await_it, v);
             Py_DECREF(v);
             v = coro;
         }
@@ -827,10 +827,10 @@ static PyObject *mod_hooks(PyObject *mod, PyObject *args)
     PyObject *a, *p, *d, *l;
     if (!PyArg_ParseTuple(args, "OOOO:_hooks", &a, &p, &d, &l))
         return NULL;
-    Py_XSETREF(core_errors.await_it, Py_NewRef(a));
-    Py_XSETREF(core_errors.make_panic, Py_NewRef(p));
-    Py_XSETREF(core_errors.make_death, Py_NewRef(d));
-    Py_XSETREF(core_errors.make_deadlock, Py_NewRef(l));
+    Py_XSETREF(core_err.await_it, Py_NewRef(a));
+    Py_XSETREF(core_err.make_panic, Py_NewRef(p));
+    Py_XSETREF(core_err.make_death, Py_NewRef(d));
+    Py_XSETREF(core_err.make_deadlock, Py_NewRef(l));
     Py_RETURN_NONE;
 }
 
@@ -848,19 +848,19 @@ int core_proc_init(PyObject *mod)
         const char *name;
         PyObject **to;
     } names[] = {
-        {"ChanError", &core_errors.ChanError},
-        {"Closed", &core_errors.Closed},
-        {"Cancelled", &core_errors.Cancelled},
-        {"Killed", &core_errors.Killed},
-        {"SerializationError", &core_errors.SerializationError},
-        {"BadContinuation", &core_errors.BadContinuation},
+        {"ChanError", &core_err.ChanError},
+        {"Closed", &core_err.Closed},
+        {"Cancelled", &core_err.Cancelled},
+        {"Killed", &core_err.Killed},
+        {"SerializationError", &core_err.SerializationError},
+        {"BadContinuation", &core_err.BadContinuation},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if ((*names[i].to = PyObject_GetAttrString(errors, names[i].name)) == NULL)
             return -1;
     Py_DECREF(errors);
-    core_errors.Goexit = PyErr_NewException("mpgort._core.Goexit", PyExc_BaseException, NULL);
-    if (core_errors.Goexit == NULL || PyModule_AddObjectRef(mod, "Goexit", core_errors.Goexit) < 0)
+    core_err.Goexit = PyErr_NewException("mpgort._core.Goexit", PyExc_BaseException, NULL);
+    if (core_err.Goexit == NULL || PyModule_AddObjectRef(mod, "Goexit", core_err.Goexit) < 0)
         return -1;
     return PyModule_AddFunctions(mod, functions);
 }

@@ -162,12 +162,12 @@ int core_handle_put(CoreProg *prog, uint64_t key, PyObject *o);
 void core_handle_del(CoreProg *prog, uint64_t key);
 
 /* errors, imported from mpgort._errors once */
-extern struct core_errors {
+extern struct core_err {
     PyObject *ChanError, *Closed, *Cancelled, *Killed, *SerializationError, *BadContinuation;
     PyObject *Goexit;       /* goexit() raises it; private to this package */
     PyObject *await_it;     /* async def f(x): return await x */
     PyObject *make_panic, *make_death, *make_deadlock; /* mpgort._traceback: the texts */
-} core_errors;
+} core_err;
 
 /* A park request for `op` with operand a (a new reference is taken; NULL allowed). */
 PyObject *core_park_for(int op, PyObject *a);

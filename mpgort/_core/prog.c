@@ -279,6 +279,8 @@ static PyObject *prog_create(PyObject *cls, PyObject *args)
         return NULL;
     }
     p->attached = p->is_m0 = true;
+    /* From now on the last M to go idle asks M0 to look, unless somebody outside is counted (hold). */
+    store_rel(&p->loop.hdr->deadlock_on, 1); /* pairs with looks_dead() */
     return (PyObject *)p;
 }
 
@@ -598,9 +600,8 @@ static PyObject *prog_drain_wait(CoreProg *p, PyObject *args)
     if (!PyArg_ParseTuple(args, "d", &seconds) || !usable(p))
         return NULL;
     struct shm_ctx *c = &p->loop;
-    /* Clear, ask, look, sleep: who falls asleep after our look sees the request, and sets the note. */
+    /* Clear, look, sleep: the last M that falls asleep after our look sets the note. */
     shm_noteclear(&c->m->note);
-    store_seq(&c->hdr->deadlock_on, 1); /* pairs with the load of the last M to go idle */
     if (shm_checkdead(c))
         Py_RETURN_TRUE;
     Py_BEGIN_ALLOW_THREADS

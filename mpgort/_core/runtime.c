@@ -108,7 +108,7 @@ static PyObject *g_from(PyObject *mod, PyObject *args)
         return NULL;
     }
     if (shm_gidx(g) == 0 || shm_gidx(g) >= core_prog_cur->loop.hdr->max_g) {
-        PyErr_SetString(core_errors.BadContinuation, "a G out of the table's range");
+        PyErr_SetString(core_err.BadContinuation, "a G out of the table's range");
         return NULL;
     }
     return g_make(core_prog_cur, g, goid);

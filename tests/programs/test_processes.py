@@ -210,6 +210,25 @@ def test_ctrl_c_ends_the_program_as_keyboard_interrupt(program, to):
     assert "Traceback" not in r.err
 
 
+def test_a_command_that_a_goroutine_started_is_interrupted_by_ctrl_c_too(program):
+    p = program.start("""
+        import subprocess
+        import mpgort
+        from mpgort import spawn
+
+        async def command():
+            subprocess.run(["sh", "-c", "echo up; exec sleep 100"])
+
+        async def main():
+            await spawn(command)
+
+        mpgort.run(main, procs=1)
+    """)
+    assert p.line() == "up"
+    os.killpg(p.pid, signal.SIGINT)
+    assert p.wait(10).status == -signal.SIGINT
+
+
 def test_sigquit_prints_all_goroutines_and_exits_with_status_2(program):
     p = program.start(INTERRUPTED)
     assert p.line() == "up"

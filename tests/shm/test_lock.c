@@ -45,15 +45,15 @@ static void test_an_m_names_the_locks_it_holds_in_whatever_order_it_gives_them_b
 {
     struct shm_ctx c;
     seg_with_m(&c);
-    shm_lockword *l[SHM_HELD];
-    static const int order[SHM_HELD] = {3, 0, 7, 1, 6, 2, 5, 4};
-    for (int i = 0; i < SHM_HELD; i++)
+    shm_lockword *l[8];
+    static const int order[8] = {3, 0, 7, 1, 6, 2, 5, 4};
+    for (int i = 0; i < 8; i++)
         shm_lock(&c, l[i] = &c.hdr->depot_lock[i]);
-    CHECK_EQ(load_acq(&c.m->held_n), SHM_HELD);
-    for (int k = 0; k < SHM_HELD; k++) {
+    CHECK_EQ(load_acq(&c.m->held_n), 8);
+    for (int k = 0; k < 8; k++) {
         shm_unlock(&c, l[order[k]]);
-        CHECK_EQ(load_acq(&c.m->held_n), SHM_HELD - 1 - k);
-        for (int j = k + 1; j < SHM_HELD; j++) {
+        CHECK_EQ(load_acq(&c.m->held_n), 8 - 1 - k);
+        for (int j = k + 1; j < 8; j++) {
             int found = 0;
             for (uint32_t i = 0; i < load_acq(&c.m->held_n); i++)
                 found += load_acq(&c.m->held[i]) == shm_offof(&c, l[order[j]]);

@@ -393,7 +393,7 @@ static void test_the_sched_line_reads_as_gos(void)
 /* What every M of a program shares. */
 struct prog {
     shm_off places_off;
-    uint32_t nplaces, ntok, turns, nworkers;
+    uint32_t nplaces, ntok, turns, nworkers, sleep_ns;
     _Atomic uint32_t started, left, deadlocks, stop;
     _Atomic uint32_t running[8192], turn[8192]; /* by index of the G */
     _Atomic uint32_t owner_of_p[SHM_MAX_P];     /* m1 */
@@ -463,6 +463,10 @@ static void token_turn(struct shm_ctx *c, struct prog *s, shm_gref r)
         shm_gosched(c, r);
         return;
     }
+    if (s->sleep_ns && rnd >> 23 & 1) {
+        CHECK_EQ(shm_sleep_park(c, r, shm_now_ns() + rnd % s->sleep_ns), SHM_PARKED);
+        return;
+    }
     shm_gref other = meet(c, place_at(c, s, rnd >> 8 & (s->nplaces - 1)), r);
     if (other) {
         shm_ready(c, other, rnd >> 22 & 1);
@@ -520,7 +524,7 @@ static void storm_m(struct shm_ctx *c, int i, void *arg)
 
 /* nworkers Ms, M0 and ntok tokens, each with its turns. Nothing is lost, doubled or forgotten asleep. */
 static void storm(uint32_t nprocs, uint32_t nworkers, uint32_t ntok, uint32_t nplaces, uint32_t turns,
-                  uint64_t spin_ns, uint32_t migrate)
+                  uint64_t spin_ns, uint32_t sleep_ns, uint32_t migrate)
 {
     struct shm_ctx c;
     h_seg(&c, (struct shm_opts){.nprocs = nprocs, .migrate = migrate});
@@ -533,17 +537,19 @@ static void storm(uint32_t nprocs, uint32_t nworkers, uint32_t ntok, uint32_t np
     s->ntok = ntok;
     s->turns = turns;
     s->nworkers = nworkers;
+    s->sleep_ns = sleep_ns;
     store_rlx(&s->left, ntok);
     h_ms((int)nworkers + 1, storm_m, s);
     CHECK_EQ(load_acq(&s->left), 0);
-    uint64_t executed = 0, wakes = 0;
+    uint64_t executed = 0, moves = 0;
     for (uint32_t i = 0; i < load_acq(&c.hdr->max_m); i++) {
         executed += load_rlx(&c.mtab[i].st.executed);
-        wakes += load_rlx(&c.mtab[i].st.wakes);
+        moves += load_rlx(&c.mtab[i].st.moves);
         for (int k = 0; k < SHM_INFLIGHT; k++)
             CHECK_EQ(load_rlx(&c.mtab[i].inflight[k]), 0);
     }
     CHECK_EQ(executed, (uint64_t)ntok * turns);
+    CHECK(migrate != 1 || moves > executed / 8);
     for (uint32_t i = 1; i <= ntok; i++)
         CHECK_EQ(load_acq(&s->turn[i]), turns);
     CHECK_EQ(load_acq(&c.hdr->runq_size), 0);
@@ -555,29 +561,35 @@ static void storm(uint32_t nprocs, uint32_t nworkers, uint32_t ntok, uint32_t np
 
 static void test_many_tokens_through_park_ready_and_steal_each_exactly_once(void)
 {
-    storm(4, 4, 500, 32, (uint32_t)H_N(60, 2000), 40000, 0);
+    storm(4, 4, 500, 32, (uint32_t)H_N(60, 2000), 40000, 0, 0);
 }
 
 static void test_few_tokens_and_ms_that_sleep_at_once_lose_no_wake_up(void)
 {
     for (uint32_t tok = 1; tok <= 6; tok++)
-        storm(3, 3, tok, 4, (uint32_t)H_N(150, 20000), 0, 0);
+        storm(3, 3, tok, 4, (uint32_t)H_N(150, 20000), 0, 0, 0);
 }
 
 static void test_few_tokens_and_spinning_ms_lose_no_wake_up(void)
 {
     for (uint32_t tok = 1; tok <= 6; tok++)
-        storm(3, 3, tok, 4, (uint32_t)H_N(150, 20000), 30000, 0);
+        storm(3, 3, tok, 4, (uint32_t)H_N(150, 20000), 30000, 0, 0);
 }
 
 static void test_more_ms_than_ps_share_them(void)
 {
-    storm(2, 4, 20, 8, (uint32_t)H_N(200, 10000), 20000, 0);
+    storm(2, 4, 20, 8, (uint32_t)H_N(200, 10000), 20000, 0, 0);
 }
 
 static void test_migration_at_every_park_loses_nothing(void)
 {
-    storm(3, 3, 10, 4, (uint32_t)H_N(50, 2000), 20000, 1);
+    storm(3, 3, 10, 4, (uint32_t)H_N(50, 2000), 20000, 0, 1);
+}
+
+static void test_sleepers_wake_whoever_is_idle_and_are_no_deadlock(void)
+{
+    for (uint32_t tok = 1; tok <= 16; tok *= 4)
+        storm(3, 4, tok, 4, (uint32_t)H_N(100, 5000), 0, 400000, 0);
 }
 
 /* ---- wakes ----------------------------------------------------------------------------------- */
@@ -672,6 +684,50 @@ static void test_one_goroutine_left_behind_a_hog_is_paid_for_by_the_keeper(void)
     h_ms(3, hog_sleep_or_keep, s);
     CHECK_EQ(load_acq(&s->left), 0);
     CHECK(shm_now_ns() - before < HOG_NS); /* not when the hog had ended */
+    close(c.kick_fd);
+    munmap(s, sizeof *s);
+    h_seg_end(&c);
+}
+
+/* Ms 0 and 1 sleep, the keeper sleeps long; then a thread outside makes a hog, and the hog one behind it. */
+static void quiet_then_busy(struct shm_ctx *c, int i, void *arg)
+{
+    struct prog *s = arg;
+    if (i == 2) {
+        keep(c, s);
+        return;
+    }
+    if (i == 3) {
+        shm_mexit(c);
+        CHECK_EQ(shm_minit(c, SHM_M_AUX), SHM_OK);
+        H_WAIT(load_acq(&c->hdr->keeper_asleep) == 1 &&
+               __builtin_popcountll(load_acq(&c->hdr->idle_m[0])) == 2);
+        spawn(c);
+        H_WAIT(load_acq(&s->turn[0]) == 2);
+        end_program(c);
+        uint64_t one = 1;
+        CHECK_EQ(write(c->kick_fd, &one, sizeof one), sizeof one);
+        return;
+    }
+    shm_gref r;
+    while (schedule(c, &r) == SHM_OK) {
+        if (add_acqrel(&s->turn[0], 1) == 0) {
+            spawn(c); /* into runnext; only the keeper can see that it waits */
+            H_WAIT(load_acq(&s->turn[0]) == 2);
+        }
+        shm_goexit0(c, r);
+    }
+    if (c->p)
+        shm_releasep(c);
+}
+
+static void test_a_keeper_that_sleeps_long_is_kicked_when_work_begins(void)
+{
+    struct shm_ctx c;
+    struct prog *s = hog_program(&c, 0);
+    c.kick_fd = eventfd(0, EFD_NONBLOCK);
+    h_ms(4, quiet_then_busy, s);
+    CHECK_EQ(load_acq(&s->turn[0]), 2);
     close(c.kick_fd);
     munmap(s, sizeof *s);
     h_seg_end(&c);
@@ -976,8 +1032,10 @@ H_MAIN(T(test_a_new_goroutine_runs_next_and_the_former_next_goes_to_the_tail),
        T(test_few_tokens_and_ms_that_sleep_at_once_lose_no_wake_up),
        T(test_few_tokens_and_spinning_ms_lose_no_wake_up), T(test_more_ms_than_ps_share_them),
        T(test_migration_at_every_park_loses_nothing),
+       T(test_sleepers_wake_whoever_is_idle_and_are_no_deadlock),
        T(test_a_goroutine_that_makes_much_runnable_wakes_a_sleeper_without_coming_back),
        T(test_one_goroutine_left_behind_a_hog_is_paid_for_by_the_keeper),
+       T(test_a_keeper_that_sleeps_long_is_kicked_when_work_begins),
        T(test_a_slice_of_more_than_10_ms_gets_a_preempt_request),
        T(test_home_goroutines_wake_each_others_ms),
        T(test_an_outside_thread_is_woken_or_times_out_never_both),

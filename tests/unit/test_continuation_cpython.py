@@ -35,8 +35,7 @@ import pytest
 
 from mpgort import _core
 
-if not _core.frames_ok:
-    pytest.skip(f"frames do not move here: {_core.frames_reason}", allow_module_level=True)
+h.require_frames()
 
 ORIGINAL = importlib.util.find_spec("test.test_coroutines")
 if ORIGINAL is None or ORIGINAL.origin is None:

@@ -24,8 +24,7 @@ from hypothesis import strategies as st
 
 from mpgort import _core
 
-if not _core.frames_ok:
-    pytest.skip(f"frames do not move here: {_core.frames_reason}", allow_module_level=True)
+h.require_frames()
 
 EXAMPLES = int(os.environ.get("MPGORT_FUZZ_EXAMPLES", "150"))
 

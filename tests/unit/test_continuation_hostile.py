@@ -36,6 +36,8 @@ import pytest
 from mpgort import _core
 from mpgort._errors import SerializationError
 
+h.require_frames()
+
 EXAMPLES = int(os.environ.get("MPGORT_FUZZ_EXAMPLES", "150"))
 SEED = 20_250
 CRASHES = 6
@@ -246,7 +248,6 @@ def name_of(cases: list[Case], number: int) -> str:
     return "after the last one"
 
 
-@pytest.mark.skipif(not _core.frames_ok, reason=f"frames do not move here: {_core.frames_reason}")
 @pytest.mark.timeout(600)
 def test_damaged_bytes_never_crash_or_hang_the_interpreter(tmp_path: Path) -> None:
     cases = corpus()
@@ -275,7 +276,6 @@ def test_damaged_bytes_never_crash_or_hang_the_interpreter(tmp_path: Path) -> No
     assert not found, "\n".join(found)
 
 
-@pytest.mark.skipif(not _core.frames_ok, reason=f"frames do not move here: {_core.frames_reason}")
 def test_no_failing_allocation_crashes_or_loses_a_continuation(tmp_path: Path) -> None:
     pytest.importorskip("_testcapi", reason="CPYTHON'S _testcapi IS NOT INSTALLED: not run")
     corpus_file, progress_file = tmp_path / "corpus", tmp_path / "progress"

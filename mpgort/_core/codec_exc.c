@@ -1,0 +1,382 @@
+/* codec_exc.c — exceptions: those in flight inside a moved frame, and those that end a goroutine.
+ *
+ * IN FLIGHT. A frame parked in an `except` block holds its exception in exc_state and on its stack.
+ * It must come back as it was: same object for every reference, same chain of context and cause, and
+ * no constructor may run (one of the user's may take other arguments than `args`). So the object is
+ * allocated and its fields are filled, for every builtin layout; where a class has slots of its own
+ * or says how it is pickled, the pickle has it.
+ *
+ * TRACEBACKS. A traceback holds frame objects, and those do not travel. What travels is what is shown
+ * of them: file, name, line. The entries are rebuilt on empty frames of stand-in code objects, so the
+ * text of an exception that is raised again still begins where it began.
+ * The frames that have ended are kept by the traceback alone, and their locals with them: objects of
+ * the living frame seem to be shared with somebody. enc_ghost_refs() counts those references, because
+ * they vanish when the original is dropped.
+ *
+ * AS RESULTS. core_exc_encode() is for the one who awaits: copies, by _pickle.py, with the traceback
+ * as text. It never fails for the exception's sake. */
+#include "codec.h"
+
+/* ---- builtin layouts ------------------------------------------------------------------------------ */
+
+#define FIELD(type, f) (uint16_t) offsetof(type, f)
+static struct layout {
+    PyObject **type;
+    PyTypeObject *t;
+    uint16_t field[9]; /* offsets of the object fields behind the common ones; 0 ends */
+} layouts[] = {
+    {&PyExc_StopIteration, NULL, {FIELD(PyStopIterationObject, value)}},
+    {&PyExc_SystemExit, NULL, {FIELD(PySystemExitObject, code)}},
+    {&PyExc_OSError, NULL,
+     {FIELD(PyOSErrorObject, myerrno), FIELD(PyOSErrorObject, strerror),
+      FIELD(PyOSErrorObject, filename), FIELD(PyOSErrorObject, filename2)}},
+    {&PyExc_ImportError, NULL,
+     {FIELD(PyImportErrorObject, msg), FIELD(PyImportErrorObject, name),
+      FIELD(PyImportErrorObject, path)}},
+    {&PyExc_AttributeError, NULL,
+     {FIELD(PyAttributeErrorObject, obj), FIELD(PyAttributeErrorObject, name)}},
+    {&PyExc_NameError, NULL, {FIELD(PyNameErrorObject, name)}},
+    {&PyExc_BaseException, NULL, {0}},
+};
+#define N_LAYOUTS (sizeof layouts / sizeof *layouts)
+
+/* The layout of a class whose objects are wholly described by it, or NULL. */
+static struct layout *layout_of(PyTypeObject *t)
+{
+    struct layout *l = layouts;
+    while (!PyType_IsSubtype(t, (PyTypeObject *)*l->type))
+        l++;
+    PyTypeObject *base = (PyTypeObject *)*l->type;
+    Py_ssize_t extra = t->tp_basicsize - base->tp_basicsize;
+    bool weak = t->tp_weaklistoffset > 0 && base->tp_weaklistoffset == 0;
+    if (extra != (weak ? (Py_ssize_t)sizeof(PyObject *) : 0) || t->tp_itemsize != 0)
+        return NULL;
+    PyObject *o = (PyObject *)base;
+    static const char *const names[] = {"__reduce__", "__reduce_ex__", "__setstate__",
+                                        "__getstate__"};
+    for (int i = 0; i < 4; i++) {
+        PyObject *name = PyUnicode_InternFromString(names[i]);
+        bool same = name != NULL && _PyType_Lookup(t, name) == _PyType_Lookup((PyTypeObject *)o, name);
+        Py_XDECREF(name);
+        if (!same)
+            return NULL;
+    }
+    if (t->tp_flags & Py_TPFLAGS_HEAPTYPE && (t->tp_del != NULL || t->tp_finalize != NULL))
+        return NULL;
+    return l;
+}
+
+static inline uint8_t n_fields(const struct layout *l)
+{
+    uint8_t n = 0;
+    while (l->field[n] != 0)
+        n++;
+    return n;
+}
+
+static inline PyObject **field_at(PyObject *o, uint16_t offset)
+{
+    return (PyObject **)((char *)o + offset);
+}
+
+/* ---- encoding ------------------------------------------------------------------------------------- */
+
+static uint8_t *put_optional(struct enc *E, uint8_t *p, PyObject *o)
+{
+    ROOM(2);
+    if (o == NULL) {
+        *p++ = TAG_NULL;
+        return p;
+    }
+    return enc_value(E, p, o);
+}
+
+/* Frames that have ended, met in a traceback: their references are ghosts. */
+static int note_ghost(struct enc *E, PyFrameObject *f)
+{
+    if (f->f_frame->owner != FRAME_OWNED_BY_FRAME_OBJECT)
+        return 0;
+    if (E->ghosts == NULL && (E->ghosts = PyList_New(0)) == NULL)
+        return -1;
+    return PyList_Append(E->ghosts, (PyObject *)f);
+}
+
+static uint8_t *enc_traceback(struct enc *E, uint8_t *p, PyObject *tb)
+{
+    uint32_t n = 0;
+    for (PyTracebackObject *t = (PyTracebackObject *)tb; t != NULL; t = t->tb_next)
+        n++;
+    uint32_t skip = n > 100 ? n - 100 : 0; /* of a deep recursion, what is nearest to the error */
+    ROOM(VARINT_MAX);
+    p = put_varint(p, n - skip);
+    for (PyTracebackObject *t = (PyTracebackObject *)tb; t != NULL; t = t->tb_next) {
+        if (note_ghost(E, t->tb_frame) < 0)
+            return enc_fail(E, ENC_ERROR);
+        if (skip > 0) {
+            skip--;
+            continue;
+        }
+        PyCodeObject *code = PyFrame_GetCode(t->tb_frame);
+        int line = t->tb_lineno >= 0 ? t->tb_lineno : PyCode_Addr2Line(code, t->tb_lasti);
+        Py_DECREF(code); /* the frame keeps it */
+        if ((p = enc_value(E, p, code->co_filename)) == NULL ||
+            (p = enc_value(E, p, code->co_name)) == NULL)
+            return NULL;
+        ROOM(VARINT_MAX);
+        p = put_varint(p, line > 0 ? (uint64_t)line : 0);
+    }
+    return p;
+}
+
+uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o)
+{
+    PyBaseExceptionObject *e = (PyBaseExceptionObject *)o;
+    struct layout *l = layout_of(Py_TYPE(o));
+    uint32_t id = l != NULL ? global_id((PyObject *)Py_TYPE(o)) : 0, at;
+    uint8_t memo;
+    if (id == 0)
+        return PyErr_Occurred() ? enc_fail(E, ENC_ERROR) : enc_pickled(E, p, o);
+    E->mutables++;
+    MEET(o, MEMO_CHECK, memo, at);
+    ROOM(32);
+    *p++ = TAG_EXC | memo;
+    p = put_varint(p, id);
+    *p++ = (uint8_t)e->suppress_context;
+    *p++ = n_fields(l);
+    if ((p = enc_value(E, p, e->args)) == NULL || (p = put_optional(E, p, e->dict)) == NULL ||
+        (p = put_optional(E, p, e->notes)) == NULL || (p = put_optional(E, p, e->cause)) == NULL ||
+        (p = put_optional(E, p, e->context)) == NULL)
+        goto fail;
+    for (int i = 0; l->field[i] != 0; i++)
+        if ((p = put_optional(E, p, *field_at(o, l->field[i]))) == NULL)
+            goto fail;
+    if (E->moving && e->traceback != NULL)
+        return enc_traceback(E, p, e->traceback);
+    ROOM(2);
+    *p++ = 0;
+    return p;
+fail:
+    enc_path(E, ".%.60s", Py_TYPE(o)->tp_name);
+    return NULL;
+}
+
+/* References to `o` from what only ghosts keep: containers that nobody else has are looked into. */
+struct ghost_count {
+    PyObject *o;
+    Py_ssize_t n;
+    int depth;
+};
+
+static int visit_ghost(PyObject *x, void *arg)
+{
+    struct ghost_count *g = arg;
+    if (x == g->o)
+        g->n++;
+    else if (Py_REFCNT(x) == 1 && PyObject_IS_GC(x) && !PyType_Check(x) && !PyFrame_Check(x) &&
+             g->depth < 20) {
+        g->depth++;
+        Py_TYPE(x)->tp_traverse(x, visit_ghost, g);
+        g->depth--;
+    }
+    return 0;
+}
+
+Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o)
+{
+    struct ghost_count g = {o, 0, 0};
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(E->ghosts); i++) {
+        PyObject *f = PyList_GET_ITEM(E->ghosts, i);
+        Py_TYPE(f)->tp_traverse(f, visit_ghost, &g);
+    }
+    return g.n;
+}
+
+/* ---- decoding ------------------------------------------------------------------------------------- */
+
+static int dec_optional(struct dec *D, PyObject **to)
+{
+    if (D->p < D->end && *D->p == TAG_NULL) {
+        D->p++;
+        return 0;
+    }
+    PyObject *v = dec_value(D);
+    if (v == NULL)
+        return -1;
+    Py_XSETREF(*to, v);
+    return 0;
+}
+
+static PyObject *dec_traceback(struct dec *D)
+{
+    Py_ssize_t n;
+    if (dec_count(D, 3, &n) < 0)
+        return NULL;
+    PyObject *entries = PyList_New(0);
+    for (Py_ssize_t i = 0; entries != NULL && i < n; i++) {
+        uint64_t line;
+        PyObject *file = dec_str(D), *name = file != NULL ? dec_str(D) : NULL;
+        PyObject *entry = NULL;
+        if (name != NULL && dec_varint(D, &line) == 0)
+            entry = Py_BuildValue("(OOi)", file, name, line > INT_MAX ? 0 : (int)line);
+        Py_XDECREF(file);
+        Py_XDECREF(name);
+        if (entry == NULL || PyList_Append(entries, entry) < 0)
+            Py_CLEAR(entries);
+        Py_XDECREF(entry);
+    }
+    PyObject *tb = Py_NewRef(Py_None);
+    for (Py_ssize_t i = entries != NULL ? n - 1 : -1; i >= 0 && tb != NULL; i--) {
+        PyObject *file, *name, *globals = PyDict_New();
+        int line;
+        PyArg_ParseTuple(PyList_GET_ITEM(entries, i), "UUi", &file, &name, &line);
+        const char *f = PyUnicode_AsUTF8(file), *s = PyUnicode_AsUTF8(name);
+        PyCodeObject *code = f != NULL && s != NULL ? PyCode_NewEmpty(f, s, line) : NULL;
+        PyFrameObject *frame =
+            code != NULL && globals != NULL
+                ? PyFrame_New(PyThreadState_Get(), code, globals, NULL)
+                : NULL;
+        PyObject *outer = frame != NULL ? PyObject_CallFunction((PyObject *)&PyTraceBack_Type, "OOii",
+                                                                tb, frame, 0, line)
+                                        : NULL;
+        Py_XDECREF(globals);
+        Py_XDECREF(code);
+        Py_XDECREF(frame);
+        Py_SETREF(tb, outer);
+    }
+    if (entries == NULL)
+        Py_CLEAR(tb);
+    Py_XDECREF(entries);
+    return tb;
+}
+
+static int check_parts(PyBaseExceptionObject *e)
+{
+    bool good = e->args != NULL && PyTuple_CheckExact(e->args) &&
+                (e->dict == NULL || PyDict_Check(e->dict)) &&
+                (e->cause == NULL || PyExceptionInstance_Check(e->cause)) &&
+                (e->context == NULL || PyExceptionInstance_Check(e->context));
+    if (!good)
+        dec_bad("an exception of odd parts");
+    return good ? 0 : -1;
+}
+
+PyObject *dec_exception(struct dec *D, bool memo)
+{
+    uint64_t id;
+    if (dec_varint(D, &id) < 0)
+        return NULL;
+    PyTypeObject *t =
+        id <= UINT32_MAX ? (PyTypeObject *)global_by_id((uint32_t)id) : dec_bad("name number");
+    if (t == NULL)
+        return NULL;
+    struct layout *l = PyType_Check(t) && PyType_IsSubtype(t, (PyTypeObject *)PyExc_BaseException)
+                           ? layout_of(t)
+                           : NULL;
+    if (l == NULL || D->end - D->p < 2 || D->p[1] != n_fields(l)) {
+        Py_DECREF(t);
+        return dec_bad("an exception of a class that is none");
+    }
+    PyBaseExceptionObject *e = (PyBaseExceptionObject *)t->tp_alloc(t, 0);
+    Py_DECREF(t);
+    if (e == NULL)
+        return NULL;
+    if (l->field[0] != 0 && PyType_IsSubtype(Py_TYPE(e), (PyTypeObject *)PyExc_OSError))
+        ((PyOSErrorObject *)e)->written = -1;
+    e->args = PyTuple_New(0);
+    e->suppress_context = D->p[0] != 0;
+    D->p += 2;
+    if (memo && dec_remember(D, (PyObject *)e, NULL) < 0)
+        goto fail;
+    if (dec_optional(D, &e->args) < 0 || check_parts(e) < 0 || dec_optional(D, &e->dict) < 0 ||
+        check_parts(e) < 0 || dec_optional(D, &e->notes) < 0 || dec_optional(D, &e->cause) < 0 ||
+        check_parts(e) < 0 || dec_optional(D, &e->context) < 0 || check_parts(e) < 0)
+        goto fail;
+    for (int i = 0; l->field[i] != 0; i++)
+        if (dec_optional(D, field_at((PyObject *)e, l->field[i])) < 0)
+            goto fail;
+    PyObject *tb = dec_traceback(D);
+    if (tb == NULL)
+        goto fail;
+    if (tb != Py_None)
+        e->traceback = tb;
+    else
+        Py_DECREF(tb);
+    return (PyObject *)e;
+fail:
+    if (e->args == NULL || !PyTuple_CheckExact(e->args))
+        Py_XSETREF(e->args, PyTuple_New(0));
+    Py_DECREF(e);
+    return NULL;
+}
+
+/* ---- results ---------------------------------------------------------------------------------------- */
+
+static int put_blob(struct core_enc *e, PyObject *bytes)
+{
+    size_t n = (size_t)PyBytes_GET_SIZE(bytes);
+    if ((size_t)(e->end - e->p) < n) {
+        size_t used = (size_t)(e->p - e->base);
+        uint8_t *base = realloc(e->base, used + n + 64);
+        if (base == NULL) {
+            PyErr_NoMemory();
+            return ENC_ERROR;
+        }
+        e->base = base;
+        e->p = base + used;
+        e->end = base + used + n + 64;
+    }
+    memcpy(e->p, PyBytes_AS_STRING(bytes), n);
+    e->p += n;
+    return ENC_OK;
+}
+
+int core_exc_encode(PyObject *exc, struct core_enc *e)
+{
+    PyObject *bytes = PyObject_CallMethod(core_pickle, "exc_dumps", "O", exc);
+    int r = bytes != NULL ? put_blob(e, bytes) : ENC_ERROR;
+    Py_XDECREF(bytes);
+    return r;
+}
+
+PyObject *core_exc_decode(const uint8_t *p, size_t n)
+{
+    return PyObject_CallMethod(core_pickle, "exc_loads", "y#", (const char *)p, (Py_ssize_t)n);
+}
+
+int core_context_encode(PyObject *ctx, struct core_enc *e)
+{
+    PyObject *items = PyObject_CallMethod(core_pickle, "context_items", "O", ctx);
+    if (items == NULL)
+        return ENC_ERROR;
+    PyObject *kept = PyList_New(0);
+    for (Py_ssize_t i = 0; kept != NULL && i < PyTuple_GET_SIZE(items); i++) {
+        PyObject *item = PyTuple_GET_ITEM(items, i);
+        struct core_enc one;
+        if (core_enc_init(&one) < 0) {
+            Py_CLEAR(kept);
+            break;
+        }
+        int r = core_value_encode(item, &one); /* alone first: one that cannot cross is left out */
+        core_handles_drop(&one, 0);
+        core_enc_free(&one);
+        if (r == ENC_OK ? PyList_Append(kept, item) < 0
+                        : !PyErr_ExceptionMatches(core_error("SerializationError")))
+            Py_CLEAR(kept);
+        else if (r != ENC_OK)
+            PyErr_Clear();
+    }
+    Py_DECREF(items);
+    int r = kept != NULL ? core_value_encode(kept, e) : ENC_ERROR;
+    Py_XDECREF(kept);
+    return r;
+}
+
+int core_context_decode(const uint8_t *p, size_t n)
+{
+    PyObject *items = core_value_decode(p, n);
+    PyObject *r =
+        items != NULL ? PyObject_CallMethod(core_pickle, "context_set", "O", items) : NULL;
+    Py_XDECREF(items);
+    Py_XDECREF(r);
+    return r != NULL ? 0 : -1;
+}

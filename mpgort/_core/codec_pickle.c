@@ -1,0 +1,168 @@
+/* codec_pickle.c — what has no tag of its own: one pickle per blob, and what never crosses.
+ *
+ * Objects met on the way are collected and pickled together at the end, so that what they share
+ * among themselves stays shared. What they share with the tagged part would be split in two; so the
+ * pickler asks about every object it meets (`seen`), and one that the tagged part has written too
+ * sends the encoder back for another try, in which the pickle has it alone.
+ *
+ * Pickling runs code of the user's. Meanwhile all frames of the graph are marked EXECUTING: nobody
+ * can resume or close what is being encoded. The check for sharing with the outside is done before.
+ *
+ * A pickling error is found after the encoders have unwound. The path to the culprit is made by
+ * encoding once more, with the object known to fail refused where it is met. */
+#include "codec.h"
+
+static bool is_mutable(PyObject *o)
+{
+    PyTypeObject *t = Py_TYPE(o);
+    /* No hash, or hash by identity: its state counts. What hashes by value is immutable. */
+    return !PyType_Check(o) && (t->tp_hash == PyObject_HashNotImplemented ||
+                                t->tp_hash == PyBaseObject_Type.tp_hash);
+}
+
+bool enc_must_pickle(struct enc *E, PyObject *o)
+{
+    PyObject *key = PyLong_FromVoidPtr(o);
+    int r = key != NULL ? PySet_Contains(E->by_pickle, key) : 0;
+    Py_XDECREF(key);
+    return r > 0;
+}
+
+const char *enc_kind_name(PyObject *o)
+{
+    return Py_TYPE(o)->tp_name;
+}
+
+uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o)
+{
+    uint8_t memo;
+    uint32_t at = 0;
+    PyObject *why = PyObject_CallMethod(core_pickle, "refusal", "OO", o,
+                                        E->moving ? Py_True : Py_False);
+    if (why == NULL)
+        return enc_fail_by_exception(E);
+    if (why != Py_None) {
+        enc_refuse(E, "%.180s", PyUnicode_AsUTF8(why));
+        Py_DECREF(why);
+        return NULL;
+    }
+    Py_DECREF(why);
+    bool mutable = is_mutable(o);
+    E->mutables += mutable;
+    MEET(o, MEMO_PICKLED | (mutable ? MEMO_CHECK : 0), memo, at);
+    if (E->pickled == NULL && (E->pickled = PyList_New(0)) == NULL)
+        return enc_fail(E, ENC_ERROR);
+    Py_ssize_t n = PyList_GET_SIZE(E->pickled);
+    if (n == E->refused)
+        return enc_refuse(E, "%s", E->refusal);
+    if (PyList_Append(E->pickled, o) < 0)
+        return enc_fail(E, ENC_ERROR);
+    ROOM(1 + VARINT_MAX);
+    *p++ = TAG_PICKLE | memo;
+    return put_varint(p, (uint64_t)n);
+}
+
+/* The pickler's persistent_id: asked about every object it meets, answers None. */
+static PyObject *seen(PyObject *capsule, PyObject *o)
+{
+    struct enc *E = PyCapsule_GetPointer(capsule, NULL);
+    struct memo_entry *m = E != NULL ? enc_find(E, o) : NULL;
+    if (m != NULL && (m->flags & MEMO_CHECK) && !(m->flags & MEMO_PICKLED)) {
+        if (gen_is(o) || (m->flags & MEMO_UNNAMED)) {
+            PyErr_Format(PyExc_TypeError, "it shares a %.80s with the frame", Py_TYPE(o)->tp_name);
+            return NULL;
+        }
+        PyObject *key = PyLong_FromVoidPtr(o);
+        if (E->by_pickle == NULL)
+            E->by_pickle = PySet_New(NULL);
+        int r = key != NULL && E->by_pickle != NULL ? PySet_Add(E->by_pickle, key) : -1;
+        Py_XDECREF(key);
+        if (r < 0)
+            return NULL;
+        E->again = true;
+    }
+    Py_RETURN_NONE;
+}
+static PyMethodDef seen_def = {"seen", seen, METH_O, NULL};
+
+/* What `dumps` raised: (number, path, reason) of the culprit, where it could be found. */
+static int blame(struct enc *E)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
+        return E->status = ENC_ERROR;
+    PyObject *exc = take_exception();
+    PyObject *t = PyObject_CallMethod(core_pickle, "blame", "OOO", E->pickled, exc,
+                                      E->moving ? Py_True : Py_False);
+    Py_ssize_t number;
+    const char *path, *reason;
+    PyObject *cause;
+    if (t == NULL || !PyArg_ParseTuple(t, "nssO", &number, &path, &reason, &cause)) {
+        Py_XDECREF(t);
+        Py_DECREF(exc);
+        return E->status = ENC_ERROR;
+    }
+    PyOS_snprintf(E->refusal, sizeof E->refusal, "%.190s", reason);
+    E->path[0] = 0;
+    enc_path(E, "%.150s", path);
+    enc_refuse(E, "%s", E->refusal);
+    Py_XSETREF(E->cause, Py_NewRef(cause));
+    E->refused = number;
+    E->again = true; /* to be refused where it is met, so that the path is whole */
+    Py_DECREF(t);
+    Py_DECREF(exc);
+    return E->status;
+}
+
+int enc_pickle_all(struct enc *E, uint8_t **pp)
+{
+    uint8_t *p = *pp;
+    PyObject *capsule = PyCapsule_New(E, NULL, NULL);
+    PyObject *fn = capsule != NULL && E->moving ? PyCFunction_New(&seen_def, capsule)
+                                                : Py_NewRef(Py_None);
+    Py_XDECREF(capsule);
+    size_t budget = E->out->budget, used = (size_t)(p - E->start);
+    Py_ssize_t left = budget == SIZE_MAX ? PY_SSIZE_T_MAX : budget > used ? (Py_ssize_t)(budget - used) : 0;
+    if (capsule == NULL || fn == NULL)
+        return E->status = ENC_ERROR;
+    int8_t states_few[32], *states = states_few;
+    if (E->n_gens > 32 && (states = PyMem_Malloc(E->n_gens)) == NULL) {
+        PyErr_NoMemory();
+        Py_DECREF(fn);
+        return E->status = ENC_ERROR;
+    }
+    for (uint32_t i = 0; i < E->n_gens; i++)
+        if (gen_is((PyObject *)E->gens[i])) {
+            states[i] = E->gens[i]->gi_frame_state;
+            E->gens[i]->gi_frame_state = FRAME_EXECUTING;
+        }
+    PyObject *bytes = PyObject_CallMethod(core_pickle, "dumps", "OOnO", E->pickled, fn, left,
+                                          E->moving ? Py_True : Py_False);
+    for (uint32_t i = 0; i < E->n_gens; i++)
+        if (gen_is((PyObject *)E->gens[i]))
+            E->gens[i]->gi_frame_state = states[i];
+    if (states != states_few)
+        PyMem_Free(states);
+    Py_DECREF(fn);
+    if (bytes == NULL)
+        return blame(E);
+    if (E->again || bytes == Py_None) {
+        Py_DECREF(bytes);
+        if (!E->again)
+            enc_heavy(E);
+        return E->again ? (E->status = ENC_PINNED) : E->status;
+    }
+    size_t n = (size_t)PyBytes_GET_SIZE(bytes);
+    uint32_t len = (uint32_t)n;
+    if (n > UINT32_MAX || ((size_t)(E->end - p) < n + 4 && (p = enc_grow(E, p, n + 4)) == NULL)) {
+        Py_DECREF(bytes);
+        if (n > UINT32_MAX)
+            enc_refuse(E, "a pickle of more than 4 GiB");
+        return E->status;
+    }
+    memcpy(p, PyBytes_AS_STRING(bytes), n);
+    memcpy(p + n, &len, 4);
+    E->start[1] = 1;
+    *pp = p + n + 4;
+    Py_DECREF(bytes);
+    return ENC_OK;
+}
