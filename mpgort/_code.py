@@ -495,7 +495,8 @@ def _walk(name: str, qualname: str) -> object:
 
 def name_of(o: object) -> tuple[bytes, bytes] | None:
     """(digest, payload) of a function or class that its module and qualified name lead to."""
-    name, qualname = getattr(o, "__module__", None), getattr(o, "__qualname__", None)
+    owner = getattr(o, "__objclass__", o)  # of a builtin type's method: list.append
+    name, qualname = getattr(owner, "__module__", None), getattr(o, "__qualname__", None)
     if not isinstance(name, str) or not isinstance(qualname, str) or "<" in qualname:
         return None
     name = _main_name(name)

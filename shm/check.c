@@ -51,7 +51,6 @@ struct check {
     uint64_t ng;
     size_t *todo; /* marked blocks whose contents are to be followed */
     size_t ntodo;
-    uint64_t live_conts;
 };
 
 __attribute__((format(printf, 2, 3))) static void say(struct check *k, const char *fmt, ...)
@@ -90,7 +89,7 @@ static void collect(void *arg, shm_off off, const struct shm_blk *b)
         k->cap = cap;
     }
     uint64_t usable = shm_usable(k->c, off);
-    uint32_t user = b->user;
+    uint32_t user = b->user & ~SHM_BLK_CONT;
     if (8ULL * user > usable) {
         say(k, "block %#llx: %u handle words in %llu bytes", LLU(off), user, LLU(usable));
         user = 0;
@@ -427,10 +426,8 @@ static void check_g(struct check *k, uint64_t i)
     if (st != Grunning && !complete)
         say(k, "goroutine %llu: parked, neither stored nor at home (INV parked-complete)",
             LLU(g->goid));
-    if (g->cont_off && st != Grunning) { /* of a running one it may just be made or eaten */
+    if (g->cont_off && st != Grunning) /* of a running one it may just be made or eaten */
         mark(k, g->cont_off, g->cont_len, "continuation");
-        k->live_conts++;
-    }
     if (g->obj)
         mark_object(k, g->obj, true, "join of a goroutine");
     if (st != Grunning)

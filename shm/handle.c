@@ -112,7 +112,11 @@ static void release(struct shm_ctx *c, struct shm_m *m, uint32_t slot)
     shm_obj_unref(c, obj);
 }
 
-void shm_handle_release(struct shm_ctx *c, uint32_t slot) { release(c, c->m, slot); }
+/* holder: this M, or another slot of the same process that stands still meanwhile. */
+void shm_handle_release(struct shm_ctx *c, uint32_t holder_m1, uint32_t slot)
+{
+    release(c, &c->mtab[holder_m1 - 1], slot);
+}
 
 /* All handles of m, then its table. m is this M, or dead. */
 static void drop_all(struct shm_ctx *c, struct shm_m *m)

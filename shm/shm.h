@@ -505,7 +505,7 @@ void shm_obj_ref(struct shm_ctx *c, shm_off obj);
 void shm_obj_unref(struct shm_ctx *c, shm_off obj); /* the last one frees the object, by kind */
 /* This M's Python holds a handle on obj (takes over one reference); the slot gives it back. */
 SHM_MUSTUSE int shm_handle_hold(struct shm_ctx *c, shm_off obj, uint32_t *slot);
-void shm_handle_release(struct shm_ctx *c, uint32_t slot);
+void shm_handle_release(struct shm_ctx *c, uint32_t holder_m1, uint32_t slot);
 void shm_handle_reap(struct shm_ctx *c, struct shm_m *dead); /* gives back what a dead M held */
 
 /* ---- g.c ------------------------------------------------------------------------------------- */

@@ -20,7 +20,7 @@ typedef struct {
     PyObject_HEAD
     CoreProg *prog; /* NULL: nilchan */
     shm_off off;
-    uint32_t slot; /* shm_handle_hold */
+    uint32_t slot, holder_m1; /* shm_handle_hold: which slot of whose; both only under the GIL */
     uint8_t dir;
     PyObject *weakrefs;
 } Chan;
@@ -54,12 +54,13 @@ static PyObject *chan_wrap(CoreProg *prog, shm_off off, uint8_t dir)
     }
     Chan *ch = PyObject_New(Chan, &chan_types[dir]);
     if (ch == NULL) {
-        shm_handle_release(c, slot);
+        shm_handle_release(c, c->m1, slot);
         return NULL;
     }
     ch->prog = (CoreProg *)Py_NewRef((PyObject *)prog);
     ch->off = off;
     ch->slot = slot;
+    ch->holder_m1 = c->m1;
     ch->dir = dir;
     ch->weakrefs = NULL;
     if (core_handle_put(prog, chan_key(off, dir), (PyObject *)ch) < 0) {
@@ -80,7 +81,7 @@ static void chan_dealloc(Chan *ch)
             PyErr_Fetch(&type, &value, &tb);
             struct shm_ctx *c = core_ctx(ch->prog);
             if (c != NULL)
-                shm_handle_release(c, ch->slot);
+                shm_handle_release(c, ch->holder_m1, ch->slot);
             PyErr_Restore(type, value, tb);
         }
         Py_DECREF(ch->prog);

@@ -1036,6 +1036,16 @@ static PyObject *dec_handle(struct dec *D, bool memo)
     return o;
 }
 
+/* list.append and its like, which a call in progress has on the stack. */
+static uint8_t *enc_named(struct enc *E, uint8_t *p, PyObject *o)
+{
+    uint32_t id = global_id(o);
+    if (id == 0)
+        return PyErr_Occurred() ? enc_fail(E, ENC_ERROR) : enc_pickled(E, p, o);
+    *p++ = TAG_GLOBAL;
+    return put_varint(p, id);
+}
+
 /* ROOM(32) was made by enc_value(). */
 uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o)
 {
@@ -1069,6 +1079,9 @@ uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o)
         return enc_exception(E, p, o);
     if (PyCFunction_CheckExact(o))
         return enc_cmethod(E, p, o);
+    if (t == &PyMethodDescr_Type || t == &PyWrapperDescr_Type || t == &PyClassMethodDescr_Type ||
+        t == &PyGetSetDescr_Type || t == &PyMemberDescr_Type)
+        return enc_named(E, p, o);
     if (t == asend_type)
         return enc_awaitable(E, p, o, TAG_ASEND);
     if (t == athrow_type)

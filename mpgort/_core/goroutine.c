@@ -17,7 +17,7 @@ typedef struct {
     PyObject_HEAD
     CoreProg *prog;
     shm_off off; /* join object */
-    uint32_t slot;
+    uint32_t slot, holder_m1; /* shm_handle_hold: which slot of whose; both only under the GIL */
     PyObject *weakrefs;
 } Goroutine;
 
@@ -36,7 +36,7 @@ static PyObject *goroutine_wrap(CoreProg *prog, shm_off off)
         shm_obj_unref(c, off);
         return Py_NewRef(known);
     }
-    uint32_t slot;
+    uint32_t slot, holder_m1; /* shm_handle_hold: which slot of whose; both only under the GIL */
     int r = shm_handle_hold(c, off, &slot);
     if (r < 0) {
         shm_obj_unref(c, off);
@@ -45,12 +45,13 @@ static PyObject *goroutine_wrap(CoreProg *prog, shm_off off)
     }
     Goroutine *h = PyObject_New(Goroutine, &Goroutine_Type);
     if (h == NULL) {
-        shm_handle_release(c, slot);
+        shm_handle_release(c, c->m1, slot);
         return NULL;
     }
     h->prog = (CoreProg *)Py_NewRef((PyObject *)prog);
     h->off = off;
     h->slot = slot;
+    h->holder_m1 = c->m1;
     h->weakrefs = NULL;
     if (core_handle_put(prog, off, (PyObject *)h) < 0) {
         Py_DECREF(h);
@@ -69,7 +70,7 @@ static void goroutine_dealloc(Goroutine *h)
         PyErr_Fetch(&type, &value, &tb);
         struct shm_ctx *c = core_ctx(h->prog);
         if (c != NULL)
-            shm_handle_release(c, h->slot);
+            shm_handle_release(c, h->holder_m1, h->slot);
         PyErr_Restore(type, value, tb);
     }
     Py_DECREF(h->prog);

@@ -569,7 +569,7 @@ static void die_at_work(struct shm_ctx *c, int i, void *arg)
         CHECK_EQ(shm_handle_hold(c, new_obj(c, 1), &slot), SHM_OK);
         for (int k = 0; k < 200; k++)
             shm_free(c, off[k]);
-        shm_handle_release(c, slot);
+        shm_handle_release(c, (c)->m1, slot);
     }
 }
 

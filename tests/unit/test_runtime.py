@@ -185,10 +185,9 @@ def test_gopark_by_a_goroutine_that_is_not_running_is_an_error(run: Any) -> None
 
 
 def test_timers_expire_while_two_goroutines_keep_the_scheduler_busy() -> None:
-    async def pinger(a: mpgort.Chan, b: mpgort.Chan, stop: mpgort.Chan) -> None:
-        while len(stop) == 0:
-            await b.send(await a.recv())
-        b.close()
+    async def pinger(a: mpgort.Chan, b: mpgort.Chan) -> None:
+        async for v in a:
+            await b.send(v)
 
     async def main() -> bool:
         a, b, stop = chan(), chan(), chan(1)
@@ -197,12 +196,12 @@ def test_timers_expire_while_two_goroutines_keep_the_scheduler_busy() -> None:
             await sleep(0.02)
             await stop.send(True)
 
-        go(pinger, a, b, stop)
+        go(pinger, a, b)
         go(timer)
-        while True:
+        while len(stop) == 0:
             await a.send(1)
-            if await b.recv() is None or len(stop):
-                return True
+            await b.recv()
+        return True
 
     assert mpgort.run(main, procs=0)
 
