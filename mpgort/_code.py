@@ -233,6 +233,8 @@ def _step(ins: dis.Instruction, s: _State, jump: bool) -> _State:
         return s.pop(arg + 2, "?")
     if name == "CALL_KW":
         return s.pop(arg + 3, "?")
+    if name == "MAKE_FUNCTION":  # defaults, annotations, closure: one below the code for each bit
+        return s.pop(1 + arg.bit_count(), "?")
     if name == "CALL_FUNCTION_EX":
         return s.pop(3 + (arg & 1), "?")
     if name == "CALL_INTRINSIC_2":
@@ -256,10 +258,13 @@ def _step(ins: dis.Instruction, s: _State, jump: bool) -> _State:
     if name.startswith(("POP_JUMP", "FOR_ITER", "JUMP_IF")):
         return s.pop(-effect) if effect < 0 else s.pop(0, "?" * effect)
     depth = len(stack) + effect
-    kept = max(0, min(depth, len(stack)) - 4)  # an unknown opcode: its operands were near the top
     if depth < 0:
         raise _Unknown(name)
-    return s._replace(stack=stack[:kept] + "?" * (depth - kept))
+    # An unknown opcode: its operands were near the top, but below them may stand a call's NULL.
+    left = stack[: min(depth, len(stack))]
+    kept = max(0, len(left) - 4)
+    blurred = "".join(_join(kind, "?") for kind in left[kept:])
+    return s._replace(stack=left[:kept] + blurred + "?" * (depth - len(left)))
 
 
 def _entry(code: types.CodeType) -> _State:

@@ -149,7 +149,8 @@ int shm_sleep_park(struct shm_ctx *c, shm_gref r, uint64_t when_ns)
         shm_park_commit(c, r, SHM_WR_SLEEP, epoch);
         return SHM_PARKED;
     }
-    if (when_ns <= shm_now_ns()) { /* due already: the others have their turn, as in Gosched */
+    /* Due already: the others have their turn, as in Gosched. (A thread that is no M has no turn.) */
+    if (when_ns <= shm_now_ns() && !(g->flags & SHM_GF_OUTSIDE)) {
         shm_gosched(c, r);
         return SHM_PARKED;
     }

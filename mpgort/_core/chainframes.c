@@ -114,15 +114,21 @@ static int walk_frame(struct walk *W)
 
 static int walk_exception(struct walk *W)
 {
-    uint64_t id, n;
+    uint64_t id;
     if (varint(W, &id) < 0 || W->end - W->p < 2)
         return PyErr_Occurred() ? -1 : bad();
     W->p++;
     uint8_t fields = *W->p++;
-    if (values(W, 5 + (uint64_t)fields) < 0 || varint(W, &n) < 0)
+    return values(W, 6 + (uint64_t)fields);
+}
+
+static int walk_traceback(struct walk *W)
+{
+    uint64_t n, line;
+    if (varint(W, &n) < 0)
         return -1;
     for (uint64_t i = 0; i < n; i++)
-        if (values(W, 2) < 0 || varint(W, &id) < 0)
+        if (values(W, 2) < 0 || varint(W, &line) < 0)
             return -1;
     return 0;
 }
@@ -207,6 +213,8 @@ static int walk_tagged(struct walk *W, int tag)
     }
     case TAG_EXC:
         return walk_exception(W);
+    case TAG_TRACEBACK:
+        return walk_traceback(W);
     case TAG_GEN:
         return walk_frame(W);
     case TAG_ASEND:

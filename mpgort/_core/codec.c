@@ -14,8 +14,8 @@
  * One with more references than visits is shared with somebody outside:
  *   1  it is the value of a module's global variable: it goes by that name (a further try writes the
  *      name; from then on the first try does);
- *   2  the surplus comes from dead frames that only a traceback of this blob keeps: they do not
- *      travel, so their references vanish with the original (codec_exc.c counts them);
+ *   2  the surplus comes from what does not travel and vanishes with the original: the functions
+ *      that the frames were made from, dead frames that a traceback keeps (codec_exc.c counts);
  *   3  else the goroutine is pinned, naming the local.
  * An object with one reference needs no check: the visit that met it is that reference.
  *
@@ -561,7 +561,7 @@ static int check_closed(struct enc *E)
         if (likely(!(m->flags & MEMO_CHECK)) || likely(Py_REFCNT(m->o) <= m->visits + ((m->flags & MEMO_PICKLED) != 0)) ||
             is_immortal(m->o) || m->o == E->root)
             continue;
-        if (E->ghosts != NULL && Py_REFCNT(m->o) <= m->visits + enc_ghost_refs(E, m->o))
+        if (Py_REFCNT(m->o) <= m->visits + enc_ghost_refs(E, m->o))
             continue;
         if (!gen_is(m->o) && !(m->flags & MEMO_UNNAMED)) {
             uint32_t id = variable_id(m->o);
@@ -602,7 +602,7 @@ int enc_run(struct enc *E, PyObject *root, uint8_t magic)
             *p++ = 0;
             p = enc_value(E, p, root);
         }
-        if (p != NULL && E->park != NULL && !E->park_met)
+        if (p != NULL && E->moving && !E->park_met)
             p = enc_refuse(E, "the goroutine does not stand at the park it was asked about");
         if (p != NULL && E->moving && check_closed(E) != ENC_OK)
             p = NULL;

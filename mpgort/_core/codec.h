@@ -58,6 +58,7 @@ enum {
     TAG_FUNCTION, /* a local one: code id, closure, defaults, ... */
     TAG_OBJECT,   /* class, attributes: a plain instance */
     TAG_OBJECTD,  /* class, __dict__ as an object of its own */
+    TAG_TRACEBACK, /* n, then file, name, line each */
     TAG_EXC,      /* class, args, cause, context, ... */
     TAG_GEN,      /* a frame: see frame.c */
     TAG_ASEND,
@@ -182,6 +183,7 @@ uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n);
 uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o);
 uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g);     /* frame.c */
 uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o);      /* codec_types.c */
+uint8_t *enc_traceback(struct enc *E, uint8_t *p, PyObject *tb); /* codec_exc.c */
 uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o);  /* codec_exc.c */
 uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o);    /* codec_pickle.c */
 int enc_pickle_all(struct enc *E, uint8_t **p);
@@ -237,6 +239,17 @@ static inline uint8_t *put_varint(uint8_t *p, uint64_t v)
 }
 #define VARINT_MAX 10
 
+/* The request that the chain stands at. Who does not know it (park NULL) means the one yielded. */
+static inline bool enc_is_park(struct enc *E, PyObject *o)
+{
+    if (!Py_IS_TYPE(o, &CorePark_Type))
+        return false;
+    if (E->park == NULL && ((CorePark *)o)->state == 1)
+        E->park = o;
+    E->park_met |= o == E->park;
+    return o == E->park;
+}
+
 /* ---- decoding --------------------------------------------------------------------------------- */
 
 struct dec {
@@ -265,6 +278,7 @@ PyObject *dec_value(struct dec *D); /* new reference, or NULL with an exception 
 PyObject *dec_gen(struct dec *D, bool memo);
 PyObject *dec_other(struct dec *D, int tag, bool memo);
 PyObject *dec_exception(struct dec *D, bool memo);
+PyObject *dec_traceback(struct dec *D, bool memo);
 void *dec_bad(const char *fmt, ...); /* BadContinuation, returns NULL */
 int dec_varint(struct dec *D, uint64_t *v);
 int dec_count(struct dec *D, size_t each, Py_ssize_t *n); /* bounded by the bytes that are left */

@@ -11,7 +11,7 @@
  * text of an exception that is raised again still begins where it began.
  * The frames that have ended are kept by the traceback alone, and their locals with them: objects of
  * the living frame seem to be shared with somebody. enc_ghost_refs() counts those references, because
- * they vanish when the original is dropped.
+ * they vanish when the original is dropped; and so do those of the functions behind the frames.
  *
  * AS RESULTS. core_exc_encode() is for the one who awaits: copies, by _pickle.py, with the traceback
  * as text. It never fails for the exception's sake. */
@@ -101,13 +101,17 @@ static int note_ghost(struct enc *E, PyFrameObject *f)
     return PyList_Append(E->ghosts, (PyObject *)f);
 }
 
-static uint8_t *enc_traceback(struct enc *E, uint8_t *p, PyObject *tb)
+/* Also on its own: __aexit__ has it as an argument. */
+uint8_t *enc_traceback(struct enc *E, uint8_t *p, PyObject *tb)
 {
-    uint32_t n = 0;
+    uint32_t n = 0, at;
+    uint8_t memo;
+    MEET(tb, 0, memo, at);
     for (PyTracebackObject *t = (PyTracebackObject *)tb; t != NULL; t = t->tb_next)
         n++;
     uint32_t skip = n > 100 ? n - 100 : 0; /* of a deep recursion, what is nearest to the error */
-    ROOM(VARINT_MAX);
+    ROOM(VARINT_MAX + 1);
+    *p++ = TAG_TRACEBACK | memo;
     p = put_varint(p, n - skip);
     for (PyTracebackObject *t = (PyTracebackObject *)tb; t != NULL; t = t->tb_next) {
         if (note_ghost(E, t->tb_frame) < 0)
@@ -150,11 +154,7 @@ uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o)
     for (int i = 0; l->field[i] != 0; i++)
         if ((p = put_optional(E, p, *field_at(o, l->field[i]))) == NULL)
             goto fail;
-    if (E->moving && e->traceback != NULL)
-        return enc_traceback(E, p, e->traceback);
-    ROOM(2);
-    *p++ = 0;
-    return p;
+    return put_optional(E, p, E->moving ? e->traceback : NULL);
 fail:
     enc_path(E, ".%.60s", Py_TYPE(o)->tp_name);
     return NULL;
@@ -184,9 +184,30 @@ static int visit_ghost(PyObject *x, void *arg)
 Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o)
 {
     struct ghost_count g = {o, 0, 0};
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(E->ghosts); i++) {
+    for (Py_ssize_t i = 0; E->ghosts != NULL && i < PyList_GET_SIZE(E->ghosts); i++) {
         PyObject *f = PyList_GET_ITEM(E->ghosts, i);
         Py_TYPE(f)->tp_traverse(f, visit_ghost, &g);
+    }
+    /* A frame refers to the function it was made from; a rebuilt one to the template instead. A
+     * function that only frames refer to takes its closure along when they go. */
+    for (uint32_t i = 0; i < E->n_gens; i++) {
+        if (!gen_is((PyObject *)E->gens[i]))
+            continue;
+        PyObject *fn = (PyObject *)FUNC(GEN_FRAME(E->gens[i]));
+        Py_ssize_t same = 0;
+        bool first = true;
+        if (fn == NULL || fn == o) {
+            g.n += fn == o;
+            continue;
+        }
+        for (uint32_t k = 0; k < E->n_gens; k++) {
+            if (gen_is((PyObject *)E->gens[k]) && (PyObject *)FUNC(GEN_FRAME(E->gens[k])) == fn) {
+                same++;
+                first = first && k >= i;
+            }
+        }
+        if (first && same == Py_REFCNT(fn))
+            Py_TYPE(fn)->tp_traverse(fn, visit_ghost, &g);
     }
     return g.n;
 }
@@ -206,11 +227,14 @@ static int dec_optional(struct dec *D, PyObject **to)
     return 0;
 }
 
-static PyObject *dec_traceback(struct dec *D)
+PyObject *dec_traceback(struct dec *D, bool memo)
 {
     Py_ssize_t n;
-    if (dec_count(D, 3, &n) < 0)
+    uint32_t at = 0;
+    if ((memo && dec_remember(D, NULL, &at) < 0) || dec_count(D, 3, &n) < 0)
         return NULL;
+    if (n == 0)
+        return dec_bad("a traceback of nothing");
     PyObject *entries = PyList_New(0);
     for (Py_ssize_t i = 0; entries != NULL && i < n; i++) {
         uint64_t line;
@@ -246,6 +270,8 @@ static PyObject *dec_traceback(struct dec *D)
     if (entries == NULL)
         Py_CLEAR(tb);
     Py_XDECREF(entries);
+    if (tb != NULL && memo)
+        dec_complete(D, at, tb);
     return tb;
 }
 
@@ -294,13 +320,13 @@ PyObject *dec_exception(struct dec *D, bool memo)
     for (int i = 0; l->field[i] != 0; i++)
         if (dec_optional(D, field_at((PyObject *)e, l->field[i])) < 0)
             goto fail;
-    PyObject *tb = dec_traceback(D);
-    if (tb == NULL)
+    if (dec_optional(D, &e->traceback) < 0)
         goto fail;
-    if (tb != Py_None)
-        e->traceback = tb;
-    else
-        Py_DECREF(tb);
+    if (e->traceback != NULL && !PyTraceBack_Check(e->traceback)) {
+        Py_CLEAR(e->traceback);
+        dec_bad("a traceback that is none");
+        goto fail;
+    }
     return (PyObject *)e;
 fail:
     if (e->args == NULL || !PyTuple_CheckExact(e->args))

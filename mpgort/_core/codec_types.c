@@ -64,8 +64,7 @@ static bool looks_plain(PyTypeObject *t)
 {
     PyTypeObject *object = &PyBaseObject_Type;
     if (!(t->tp_flags & Py_TPFLAGS_HEAPTYPE) || t->tp_itemsize != 0 || t->tp_del != NULL ||
-        t->tp_finalize != NULL || t->tp_new != object->tp_new || t->tp_dictoffset == 0 ||
-        !Py_IS_TYPE(t, &PyType_Type))
+        t->tp_finalize != NULL || t->tp_new != object->tp_new || t->tp_dictoffset == 0)
         return false;
     Py_ssize_t size = object->tp_basicsize;
     if (t->tp_weaklistoffset > 0)
@@ -1106,6 +1105,8 @@ uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o)
         *p++ = o == Py_Ellipsis ? TAG_ELLIPSIS : TAG_NOTIMPLEMENTED;
         return p;
     }
+    if (E->moving && t == &PyTraceBack_Type)
+        return enc_traceback(E, p, o);
     if (PyModule_CheckExact(o))
         return enc_module(E, p, o);
     if (t == callable_iterator_type)
@@ -1113,7 +1114,11 @@ uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o)
     for (int i = 1; i < n_reduced; i++)
         if (reduced[i] == (PyObject *)t)
             return enc_reduced(E, p, o);
-    if (E->moving && t == &CorePark_Type)
+    if (E->moving && t == &CorePark_Type && enc_is_park(E, o)) {
+        *p++ = TAG_PARK;
+        return p;
+    }
+    if (t == &CorePark_Type)
         return enc_refuse(E, "an operation that was made and not yet awaited does not move");
     return enc_pickled(E, p, o);
 }
@@ -1151,6 +1156,8 @@ PyObject *dec_other(struct dec *D, int tag, bool memo)
     case TAG_SLICE:
     case TAG_RANGE:
         return dec_triple(D, tag, memo);
+    case TAG_TRACEBACK:
+        return D->moving ? dec_traceback(D, memo) : dec_bad("a traceback in a value");
     case TAG_MODULE:
         return dec_module(D);
     case TAG_GLOBAL:

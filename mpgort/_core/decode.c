@@ -336,8 +336,10 @@ static PyObject *dec_tagged(struct dec *D, int tag, bool memo)
     case TAG_REF:
         return dec_ref(D);
     case TAG_PARK:
-        if (!D->moving || D->park != NULL)
-            return dec_bad("a second park request");
+        if (!D->moving)
+            return dec_bad("a park request in a value");
+        if (D->park != NULL)
+            return Py_NewRef(D->park);
         D->park = core_park_new(CORE_PARK_RESUMED);
         if (D->park != NULL)
             D->park->state = 1;

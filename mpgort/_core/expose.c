@@ -25,16 +25,11 @@ static PyObject *take_bytes(int r, struct core_enc *e)
     return bytes;
 }
 
-static PyObject *get_park(PyObject *coro)
+static bool is_coroutine(PyObject *coro)
 {
-    if (!gen_is(coro)) {
+    if (!gen_is(coro))
         PyErr_SetString(PyExc_TypeError, "a coroutine was expected");
-        return NULL;
-    }
-    PyObject *park = chain_park(coro);
-    if (park == NULL)
-        PyErr_SetString(PyExc_ValueError, "the coroutine does not stand at a park");
-    return park;
+    return gen_is(coro);
 }
 
 static PyObject *py_park(PyObject *mod, PyObject *none)
@@ -44,23 +39,21 @@ static PyObject *py_park(PyObject *mod, PyObject *none)
 
 static PyObject *chain_encode(PyObject *mod, PyObject *args)
 {
-    PyObject *coro, *park;
+    PyObject *coro;
     Py_ssize_t budget = -1;
     struct core_enc e;
     if (!PyArg_ParseTuple(args, "O|n:chain_encode", &coro, &budget) ||
-        (park = get_park(coro)) == NULL || core_enc_init(&e) < 0)
+        !is_coroutine(coro) || core_enc_init(&e) < 0)
         return NULL;
     if (budget >= 0)
         e.budget = (size_t)budget;
-    return take_bytes(core_chain_encode(coro, park, &e), &e);
+    return take_bytes(core_chain_encode(coro, NULL, &e), &e);
 }
 
 static PyObject *chain_drop(PyObject *mod, PyObject *coro)
 {
-    if (!gen_is(coro)) {
-        PyErr_SetString(PyExc_TypeError, "a coroutine was expected");
+    if (!is_coroutine(coro))
         return NULL;
-    }
     core_chain_drop(Py_NewRef(coro));
     Py_RETURN_NONE;
 }
@@ -145,9 +138,10 @@ static PyObject *bench_trip(PyObject *mod, PyObject *args)
     PyObject *coro, *park, *out = NULL;
     Py_ssize_t n;
     struct core_enc e;
-    if (!PyArg_ParseTuple(args, "On:bench_trip", &coro, &n) || (park = get_park(coro)) == NULL ||
+    if (!PyArg_ParseTuple(args, "On:bench_trip", &coro, &n) || !is_coroutine(coro) ||
         core_enc_init(&e) < 0)
         return NULL;
+    park = chain_park(coro);
     Py_INCREF(coro);
     for (Py_ssize_t i = 0; i < n && coro != NULL; i++) {
         core_enc_reset(&e);

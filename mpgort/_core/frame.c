@@ -306,10 +306,8 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
         flags |= F_NAMES;
     if (PyCoro_CheckExact(g) && g->gi_origin_or_finalizer != NULL)
         flags |= F_ORIGIN;
-    if (g->gi_closed)
-        flags |= F_CLOSED;
-    if (g->gi_running_async)
-        flags |= F_RUNNING;
+    if (PyAsyncGen_CheckExact(g)) /* the others leave these bytes as malloc gave them */
+        flags |= (g->gi_closed ? F_CLOSED : 0) | (g->gi_running_async ? F_RUNNING : 0);
     *p++ = TAG_GEN | memo;
     *p++ = (uint8_t)flags;
     p = put_varint(p, id);
@@ -352,17 +350,11 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
                 p = put_varint(p, c - 1);
                 continue;
             }
-            if (o == E->park) {
-                *p++ = TAG_PARK;
-                E->park_met = true;
-                continue;
-            }
         }
         E->cur_frame = frame;
         E->cur_slot = (uint16_t)i;
-        if (unlikely(o == E->park)) {
+        if (i == n - 1 && enc_is_park(E, o)) {
             *p++ = TAG_PARK;
-            E->park_met = true;
         } else if ((p = enc_value(E, p, o)) == NULL) {
             enc_locate(E, frame, i);
             return NULL;
@@ -645,7 +637,9 @@ static void gen_release(PyGenObject *g)
         Py_SETREF(g->gi_name, Py_NewRef(ci->func->func_name));
     if (g->gi_qualname != ci->func->func_qualname)
         Py_SETREF(g->gi_qualname, Py_NewRef(ci->func->func_qualname));
-    Py_CLEAR(g->gi_origin_or_finalizer);
+    if (!PyGen_CheckExact(g)) /* which does not even initialise it */
+        Py_XDECREF(g->gi_origin_or_finalizer);
+    g->gi_origin_or_finalizer = NULL;
     g->gi_hooks_inited = g->gi_closed = g->gi_running_async = 0;
     if (ci->n_shells < SHELL_POOL && Py_REFCNT(g) == 1) {
         ci->shells[ci->n_shells++] = g;

@@ -4,7 +4,13 @@
  * hold within a process as == holds everywhere, and a message that carries a known channel costs a
  * look-up instead of an allocation. The table maps a key (segment offset, with the direction of a
  * channel view in the top bits) to a borrowed object; the object's dealloc takes itself out. Open
- * addressing with backward-shift deletion: no tombstones, so a table that has been large stays fast. */
+ * addressing with backward-shift deletion: no tombstones, so a table that has been large stays fast.
+ *
+ * RECENT. A goroutine that moves drops its handles when it parks and makes them again when it goes on:
+ * the same few, over and over. So the loop keeps the ones last made alive for a while (`recent`, strong
+ * references, one place per key), which saves an object and two transactions each time. They are let go
+ * when the M has had nothing to do for a moment (core_handle_rest): a channel nobody else knows is then
+ * freed. */
 #include "proc.h"
 
 static uint32_t slot_of(uint64_t key, uint32_t cap)
@@ -51,7 +57,18 @@ int core_handle_put(CoreProg *prog, uint64_t key, PyObject *o)
         i = (i + 1) & (s->slots_cap - 1);
     s->slots[i] = (struct core_slot){key, o};
     s->nslots++;
+    if (core_proc_cur == s) {
+        PyObject **r = &s->recent[slot_of(key, CORE_RECENT)], *old = *r;
+        *r = Py_NewRef(o);
+        Py_XDECREF(old);
+    }
     return 0;
+}
+
+void core_handle_rest(struct core_proc *s)
+{
+    for (uint32_t i = 0; i < CORE_RECENT; i++)
+        Py_CLEAR(s->recent[i]);
 }
 
 void core_handle_del(CoreProg *prog, uint64_t key)

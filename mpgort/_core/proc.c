@@ -32,6 +32,8 @@
 #include "proc.h"
 #include <string.h>
 
+#define REST_NS 20000000 /* how long an M that runs dry keeps handles it may need again */
+
 struct core_park_op core_park_ops[32];
 struct core_err core_err;
 _Thread_local struct core_proc *core_proc_cur;
@@ -76,6 +78,7 @@ void core_proc_free(CoreProg *prog)
             core_home_free(s->homes[i]);
         }
     PyMem_Free(s->homes);
+    core_handle_rest(s);
     core_enc_free(&s->enc);
     core_enc_free(&s->venc);
     Py_CLEAR(s->base_ctx);
@@ -680,6 +683,10 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
         if (r == SHM_EAGAIN) {
             if (core_context_base(s) < 0)
                 PyErr_Clear();
+            if (c->now_ns - s->rested_ns > REST_NS) {
+                s->rested_ns = c->now_ns;
+                core_handle_rest(s);
+            }
             Py_BEGIN_ALLOW_THREADS
             r = shm_findrunnable(c, true, g, inherit);
             Py_END_ALLOW_THREADS

@@ -48,6 +48,7 @@ struct core_home {
     uint8_t skip, backoff; /* parks to go until encoding is tried again; its next distance */
 };
 
+#define CORE_RECENT 64
 /* The loop's state of one program in this process. */
 struct core_proc {
     CoreProg *prog;
@@ -74,6 +75,8 @@ struct core_proc {
     bool exec_inherit;
     PyObject *reasons;      /* dict: text of a registered wait reason -> its number in this segment */
     PyObject *loose;        /* runtime.c: set of grefs, NULL until used */
+    PyObject *recent[CORE_RECENT]; /* handle.c: kept alive a while longer */
+    uint64_t rested_ns;     /* when they were last let go */
     /* interned handles of this process: (offset, direction) -> object, borrowed */
     struct core_slot {
         uint64_t key;
@@ -160,6 +163,7 @@ int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs,
 PyObject *core_handle_get(CoreProg *prog, uint64_t key); /* borrowed, or NULL */
 int core_handle_put(CoreProg *prog, uint64_t key, PyObject *o);
 void core_handle_del(CoreProg *prog, uint64_t key);
+void core_handle_rest(struct core_proc *s); /* lets go of what it keeps alive */
 
 /* errors, imported from mpgort._errors once */
 extern struct core_err {

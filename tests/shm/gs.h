@@ -96,6 +96,7 @@ H_UNUSED static shm_gref l_new(struct shm_ctx *c)
     shm_publish(c, g->cont_off);
     CHECK(shm_casgstatus(c, r, Gidle, Grunnable));
     CHECK(shm_execute(c, r, false));
+    store_rlx(&c->m->inflight[SHM_IF_NEW], 0); /* as shm_newproc() does */
     return r;
 }
 
@@ -171,6 +172,33 @@ H_UNUSED static int o_recv(struct shm_ctx *c, shm_gref r, shm_off ch, struct shm
         return e;
     e = o_wait(c, r, timeout_ns);
     *v = shm_g(c, r)->value;
+    return e;
+}
+
+H_UNUSED static struct shm_case s_recv(shm_off ch)
+{
+    return (struct shm_case){.ch = ch, .dir = SHM_DIR_RECV};
+}
+H_UNUSED static struct shm_case s_send(shm_off ch, struct shm_val v)
+{
+    return (struct shm_case){.ch = ch, .dir = SHM_DIR_SEND, .v = v};
+}
+
+/* Values to send that were not chosen are eaten. -1 in *which: timed out. */
+H_UNUSED static int o_select(struct shm_ctx *c, shm_gref r, struct shm_case *cases, uint32_t n,
+                             uint32_t *which, struct shm_val *v, int64_t timeout_ns)
+{
+    int e = shm_select_park(c, cases, n, r, which, v);
+    if (e == SHM_PARKED) {
+        e = o_wait(c, r, timeout_ns);
+        *which = (uint32_t)shm_select_done(c, r);
+        *v = shm_g(c, r)->value;
+        CHECK((e == SHM_ETIME) == (*which == UINT32_MAX));
+        return e;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        if (cases[i].dir == SHM_DIR_SEND && (i != *which || e != SHM_OK))
+            shm_val_drop(c, &cases[i].v);
     return e;
 }
 

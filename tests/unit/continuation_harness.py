@@ -20,6 +20,7 @@ length-prefixed pickles on stdin and stdout."""
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
 import os
@@ -97,11 +98,15 @@ def _canon(value: Any, above: tuple[int, ...], left: list[int]) -> Any:
     if isinstance(value, BaseException):
         return describe(value)
     kind = type(value)
-    if kind not in (list, tuple, dict, set, frozenset):
+    record = dataclasses.is_dataclass(value) and kind is not type
+    if kind not in (list, tuple, dict, set, frozenset) and not record:
         return (kind.__name__, repr(value).split(" at 0x")[0])
     if id(value) in above:
         return ("cycle", len(above) - above.index(id(value)))
     above = (*above, id(value))
+    if record:
+        names = [f.name for f in dataclasses.fields(value)]
+        return (kind.__name__, *((n, _canon(getattr(value, n), above, left)) for n in names))
     if kind is dict:
         pairs = ((_canon(k, above, left), _canon(v, above, left)) for k, v in value.items())
         return ("dict", *pairs)
@@ -507,14 +512,19 @@ def _serve_resume(blob: bytes | None, codes: bytes, act: Act) -> Any:
         core().codes_load(codes)
         coro = core().chain_decode(blob)
     _pinned_here = None
+    end = None
     try:
         done, obj = apply_act(coro, act)
+        if done:
+            end = ("returned", canon(obj))
     except Closed:
-        return ("closed", None, list(LOG), b"")
+        end = ("closed", None)
     except BaseException as e:
-        return ("raised", describe(e), list(LOG), b"")
-    if done:
-        return ("returned", canon(obj), list(LOG), b"")
+        end = ("raised", describe(e))
+    if end is not None:
+        coro = obj = None
+        gc.collect()  # what closes generators now does so before the log is taken
+        return (*end, list(LOG), b"")
     try:
         away = core().chain_encode(coro)
     except core().Pinned as e:

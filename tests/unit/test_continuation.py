@@ -499,10 +499,10 @@ def test_small_frame_is_a_small_blob() -> None:
 def test_error_text_of_encode_says_what_is_wrong_with_the_argument() -> None:
     coro = continuation_bodies.one_park()
     for wrong in (None, 3, "coroutine", continuation_bodies.one_park, coro):
-        with pytest.raises((TypeError, ValueError, RuntimeError)):
+        with pytest.raises((TypeError, ValueError, _core.Pinned)):
             _core.chain_encode(wrong)
     coro.close()
-    with pytest.raises((TypeError, ValueError, RuntimeError)):
+    with pytest.raises((TypeError, ValueError, _core.Pinned)):
         _core.chain_encode(coro)
 
 

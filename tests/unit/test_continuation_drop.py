@@ -132,7 +132,7 @@ def test_drop_leaves_an_object_that_is_only_an_empty_coroutine() -> None:
     assert coro.cr_await is None
     with pytest.raises(RuntimeError):
         coro.send(None)
-    with pytest.raises((RuntimeError, TypeError, ValueError)):
+    with pytest.raises((TypeError, ValueError, _core.Pinned)):
         _core.chain_encode(coro)
     coro.close()
 
@@ -280,19 +280,20 @@ def test_weak_reference_to_a_generator_in_the_frame_keeps_it_home() -> None:
 # ---- leaks --------------------------------------------------------------------------------------
 
 
-def growth(trips: Callable[[], Any], rounds: int = 6, runs: int = 40) -> int:
-    """The smallest growth in allocated blocks over `rounds` of `runs`: what leaks each time."""
-    for _ in range(runs):
-        trips()
-    steps = []
+def growth(trips: Callable[[], Any], runs: int, rounds: int = 30) -> int:
+    """The smallest growth in allocated blocks over rounds of `runs`: what leaks each time. Free
+    lists and pools fill up in the first rounds, so it looks on until a round grows by nothing."""
+    least = 1 << 30
     for _ in range(rounds):
         gc.collect()
         before = sys.getallocatedblocks()
         for _ in range(runs):
             trips()
         gc.collect()
-        steps.append(sys.getallocatedblocks() - before)
-    return min(steps)
+        least = min(least, sys.getallocatedblocks() - before)
+        if least <= 0:
+            break
+    return least
 
 
 LEAKY = [
@@ -313,9 +314,9 @@ def test_moves_leak_no_more_than_a_plain_run(name: str) -> None:
     gc.freeze()
     try:
         body = getattr(bodies, name)
-        plain = growth(lambda: h.run(body, h.answer_numbers, h.PlainEngine()), 4, 12)
-        moved = growth(lambda: h.run(body, h.answer_numbers, h.MovingEngine()), 4, 12)
-        assert moved - plain < 12, (moved, plain)
+        plain = growth(lambda: h.run(body, h.answer_numbers, h.PlainEngine()), 12)
+        moved = growth(lambda: h.run(body, h.answer_numbers, h.MovingEngine()), 12)
+        assert moved - max(plain, 0) < 6, (moved, plain)
     finally:
         gc.unfreeze()
 
@@ -332,7 +333,7 @@ def test_throws_closes_and_abandoned_blobs_leak_nothing() -> None:
     gc.collect()
     gc.freeze()
     try:
-        assert growth(once, 4, 20) < 20
+        assert growth(once, 20) < 10
     finally:
         gc.unfreeze()
 
@@ -362,7 +363,7 @@ def test_refusals_and_damaged_bytes_leak_nothing() -> None:
             except Exception:
                 pass
 
-    assert growth(once, 4, 40) < 40
+    assert growth(once, 40) < 20
     h.finish(coro)
 
 
@@ -374,7 +375,7 @@ def test_values_and_their_errors_leak_nothing() -> None:
         with pytest.raises(Exception):  # noqa: B017
             _core.value_encode([value, sys._getframe()])
 
-    assert growth(once, 4, 30) < 30
+    assert growth(once, 30) < 15
 
 
 # ---- tracers ------------------------------------------------------------------------------------

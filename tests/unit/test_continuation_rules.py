@@ -36,14 +36,20 @@ def parks() -> Iterator[None]:
 def refused(coro: Coroutine[Any, Any, Any], *words: str) -> Any:
     """Starts the coroutine; encoding it must be refused with all `words`, twice alike."""
     h.start(coro)
-    with pytest.raises(_core.Pinned) as first:
-        _core.chain_encode(coro)
-    with pytest.raises(_core.Pinned) as second:
-        _core.chain_encode(coro)
-    assert str(first.value) == str(second.value)
+    first, second = reason(coro), reason(coro)
+    assert first == second
     for word in words:
-        assert word in str(first.value), str(first.value)
+        assert word in first, first
     return coro
+
+
+def reason(coro: Any) -> str:
+    """Why it cannot be encoded. The exception, which may hold what it speaks of, is let go."""
+    try:
+        _core.chain_encode(coro)
+    except _core.Pinned as e:
+        return str(e)
+    raise AssertionError("not refused")
 
 
 def here(fn: Callable[..., Any]) -> str:
@@ -81,8 +87,7 @@ def test_mutable_object_shared_with_the_outside_pins_and_names_the_local(
     make: Callable[[], Any],
 ) -> None:
     thing = make()
-    held = thing[0] if type(thing) is tuple else thing
-    coro = refused(_holds(thing), "thing", "_holds", here(_holds), type(held).__name__)
+    coro = refused(_holds(thing), "thing", "_holds", here(_holds), type(thing).__name__)
     assert h.finish(coro) is thing
 
 
@@ -398,7 +403,7 @@ NEVER: list[tuple[Any, str, str, Any]] = [
     (_weakref, "ref", weakref.ref.__name__, True),
     (_weakly_referenced, "target", "_Registry", True),
     (_super_object, "above", "super", True),
-    (_generator_with_a_file, "lines", "TextIOWrapper", None),
+    (_generator_with_a_file, "stream", "TextIOWrapper", None),
     (_iterator_of_a_file, "", "TextIOWrapper", None),
     (_thread, "worker", "", False),
     (_frame_object, "frame", "frame", "_frame_object"),
@@ -414,7 +419,7 @@ NEVER: list[tuple[Any, str, str, Any]] = [
 def test_what_cannot_move_keeps_the_goroutine_home_and_is_named(
     body: Any, local: str, kind: str, result: Any
 ) -> None:
-    function = "go" if body is _super_object else body.__name__
+    function = {_super_object: "go", _generator_with_a_file: "_lines"}.get(body, body.__name__)
     coro = refused(body(), local, kind, function, here(body))
     got = h.finish(coro)
     assert result is None or got == result
