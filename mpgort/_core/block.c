@@ -4,8 +4,10 @@
  * running goroutine's own, or a fresh one for a thread that is no M. Its waker sets the status and
  * wakes the futex that the status word is. A worker hands its P over first, so that what it waits for
  * can run. With procs=0 there is no other M, so the loop is entered again below the waiting call: it
- * ends when the waiting G is ready. (Two plain functions that wait for each other that way, the lower
- * one for the upper one's end, cannot both be served by one stack: use coroutines, or procs >= 1.) */
+ * ends when the waiting G is ready. One stack, so the calls return in the reverse order of their
+ * waits: a G that is readied while another one's nested loop lies on top of it is parked again with
+ * its result in it (`ready`) until that one has returned. If that one can only go on after it, this
+ * is a deadlock and reported as one; with procs >= 1 it is not. */
 #include "proc.h"
 #include <math.h>
 
@@ -35,6 +37,22 @@ static void break_wait(struct shm_ctx *c, shm_gref gr)
     store_rlx(&c->m->inflight[SHM_IF_READY], 0); /* own word: no longer in hand */
 }
 
+/* A G that is ready, but not on top of the stack: waits once more, for its turn. */
+static void repark(struct shm_ctx *c, shm_gref gr)
+{
+    struct shm_g *g = shm_g(c, gr);
+    uint64_t epoch = shm_wait_next(g);
+    shm_gopark(c, gr, g->reason);
+    shm_wait_arm(c, gr, epoch);
+}
+
+static bool unpark(struct shm_ctx *c, shm_gref gr)
+{
+    uint64_t epoch = SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait)); /* of repark() */
+    return shm_wait_claim(c, gr, epoch) && shm_casgstatus(c, gr, Gwaiting, Grunnable) &&
+           shm_execute(c, gr, true);
+}
+
 /* procs=0: nobody else could run what this goroutine waits for. */
 static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
 {
@@ -42,7 +60,9 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
     struct core_home *home = s->curhome;
     PyObject *ctx = Py_XNewRef(s->ctx);
     uint64_t outer = s->deadline_ns, epoch = SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait)); /* own wait */
+    struct core_nest here = {gr, false, s->nest};
     int r = 0;
+    s->nest = &here;
     if (timeout_ns >= 0 && shm_now_ns() + (uint64_t)timeout_ns < outer)
         s->deadline_ns = shm_now_ns() + (uint64_t)timeout_ns;
     s->curg = 0;
@@ -50,6 +70,10 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
     for (;;) {
         shm_gref g;
         bool inherit;
+        if (here.ready && unpark(c, gr)) {
+            r = 0;
+            break;
+        }
         if ((r = core_schedule(s, &g, &inherit)) != 0 || !shm_execute(s->c, g, inherit)) {
             if (r == 0)
                 continue;
@@ -67,9 +91,18 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
         }
         if (g == gr)
             break;
+        struct core_nest *below = here.outer;
+        while (below != NULL && below->g != g)
+            below = below->outer;
+        if (below != NULL) {
+            below->ready = true;
+            repark(c, g);
+            continue;
+        }
         if ((r = core_run_g(s, g)) < 0)
             break;
     }
+    s->nest = here.outer;
     s->curg = gr;
     s->curhome = home;
     s->deadline_ns = outer;

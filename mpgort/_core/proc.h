@@ -48,6 +48,13 @@ struct core_home {
     uint8_t skip, backoff; /* parks to go until encoding is tried again; its next distance */
 };
 
+/* A loop entered below a call that waits (block.c, procs=0). */
+struct core_nest {
+    shm_gref g;
+    bool ready; /* its wait is over, its turn to return is not yet */
+    struct core_nest *outer;
+};
+
 #define CORE_RECENT 64
 /* The loop's state of one program in this process. */
 struct core_proc {
@@ -67,6 +74,7 @@ struct core_proc {
     PyObject *main_value;   /* of main, NULL with main_exc */
     PyObject *main_exc;
     bool venc_busy;
+    struct core_nest *nest;
     uint64_t deadline_ns;   /* of a nested loop (block.c); UINT64_MAX: none */
     shm_gref main_g;
     PyObject *interrupt;    /* KeyboardInterrupt on its way to main's await */

@@ -3,7 +3,9 @@
 The originals sleep a millisecond to see that a goroutine is still blocked. Here the blocked side
 would have left a trace by an operation that comes after it in the order of channels."""
 
-from collections import Counter
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 
@@ -268,6 +270,49 @@ def test_a_channel_sent_over_a_channel_is_the_same_channel(procs: int) -> None:
     """Go sends channels over channels; here the handle that arrives may be another object."""
     equal, same_hash, text, distinct = mpgort.run(handles_over_handles, procs=procs)
     assert (equal, same_hash, text, distinct) == (True, True, "by the copy", 1)
+
+
+@dataclass(slots=True)
+class Slotted:
+    ch: Chan
+
+
+@dataclass
+class Plain:
+    ch: Chan
+
+
+class Named(NamedTuple):
+    ch: Chan
+
+
+CARRIERS = {
+    "list": (lambda ch: [ch], lambda o: o[0]),
+    "dict": (lambda ch: {"ch": ch}, lambda o: o["ch"]),
+    "set": (lambda ch: {ch}, lambda o: next(iter(o))),
+    "dataclass": (Plain, lambda o: o.ch),
+    "bound method": (lambda ch: ch.send, lambda o: o.__self__),
+    "slots": (Slotted, lambda o: o.ch),
+    "named tuple": (Named, lambda o: o.ch),
+    "deque": (lambda ch: deque([ch]), lambda o: o[0]),
+    "defaultdict": (lambda ch: defaultdict(int, {"ch": ch}), lambda o: o["ch"]),
+}
+
+
+async def reply(carrier: str, o: object) -> None:
+    await CARRIERS[carrier][1](o).send(carrier)
+
+
+async def carried(carrier: str) -> str:
+    ch = chan()
+    go(reply, carrier, CARRIERS[carrier][0](ch))
+    text: str = await ch.recv()
+    return text
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_a_channel_crosses_in_whatever_carries_it(carrier: str, procs: int) -> None:
+    assert mpgort.run(carried, carrier, procs=procs) == carrier
 
 
 async def wrong_direction(view: str) -> None:

@@ -5,8 +5,8 @@ than this machine may have processors, where goroutines are stolen and rebuilt e
 originals keep in shared variables is sent here: values go over channels, globals are per M."""
 
 from collections import Counter
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
 
 import pytest
 
@@ -215,7 +215,8 @@ def test_ten_receivers_see_each_of_a_thousand_values_once(procs: int, buffer: in
 # ---- power series ----------------------------------------------------------------------------
 
 
-class Series(NamedTuple):
+@dataclass(frozen=True)
+class Series:
     """A power series flows on demand: whoever wants a term sends `tag` on req, receives on dat."""
 
     req: Chan

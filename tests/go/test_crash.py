@@ -3,12 +3,11 @@
 Where the original reads the output of a child that has died, the exception that `run` raises is
 looked at; what Python prints of it, and the exit status, is looked at once, in a child."""
 
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 
 import pytest
+from conftest import Programs
 
 import mpgort
 from mpgort import Chan, Deadlock, GoroutinePanic, chan, go, goexit, goid, gosched, sleep, spawn
@@ -353,18 +352,14 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("panic", ["mpgort.GoroutinePanic: panic: LookupError: lost", "in bad"]),
-        ("deadlock", ["mpgort.Deadlock: all goroutines are asleep - deadlock!", "parked(...)"]),
+        ("panic", ["GoroutinePanic: panic: LookupError: lost", "in bad"]),
+        ("deadlock", ["Deadlock: all goroutines are asleep - deadlock!", "parked(...)"]),
     ],
 )
 def test_a_program_that_fails_prints_it_and_ends_with_1(
-    tmp_path: Path, how: str, words: list[str]
+    program: Programs, how: str, words: list[str]
 ) -> None:
-    path = tmp_path / "program.py"
-    path.write_text(CHILD)
-    done = subprocess.run(
-        [sys.executable, str(path), how], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 1
+    done = program(CHILD, how)
+    assert done.status == 1
     for word in words:
-        assert word.replace("mpgort.", "") in done.stderr
+        assert word in done.err

@@ -106,9 +106,9 @@ def test_a_thousand_goroutines_that_move_at_every_park_compute_as_if_they_had_no
     }
     everywhere = {pid for _, _, pids in results for pid in pids}
     moved = sum(len(pids) > 1 for _, _, pids in results)
-    assert len(everywhere) == 3
     assert os.getpid() not in everywhere
     if migrate == "always":
+        assert len(everywhere) == 3
         assert moved > count // 2
     if migrate == "never":
         assert moved == 0

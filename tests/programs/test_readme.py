@@ -2,11 +2,10 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import Programs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -16,24 +15,18 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
-def run_text(folder: Path, source: str) -> str:
-    path = folder / "readme.py"
-    path.write_text(source)
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_opening_program_prints_what_its_comment_says(tmp_path: Path) -> None:
+def test_the_opening_program_prints_what_its_comment_says(program: Programs) -> None:
     source = blocks("python")[0]
     assert "# [6, 28, 496]" in source
-    assert run_text(tmp_path, source) == "[6, 28, 496]\n"
+    done = program(source)
+    assert (done.out, done.status) == ("[6, 28, 496]\n", 0), done.err
 
 
-def test_the_first_program_runs(tmp_path: Path) -> None:
+def test_the_first_program_runs(program: Programs) -> None:
     source = "import mpgort\nfrom mpgort import chan, go, spawn\n\n" + blocks("python")[1]
     source += '\nif __name__ == "__main__":\n    mpgort.run(main)\n'
-    assert run_text(tmp_path, source) == "0\n1\n2\n1024\n"
+    done = program(source)
+    assert (done.out, done.status) == ("0\n1\n2\n1024\n", 0), done.err
 
 
 def test_the_two_commands_are_those_that_ci_runs() -> None:

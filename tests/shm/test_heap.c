@@ -139,7 +139,7 @@ static void swap_blocks(struct shm_ctx *c, int i, void *arg)
     for (int r = 0; r < x->rounds; r++) {
         rng = rng * 6364136223846793005ULL + 1442695040888963407ULL;
         size_t n = 16 + (rng >> 40) % (rng >> 62 ? 200 : 3000);
-        if (rng >> 20 % 1000 == 0)
+        if ((rng >> 20) % 1000 == 0)
             n = 60000;
         shm_off off;
         CHECK_EQ(shm_alloc(c, n, &off), SHM_OK);
@@ -602,7 +602,6 @@ static void test_a_dead_ms_blocks_are_neither_lost_nor_free_twice(void)
             struct census n = census(&c);
             CHECK_EQ(n.blocks[1], 0);
             CHECK(n.blocks[2] - 50 <= 1); /* an object whose last reference he had in hand */
-            CHECK_EQ(c.hdr->run_free, 0);
             CHECK_EQ(stats(&c).large_bytes, 0);
             /* Every free block is in the depot, once. */
             CHECK_EQ(depot_blocks(&c), n.blocks[0]);

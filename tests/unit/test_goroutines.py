@@ -1,0 +1,471 @@
+"""What a goroutine keeps, where it stays, and how threads and plain functions meet it.
+
+Context variables, cancel, blocking calls, home goroutines (pinned, heavy), questions (status, goid)."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import mpgort
+from mpgort import Chan, Runtime, chan, go, goid, gosched, num_goroutine, sleep, spawn
+
+USER = contextvars.ContextVar("USER", default="nobody")
+LIMIT = 20.0
+
+
+@pytest.fixture(params=[0, 1, 2], ids=lambda n: f"procs={n}")
+def procs(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        time.sleep(0.001)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        await gosched()
+
+
+# ---- context variables ----------------------------------------------------------------------------
+
+
+async def who(parks: int) -> list[str]:
+    seen = []
+    for _ in range(parks):
+        seen.append(USER.get())
+        await gosched()
+    return seen
+
+
+async def context_main() -> list[Any]:
+    USER.set("main's")
+    first = spawn(who, 3)
+    USER.set("later")
+    second = spawn(who, 3)
+
+    async def sets_its_own() -> tuple[str, str]:
+        USER.set("own")
+        await gosched()
+        inner = await spawn(who, 1)
+        return USER.get(), inner[0]
+
+    own = await spawn(sets_its_own)
+    return [await first, await second, own, USER.get()]
+
+
+def test_a_goroutine_starts_with_its_creators_context_and_keeps_its_own(procs: int) -> None:
+    assert mpgort.run(context_main, procs=procs) == [
+        ["main's"] * 3,
+        ["later"] * 3,
+        ("own", "own"),
+        "later",
+    ]
+    assert USER.get() == "nobody"
+
+
+async def one_of_many(i: int) -> bool:
+    USER.set(f"user {i}")
+    for _ in range(20):
+        await gosched()
+        if USER.get() != f"user {i}":
+            return False
+    return True
+
+
+async def many_contexts() -> bool:
+    handles = [spawn(one_of_many, i) for i in range(50)]
+    strangers = [spawn(who, 20) for _ in range(10)]
+    alone = [set(await h) == {"nobody"} for h in strangers]
+    return all([await h for h in handles]) and all(alone)
+
+
+def test_contexts_of_interleaved_goroutines_do_not_mix(procs: int) -> None:
+    assert mpgort.run(many_contexts, procs=procs)
+
+
+# ---- cancel ---------------------------------------------------------------------------------------
+
+
+async def parked(ch: Chan, log: Chan) -> None:
+    try:
+        await ch.recv()
+    except mpgort.Cancelled:
+        await log.send("cancelled")
+        raise
+    finally:
+        await log.send("finally")
+
+
+async def cancel_parked() -> list[Any]:
+    ch, log = chan(), chan(5)
+    h = spawn(parked, ch, log)
+    await until(lambda: h.status() == "chan receive")
+    seen: list[Any] = [h.cancel()]
+    try:
+        await h
+    except mpgort.Cancelled:
+        seen.append("raised")
+    seen += [await log.recv(), await log.recv(), h.status(), h.done(), h.cancel()]
+    # The cancelled receiver is out of the queue: the next value is not lost in it.
+    go(ch.send, "kept")
+    seen.append(await ch.recv())
+    return seen
+
+
+def test_cancel_raises_where_the_goroutine_is_parked_and_loses_no_message(procs: int) -> None:
+    assert mpgort.run(cancel_parked, procs=procs) == [
+        True,
+        "raised",
+        "cancelled",
+        "finally",
+        "cancelled",
+        True,
+        False,
+        "kept",
+    ]
+
+
+async def stubborn(ch: Chan) -> str:
+    try:
+        await ch.recv()
+    except mpgort.Cancelled:
+        return "caught, " + (await ch.recv())
+    return "never cancelled"
+
+
+async def cancel_is_once() -> str:
+    ch = chan()
+    h = spawn(stubborn, ch)
+    await until(lambda: h.status() == "chan receive")
+    h.cancel()
+    await ch.send("then received")
+    text: str = await h
+    return text
+
+
+def test_cancel_is_raised_once_and_may_be_caught(procs: int) -> None:
+    assert mpgort.run(cancel_is_once, procs=procs) == "caught, then received"
+
+
+async def spinner(n: int) -> int:
+    for _ in range(n):
+        await gosched()
+    return n
+
+
+async def cancel_storm(count: int) -> int:
+    handles = [spawn(spinner, 1_000_000) for _ in range(count)]
+    for h in handles:
+        h.cancel()
+    cancelled = 0
+    for h in handles:
+        try:
+            await h
+        except mpgort.Cancelled:
+            cancelled += 1
+    return cancelled
+
+
+def test_a_cancel_is_never_lost_whatever_its_target_is_doing(procs: int) -> None:
+    assert mpgort.run(cancel_storm, 200, procs=procs) == 200
+
+
+# ---- threads and plain functions ------------------------------------------------------------------
+
+
+async def echo(requests: Chan, replies: Chan) -> None:
+    async for v in requests:
+        await replies.send(v)
+    replies.close()
+
+
+def test_threads_put_and_get(procs: int) -> None:
+    with Runtime(procs=procs) as rt:
+        requests, replies = rt.chan(), rt.chan()
+        rt.go(echo, requests, replies)
+        got: list[int] = []
+
+        def reader() -> None:
+            try:
+                while True:
+                    got.append(replies.get(timeout=LIMIT))
+            except mpgort.Closed:
+                pass
+
+        thread = threading.Thread(target=reader)
+        thread.start()
+        for i in range(200):
+            requests.put(i, timeout=LIMIT)
+        requests.close()
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+        assert got == list(range(200))
+
+
+def test_get_put_and_result_time_out_and_leave_nothing_behind(procs: int) -> None:
+    with Runtime(procs=procs) as rt:
+        ch = rt.chan()
+        for call in (lambda: ch.get(timeout=0.02), lambda: ch.put(1, timeout=0.02), ch_get_0(ch)):
+            with pytest.raises(TimeoutError):
+                call()
+        rt.go(echo, rt.chan(), ch)  # never gets anything
+        h = rt.spawn(echo, ch, rt.chan())
+        with pytest.raises(TimeoutError):
+            h.result(timeout=0.02)
+        ch.put("only one", timeout=LIMIT)  # the receiver in echo is there, the timed-out one is not
+        rt.shutdown(drain=False)
+
+
+def ch_get_0(ch: Chan) -> Callable[[], Any]:
+    return lambda: ch.get(timeout=0)
+
+
+def plain_consumer(ch: Chan, n: int) -> int:
+    return sum(ch.get() for _ in range(n))
+
+
+async def producer(ch: Chan, n: int) -> None:
+    for i in range(n):
+        await ch.send(i)
+
+
+async def plain_waits() -> list[int]:
+    ch = chan()
+    hs = [spawn(plain_consumer, ch, 50) for _ in range(3)]
+    for _ in range(3):
+        go(producer, ch, 50)
+    return [await h for h in hs]
+
+
+def test_plain_functions_that_wait_give_their_p_away(procs: int) -> None:
+    """More of them than Ms: what they wait for must still run."""
+    assert sum(mpgort.run(plain_waits, procs=procs)) == 3 * sum(range(50))
+
+
+def plain_main(n: int) -> int:
+    ch = chan()
+    go(producer, ch, n)
+    total = sum(ch.get() for _ in range(n))
+    return total + spawn(plain_consumer_of_nothing).result(timeout=LIMIT)
+
+
+def plain_consumer_of_nothing() -> int:
+    return 1
+
+
+def test_main_may_be_a_plain_function(procs: int) -> None:
+    assert mpgort.run(plain_main, 20, procs=procs) == sum(range(20)) + 1
+
+
+def plain_deadlock() -> None:
+    chan().get()
+
+
+def test_a_plain_main_that_nobody_can_wake_is_a_deadlock(procs: int) -> None:
+    with pytest.raises(mpgort.Deadlock, match="all goroutines are asleep"):
+        mpgort.run(plain_deadlock, procs=procs)
+
+
+async def waits_for_plain_deadlock() -> None:
+    await spawn(plain_deadlock)
+
+
+def test_a_plain_function_on_a_worker_that_nobody_can_wake_is_a_deadlock(procs: int) -> None:
+    with pytest.raises(mpgort.Deadlock, match=r"\[chan receive"):
+        mpgort.run(waits_for_plain_deadlock, procs=procs)
+
+
+# ---- home -----------------------------------------------------------------------------------------
+
+
+async def holds_a_file(path: str, gate: Chan) -> list[Any]:
+    seen: list[Any] = []
+    with open(path, "w") as f:
+        pid = os.getpid()
+        for i in range(20):
+            await gosched()
+            f.write(f"{i}\n")
+            seen.append(os.getpid() == pid)
+        await gate.recv()
+    return seen
+
+
+async def pinned_main(path: str) -> tuple[list[Any], str]:
+    gate = chan()
+    h = spawn(holds_a_file, path, gate)
+    await until(lambda: h.status() == "chan receive")
+    dump = mpgort._traceback.dump(mpgort._core.current())
+    await gate.send(None)
+    return await h, dump
+
+
+def test_a_goroutine_with_an_open_file_stays_and_the_dump_says_why(
+    procs: int, tmp_path: Any
+) -> None:
+    path = str(tmp_path / "out")
+    seen, dump = mpgort.run(pinned_main, path, procs=procs)
+    assert all(seen) and len(seen) == 20
+    with open(path) as f:
+        assert f.read().split() == [str(i) for i in range(20)]
+    assert "pinned" in dump
+    assert "local 'f' of holds_a_file" in dump or os.environ.get("MPGORT_MIGRATE") == "never"
+    assert "holds_a_file(...)\n\t" + __file__ in dump
+
+
+async def big_reducer(ch: Chan, n: int) -> int:
+    table = {}
+    async for k in ch:
+        table[k] = k
+        if len(table) == n:
+            break
+    return sum(table.values())
+
+
+async def feeder(ch: Chan, n: int) -> None:
+    for i in range(n):
+        await ch.send(i)
+
+
+async def heavy_main(n: int) -> int:
+    ch = chan(16)
+    go(feeder, ch, n)
+    total: int = await spawn(big_reducer, ch, n)
+    return total
+
+
+def test_a_heavy_goroutine_is_not_copied_at_each_park(procs: int) -> None:
+    if os.environ.get("MPGORT_MIGRATE") in ("always", "never"):
+        pytest.skip("MPGORT_MIGRATE decides what is heavy")
+    n = 20_000
+    with Runtime(procs=procs) as rt:
+        assert rt.spawn(heavy_main, n).result(timeout=60) == sum(range(n))
+        stats = rt.stats()
+    # All of it encoded at every park would be ~ n * n * 4 bytes; a few tries at a 16 KiB budget are not.
+    assert stats["alloc_bytes"] < 100 * 1024 * n / 10
+
+
+async def cpu_turns(size: int, turns: int) -> set[int]:
+    ballast = list(range(size))
+    pids = set()
+    for _ in range(turns):
+        end = time.perf_counter() + 0.002
+        while time.perf_counter() < end:
+            ballast[0] += 1
+        pids.add(os.getpid())
+        await gosched()
+    return pids
+
+
+async def made_on_one_m() -> list[set[int]]:
+    handles = [spawn(cpu_turns, 20_000, 60) for _ in range(6)]
+    return [await h for h in handles]
+
+
+async def offload_main() -> list[set[int]]:
+    sets: list[set[int]] = await spawn(made_on_one_m)
+    return sets
+
+
+def test_heavy_goroutines_leave_a_busy_m_for_an_idle_one() -> None:
+    if os.environ.get("MPGORT_MIGRATE") == "never":
+        pytest.skip("nothing moves")
+    sets = mpgort.run(offload_main, procs=2)
+    assert len(set().union(*sets)) == 2
+
+
+# ---- questions ------------------------------------------------------------------------------------
+
+
+async def questions() -> list[Any]:
+    gate = chan()
+
+    async def waits() -> int:
+        await gate.recv()
+        return goid()
+
+    handles = [spawn(waits) for _ in range(5)]
+    await until(lambda: all(h.status() == "chan receive" for h in handles))
+    seen: list[Any] = [goid(), num_goroutine()]
+    gate.close()
+    ids = [await h for h in handles]
+    seen += [ids == [h.id for h in handles], len(set(ids)), handles[0].status()]
+    await until(lambda: num_goroutine() == 1)
+    return seen
+
+
+def test_goid_num_goroutine_and_status(procs: int) -> None:
+    assert mpgort.run(questions, procs=procs) == [1, 6, True, 5, "done"]
+
+
+def test_calls_outside_a_goroutine_say_how_to_get_into_one() -> None:
+    for call in (goid, chan, num_goroutine, lambda: go(print), lambda: spawn(print)):
+        with pytest.raises(RuntimeError, match="outside a goroutine.*mpgort.run"):
+            call()
+
+
+async def awaits_foreign() -> str:
+    class Foreign:
+        def __await__(self) -> Any:
+            yield "something of another loop"
+
+    try:
+        await Foreign()
+    except RuntimeError as e:
+        return str(e)
+    return "no error"
+
+
+def test_awaiting_another_loops_object_is_an_error_that_names_it(procs: int) -> None:
+    assert "something of another loop" in mpgort.run(awaits_foreign, procs=procs)
+
+
+async def hog(seconds: float) -> None:
+    ch = chan(1)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        await ch.send(1)  # never parks
+        await ch.recv()
+
+
+async def fair() -> bool:
+    hogs = [spawn(hog, 1.0) for _ in range(2)]
+    t = time.perf_counter()
+    for _ in range(5):
+        await spawn(goid)
+    quick = time.perf_counter() - t < 0.9
+    for h in hogs:
+        await h
+    return quick
+
+
+def test_goroutines_that_never_park_are_preempted_at_their_calls() -> None:
+    assert mpgort.run(fair, procs=1)
+
+
+async def sleeper(s: float) -> float:
+    t = time.monotonic()
+    await sleep(s)
+    return time.monotonic() - t
+
+
+async def sleepers() -> list[float]:
+    handles = [spawn(sleeper, 0.02) for _ in range(20)]
+    return [await h for h in handles] + [await sleeper(0.01)]
+
+
+def test_sleep_is_never_shorter_than_asked(procs: int) -> None:
+    *many, mine = mpgort.run(sleepers, procs=procs)
+    assert all(s >= 0.02 for s in many) and mine >= 0.01
