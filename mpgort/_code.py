@@ -24,6 +24,7 @@ will do.
 
 from __future__ import annotations
 
+import collections
 import dis
 import hashlib
 import importlib
@@ -110,6 +111,8 @@ _SIMPLE: dict[str, tuple[int, str]] = {
     "END_SEND": (2, "?"),
     "ASYNC_GEN_WRAP": (1, "?"),
     "GET_LEN": (0, "?"),
+    "END_FOR": (1 if sys.version_info >= (3, 13) else 2, ""),
+    "SET_FUNCTION_ATTRIBUTE": (2, "?"),
 }
 # The count of operands is the argument; what it makes.
 _BUILDS = {
@@ -239,6 +242,8 @@ def _step(ins: dis.Instruction, s: _State, jump: bool) -> _State:
         return s.pop(3 + (arg & 1), "?")
     if name == "CALL_INTRINSIC_2":
         return s.pop(2, "p" if arg == 1 else "?")
+    if name == "MAKE_FUNCTION":
+        return s.pop(1 + (arg & 15).bit_count() if sys.version_info < (3, 13) else 1, "?")
     if name == "BUILD_CONST_KEY_MAP":
         return s.pop(arg + 1, "d")
     if name == "FORMAT_VALUE":
@@ -572,7 +577,7 @@ async def _ended_async_generator() -> AsyncIterator[None]:
 
 def samples() -> tuple[object, ...]:
     """One asend, one athrow and one coroutine wrapper, for their types; the stock functions on whose
-    code finished generators are rebuilt; the callables that builtin iterators reduce to."""
+    code finished generators are rebuilt; the callables that builtin iterators reduce to; deque."""
     agen = _ended_async_generator()
     coro = _ended_coroutine()
     send, throw, wrapper = agen.asend(None), agen.athrow(GeneratorExit), coro.__await__()  # type: ignore[attr-defined]
@@ -590,7 +595,7 @@ def samples() -> tuple[object, ...]:
         if isinstance(maker, type):
             makers.append(maker)
     stock = (_ended_coroutine, _ended_generator, _ended_async_generator)
-    return send, throw, wrapper, *stock, makers
+    return send, throw, wrapper, *stock, makers, collections.deque
 
 
 async def self_test(park: Callable[[], Awaitable[Any]]) -> list[Any]:

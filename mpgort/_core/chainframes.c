@@ -191,6 +191,10 @@ static int walk_tagged(struct walk *W, int tag)
         return counted(W, 1, 0) < 0 ? -1 : values(W, 1);
     case TAG_OBJECT:
         return values(W, 1) < 0 ? -1 : counted(W, 0, 2);
+    case TAG_CELLOF:
+        return varint(W, &v) < 0 ? -1 : varint(W, &v);
+    case TAG_DEQUE:
+        return values(W, 1) < 0 ? -1 : counted(W, 0, 1);
     case TAG_SEQITER:
         return skip(W, 1) < 0 || varint(W, &v) < 0 ? -1 : values(W, 1);
     case TAG_RANGEITER:

@@ -553,6 +553,19 @@ void core_handles_drop(struct core_enc *out, uint32_t from)
     out->nh = from;
 }
 
+/* The function behind one of the frames that has this cell in its closure; borrowed, or NULL. */
+static PyObject *enc_function_of_cell(struct enc *E, PyObject *cell)
+{
+    for (uint32_t i = 0; i < E->n_gens; i++) {
+        PyObject *fn = gen_is((PyObject *)E->gens[i]) ? (PyObject *)FUNC(GEN_FRAME(E->gens[i])) : NULL;
+        PyObject *closure = fn != NULL ? PyFunction_GET_CLOSURE(fn) : NULL;
+        for (Py_ssize_t k = 0; closure != NULL && k < PyTuple_GET_SIZE(closure); k++)
+            if (PyTuple_GET_ITEM(closure, k) == cell)
+                return fn;
+    }
+    return NULL;
+}
+
 /* INV unobservable: everything mutable in the blob is referred to from within it alone. */
 static int check_closed(struct enc *E)
 {
@@ -563,8 +576,9 @@ static int check_closed(struct enc *E)
             continue;
         if (Py_REFCNT(m->o) <= m->visits + enc_ghost_refs(E, m->o))
             continue;
-        if (!gen_is(m->o) && !(m->flags & MEMO_UNNAMED)) {
-            uint32_t id = variable_id(m->o);
+        PyObject *named = PyCell_Check(m->o) ? enc_function_of_cell(E, m->o) : m->o;
+        if (named != NULL && !gen_is(named) && !(m->flags & MEMO_UNNAMED && named == m->o)) {
+            uint32_t id = variable_id(named);
             if (id != 0) {
                 E->again = true;
                 continue;

@@ -53,6 +53,8 @@ enum {
     TAG_DICTITER, /* type byte, consumed, dict */
     TAG_REDUCED,  /* type byte, args tuple, state: builtin iterators by their own __reduce__ */
     TAG_CELL,
+    TAG_CELLOF,   /* id of a named function, k: its k-th cell */
+    TAG_DEQUE,    /* maxlen, n, items */
     TAG_METHOD,   /* function, self */
     TAG_CMETHOD,  /* self, name */
     TAG_FUNCTION, /* a local one: code id, closure, defaults, ... */
@@ -220,6 +222,7 @@ bool is_plain_instance(PyTypeObject *type);
 void core_handles_drop(struct core_enc *out, uint32_t from);
 const struct core_handle_type *core_handle_type_of(uint8_t kind);
 PyObject *chain_park(PyObject *root); /* the request it stands at; borrowed, NULL: none */
+uint32_t closure_owner(PyObject *fn); /* the number of a named function with cells, or 0 */
 PyObject *awaited_by(PyObject *o);    /* codec_types.c: through asend, athrow, coroutine_wrapper */
 PyFunctionObject *core_ended_function(int kind);
 

@@ -20,7 +20,7 @@ static PyTypeObject *asend_type, *athrow_type, *wrapper_type;
 #define MAX_REDUCED 40
 static PyObject *reduced[MAX_REDUCED]; /* types whose own __reduce__ tells all; [0]: builtin iter */
 static int n_reduced;
-static PyTypeObject *callable_iterator_type;
+static PyTypeObject *callable_iterator_type, *deque_type;
 #define MAX_HANDLES 16
 static struct core_handle_type handle_types[MAX_HANDLES];
 static int n_handle_types;
@@ -535,6 +535,98 @@ fail:
     return NULL;
 }
 
+/* The cells of a function that a module's name leads to (a decorator's wrapper) are shared with that
+ * function for good. They go as "the k-th cell of that function". */
+uint32_t closure_owner(PyObject *fn)
+{
+    uint32_t id = variable_known(fn);
+    return id != 0 ? id : global_id(fn);
+}
+
+static PyObject *dec_cell_of(struct dec *D)
+{
+    uint64_t id, k;
+    if (dec_varint(D, &id) < 0 || dec_varint(D, &k) < 0)
+        return NULL;
+    PyObject *fn = id <= UINT32_MAX ? global_by_id((uint32_t)id) : dec_bad("name number");
+    if (fn == NULL)
+        return NULL;
+    PyObject *closure = PyFunction_Check(fn) ? PyFunction_GET_CLOSURE(fn) : NULL;
+    PyObject *cell = NULL;
+    if (closure != NULL && k < (uint64_t)PyTuple_GET_SIZE(closure))
+        cell = Py_NewRef(PyTuple_GET_ITEM(closure, (Py_ssize_t)k));
+    else
+        PyErr_Format(core_error("CodeMismatch"), "%R has other free variables here", fn);
+    Py_DECREF(fn);
+    return cell;
+}
+
+/* ---- deque ---------------------------------------------------------------------------------------- */
+
+static uint8_t *enc_deque(struct enc *E, uint8_t *p, PyObject *o)
+{
+    uint8_t memo;
+    uint32_t at;
+    E->mutables++;
+    MEET(o, MEMO_CHECK, memo, at);
+    PyObject *maxlen = PyObject_GetAttrString(o, "maxlen");
+    PyObject *items = maxlen != NULL ? PySequence_List(o) : NULL;
+    if (items == NULL) {
+        Py_XDECREF(maxlen);
+        return enc_fail(E, ENC_ERROR);
+    }
+    *p++ = TAG_DEQUE | memo;
+    p = enc_value(E, p, maxlen);
+    Py_ssize_t n = PyList_GET_SIZE(items);
+    if (p != NULL && (size_t)(E->end - p) < VARINT_MAX)
+        p = enc_grow(E, p, VARINT_MAX);
+    if (p != NULL)
+        p = put_varint(p, (uint64_t)n);
+    for (Py_ssize_t i = 0; p != NULL && i < n; i++) {
+        PyObject *v = PyList_GET_ITEM(items, i);
+        Py_DECREF(v); /* the deque keeps it: its count is looked at */
+        p = enc_value(E, p, v);
+        Py_INCREF(v);
+        if (p == NULL)
+            enc_path(E, "[%zd]", i);
+    }
+    Py_DECREF(items);
+    Py_DECREF(maxlen);
+    return p;
+}
+
+static PyObject *dec_deque(struct dec *D, bool memo)
+{
+    uint32_t at = 0;
+    Py_ssize_t n;
+    if (memo && dec_remember(D, NULL, &at) < 0)
+        return NULL;
+    PyObject *maxlen = dec_value(D);
+    if (maxlen == NULL)
+        return NULL;
+    PyObject *o = maxlen == Py_None || PyLong_CheckExact(maxlen)
+                      ? PyObject_CallFunction((PyObject *)deque_type, "()O", maxlen)
+                      : NULL;
+    Py_DECREF(maxlen);
+    if (o == NULL) {
+        PyErr_Clear();
+        return dec_bad("a deque of odd length");
+    }
+    if (memo)
+        dec_complete(D, at, o);
+    if (dec_count(D, 1, &n) < 0)
+        Py_CLEAR(o);
+    for (Py_ssize_t i = 0; o != NULL && i < n; i++) {
+        PyObject *v = dec_value(D);
+        PyObject *r = v != NULL ? PyObject_CallMethod(o, "append", "O", v) : NULL;
+        Py_XDECREF(v);
+        if (r == NULL)
+            Py_CLEAR(o);
+        Py_XDECREF(r);
+    }
+    return o;
+}
+
 /* ---- iterators ----------------------------------------------------------------------------------- */
 
 static uint8_t *enc_seqiter(struct enc *E, uint8_t *p, PyObject *o, int type)
@@ -610,11 +702,13 @@ static PyObject *dec_seqiter(struct dec *D, bool memo)
     Py_DECREF(seq);
     if (it == NULL)
         return PyErr_Occurred() ? NULL : dec_bad("an iterator over the wrong type");
-    it->index = (Py_ssize_t)(index > PY_SSIZE_T_MAX ? PY_SSIZE_T_MAX : index) - 1;
-    if (it->index < 0 && type != SEQ_REVLIST)
-        it->index = 0;
-    if (ended_)
-        Py_CLEAR(it->seq);
+    if (ended_) { /* how that is marked differs: let it find out by itself */
+        Py_XDECREF(Py_TYPE(it)->tp_iternext((PyObject *)it));
+    } else {
+        it->index = (Py_ssize_t)(index > PY_SSIZE_T_MAX ? PY_SSIZE_T_MAX : index) - 1;
+        if (it->index < 0 && type != SEQ_REVLIST)
+            it->index = 0;
+    }
     if (memo)
         dec_complete(D, at, (PyObject *)it);
     return (PyObject *)it;
@@ -1107,6 +1201,8 @@ uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o)
     }
     if (E->moving && t == &PyTraceBack_Type)
         return enc_traceback(E, p, o);
+    if (t == deque_type)
+        return enc_deque(E, p, o);
     if (PyModule_CheckExact(o))
         return enc_module(E, p, o);
     if (t == callable_iterator_type)
@@ -1158,6 +1254,10 @@ PyObject *dec_other(struct dec *D, int tag, bool memo)
         return dec_triple(D, tag, memo);
     case TAG_TRACEBACK:
         return D->moving ? dec_traceback(D, memo) : dec_bad("a traceback in a value");
+    case TAG_CELLOF:
+        return dec_cell_of(D);
+    case TAG_DEQUE:
+        return dec_deque(D, memo);
     case TAG_MODULE:
         return dec_module(D);
     case TAG_GLOBAL:
@@ -1254,11 +1354,13 @@ int core_types_init(void)
             return -1;
     PyObject *a = NULL, *b = NULL, *c = NULL;
     PyObject *samples = PyObject_CallMethod(core_code_py, "samples", NULL);
-    PyObject *f[3], *list;
+    PyObject *f[3], *list, *deque;
     if (samples == NULL ||
-        !PyArg_ParseTuple(samples, "OOOO!O!O!O!", &a, &b, &c, &PyFunction_Type, &f[0],
-                          &PyFunction_Type, &f[1], &PyFunction_Type, &f[2], &PyList_Type, &list))
+        !PyArg_ParseTuple(samples, "OOOO!O!O!O!O!", &a, &b, &c, &PyFunction_Type, &f[0],
+                          &PyFunction_Type, &f[1], &PyFunction_Type, &f[2], &PyList_Type, &list,
+                          &PyType_Type, &deque))
         return -1;
+    deque_type = (PyTypeObject *)Py_NewRef(deque);
     asend_type = Py_TYPE(a);
     athrow_type = Py_TYPE(b);
     wrapper_type = Py_TYPE(c);

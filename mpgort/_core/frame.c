@@ -328,10 +328,21 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
     if ((flags & F_ORIGIN) && (p = enc_value(E, p, g->gi_origin_or_finalizer)) == NULL)
         return NULL;
 
-    int n = f->stacktop;
+    int n = f->stacktop, first_free = n_locals - code->co_nfreevars;
+    PyObject *closure = code->co_nfreevars > 0 ? ((PyFunctionObject *)FUNC(f))->func_closure : NULL;
+    uint32_t owner = closure != NULL ? closure_owner((PyObject *)FUNC(f)) : 0;
+    if (owner == 0 && PyErr_Occurred())
+        return enc_fail(E, ENC_ERROR);
     for (int i = 0; i < n; i++) {
         PyObject *o = f->localsplus[i];
-        ROOM(16);
+        ROOM(2 * VARINT_MAX + 2);
+        if (owner != 0 && i >= first_free && i < n_locals &&
+            o == PyTuple_GET_ITEM(closure, i - first_free)) {
+            *p++ = TAG_CELLOF;
+            p = put_varint(p, owner);
+            p = put_varint(p, (uint64_t)(i - first_free));
+            continue;
+        }
         if (o == NULL) {
             *p++ = TAG_NULL;
             continue;
@@ -752,6 +763,8 @@ static struct code_info *leaf_info(PyGenObject *g)
     if (ci == NULL && code != unknown && frames_ok) {
         const char *why;
         if ((ci = code_info_of(code, GEN_FRAME(g)->f_globals, &why)) == NULL) {
+            if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+                PyErr_SetInterrupt(); /* it came in the middle of our question: later, in main */
             PyErr_Clear();
             unknown = code;
         }

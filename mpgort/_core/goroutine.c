@@ -36,7 +36,7 @@ static PyObject *goroutine_wrap(CoreProg *prog, shm_off off)
         shm_obj_unref(c, off);
         return Py_NewRef(known);
     }
-    uint32_t slot, holder_m1; /* shm_handle_hold: which slot of whose; both only under the GIL */
+    uint32_t slot;
     int r = shm_handle_hold(c, off, &slot);
     if (r < 0) {
         shm_obj_unref(c, off);

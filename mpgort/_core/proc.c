@@ -291,12 +291,8 @@ static PyObject *resume_value(struct core_proc *s, struct shm_g *g, unsigned op)
     if (g->ok == 2) { /* cancelled: shm_wait_abort by h.cancel() or by Ctrl-C */
         shm_val_drop(s->c, &g->value);
         g->value.tag = SHM_VAL_NONE;
-        if (s->interrupt != NULL && (g->flags & SHM_GF_MAIN)) {
-            PyErr_SetObject((PyObject *)Py_TYPE(s->interrupt), s->interrupt);
-            Py_CLEAR(s->interrupt);
-        } else {
+        if (s->interrupt == NULL || !(g->flags & SHM_GF_MAIN))
             PyErr_SetNone(core_err.Cancelled);
-        }
     } else if (op < 32 && core_park_ops[op].resume != NULL) {
         v = core_park_ops[op].resume(s->prog, s->c, g);
     } else {
@@ -304,6 +300,11 @@ static PyObject *resume_value(struct core_proc *s, struct shm_g *g, unsigned op)
                      (unsigned long long)g->goid, op);
     }
     core_wait_end(s->c, g);
+    if (s->interrupt != NULL && (g->flags & SHM_GF_MAIN)) { /* also when a waker was faster */
+        Py_CLEAR(v);
+        PyErr_SetObject((PyObject *)Py_TYPE(s->interrupt), s->interrupt);
+        Py_CLEAR(s->interrupt);
+    }
     return v;
 }
 
@@ -629,6 +630,7 @@ static int interrupt_main(struct core_proc *s)
 }
 
 /* Looks up from the queue: shutdown, signals, a death, a panic. 1: the loop ends; -1: exception. */
+#define TICK_NS 90000000 /* less than the 100 ms of M0's bounded sleep */
 static int attend(struct core_proc *s)
 {
     struct shm_ctx *c = s->c;
@@ -650,7 +652,7 @@ static int attend(struct core_proc *s)
     if (PyErr_CheckSignals() < 0)
         return interrupt_main(s);
     uint64_t now = shm_now_ns();
-    if (now - s->ticked_ns >= 90000000) {
+    if (now - s->ticked_ns >= TICK_NS) {
         s->ticked_ns = now;
         PyObject *tick = PyObject_GetAttrString((PyObject *)s->prog, "tick");
         if (tick == NULL) {
@@ -677,7 +679,11 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
         return 0;
     }
     for (;;) {
-        int r = shm_findrunnable(c, false, g, inherit);
+        int r;
+        /* A main that always finds work at once looks up too. Signed: now_ns is the coarse clock. */
+        if (s->prog->is_m0 && (int64_t)(c->now_ns - s->ticked_ns) >= TICK_NS && (r = attend(s)) != 0)
+            return r;
+        r = shm_findrunnable(c, false, g, inherit);
         if (r == SHM_OK)
             return 0;
         if (r == SHM_EAGAIN) {
