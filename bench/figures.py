@@ -27,6 +27,7 @@ import mpgort
 from mpgort import Chan, chan, go, gosched, spawn
 
 ROUNDS = 5
+LINGER = 10e-6  # long enough for a receiver to park, too short for its M to fall asleep
 clock = time.perf_counter  # CLOCK_MONOTONIC: the same in every process
 
 
@@ -112,31 +113,36 @@ def row_switch(scale: int) -> Row:
     return row
 
 
-async def stamp_sender(n: int, stamps: Chan) -> None:
-    """Sends the time, then computes for a while: whoever is readied starts on the other M."""
-    for _ in range(n):
+async def stamp_sender(n: int, stamps: Chan, taken: Chan) -> None:
+    """Sends the time, and computes until it has been taken: so the receiver, readied here, starts on
+    the other M. That one is still awake when the next stamp comes: it spins longer than LINGER."""
+    for i in range(n):
         now = clock()
         await stamps.send((now, os.getpid()))
-        while clock() < now + 100e-6:
+        while len(taken) <= i:
+            pass
+        now = clock()
+        while clock() < now + LINGER:
             pass
     stamps.close()
 
 
-async def stamp_reader(stamps: Chan) -> list[float]:
+async def stamp_reader(stamps: Chan, taken: Chan) -> list[float]:
     late = []
     async for sent, pid in stamps:
         now = clock()
         if pid != os.getpid():
             late.append(now - sent)
+        await taken.send(None)
     return late
 
 
 async def cross(n: int) -> float:
-    stamps = chan()
-    reader = spawn(stamp_reader, stamps)
-    go(stamp_sender, n, stamps)
+    stamps, taken = chan(), chan(n)
+    reader = spawn(stamp_reader, stamps, taken)
+    go(stamp_sender, n, stamps, taken)
     late: list[float] = await reader
-    if len(late) < n // 10:
+    if len(late) < n // 2:
         raise AssertionError(f"only {len(late)} of {n} wakes crossed from one M to another")
     return statistics.median(late)
 

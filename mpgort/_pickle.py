@@ -100,7 +100,7 @@ class _Budget(io.BytesIO):
         self.left = left
 
     def write(self, data: Any) -> int:
-        self.left -= len(data)
+        self.left -= memoryview(data).nbytes
         if self.left < 0:
             raise _OverBudget
         return super().write(data)

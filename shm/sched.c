@@ -196,9 +196,9 @@ void shm_handoffp(struct shm_ctx *c)
     if (c->p == NULL)
         return;
     putp(c);
-    if (!shm_anywork(c))
-        return;
-    shm_wakep(c);
+    if (shm_anywork(c))
+        shm_wakep(c);
+    /* Without work too: what is queued later wakes an idle M, and there must be one. */
     for (uint32_t w = 0; w < SHM_MAX_M / 64; w++)
         if (load_seq(&c->hdr->idle_m[w]))
             return;

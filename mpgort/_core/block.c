@@ -102,6 +102,12 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
         if ((r = core_run_g(s, g)) < 0)
             break;
     }
+    if (r == 1 || r < 0) { /* the program ends under it: no longer a waiter */
+        if (shm_wait_abort(c, gr, SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait)), 3)) /* own wait */
+            break_wait(c, gr);
+        else
+            shm_execute(c, gr, true);
+    }
     s->nest = here.outer;
     s->curg = gr;
     s->curhome = home;

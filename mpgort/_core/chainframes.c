@@ -106,7 +106,7 @@ static int walk_frame(struct walk *W)
         return PyErr_Occurred() ? -1 : bad();
     if (add_frame(W, (uint32_t)id, point, &n) < 0)
         return -1;
-    uint64_t parts = (flags & 8 ? 2 : 0) + (flags & 4 ? 1 : 0) + (flags & 16 ? 1 : 0);
+    uint64_t parts = (flags & 8 ? 2 : 0) + (flags & 4 ? 1 : 0) + ((flags & 19) == 16 ? 1 : 0);
     if (values(W, parts) < 0 || values(W, n > 0 ? (uint64_t)n - 1 : 0) < 0)
         return -1;
     return n > 0 ? walk_value(W) : 0;

@@ -374,7 +374,7 @@ static inline bool named_holds(struct named *n)
 
 static uint32_t named_add(PyObject *o, const char *asker, bool variable)
 {
-    PyObject *t = PyObject_CallMethod(core_code_py, asker, "O", o);
+    PyObject *t = PyObject_CallMethod(core_code_py, asker, "(O)", o);
     if (t == NULL || t == Py_None) {
         Py_XDECREF(t);
         return 0;

@@ -269,6 +269,7 @@ struct dec {
     } *gens;
     uint32_t n_gens, gens_cap;
     struct built gens_few[8];
+    PyObject *owner; /* the function that the last TAG_CELLOF named; borrowed from its module */
     CorePark *park;
 };
 

@@ -36,6 +36,8 @@ static struct layout {
     {&PyExc_AttributeError, NULL,
      {FIELD(PyAttributeErrorObject, obj), FIELD(PyAttributeErrorObject, name)}},
     {&PyExc_NameError, NULL, {FIELD(PyNameErrorObject, name)}},
+    {&PyExc_BaseExceptionGroup, NULL,
+     {FIELD(PyBaseExceptionGroupObject, msg), FIELD(PyBaseExceptionGroupObject, excs)}},
     {&PyExc_BaseException, NULL, {0}},
 };
 #define N_LAYOUTS (sizeof layouts / sizeof *layouts)
@@ -154,7 +156,7 @@ uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o)
     for (int i = 0; l->field[i] != 0; i++)
         if ((p = put_optional(E, p, *field_at(o, l->field[i]))) == NULL)
             goto fail;
-    return put_optional(E, p, E->moving ? e->traceback : NULL);
+    return put_optional(E, p, E->moving && e->traceback != Py_None ? e->traceback : NULL);
 fail:
     enc_path(E, ".%.60s", Py_TYPE(o)->tp_name);
     return NULL;
@@ -286,6 +288,17 @@ static int check_parts(PyBaseExceptionObject *e)
     return good ? 0 : -1;
 }
 
+static int check_group(PyBaseExceptionGroupObject *g)
+{
+    bool good = g->msg != NULL && PyUnicode_Check(g->msg) && g->excs != NULL &&
+                PyTuple_CheckExact(g->excs) && PyTuple_GET_SIZE(g->excs) > 0;
+    for (Py_ssize_t i = 0; good && i < PyTuple_GET_SIZE(g->excs); i++)
+        good = PyExceptionInstance_Check(PyTuple_GET_ITEM(g->excs, i));
+    if (!good)
+        dec_bad("an exception group of odd parts");
+    return good ? 0 : -1;
+}
+
 PyObject *dec_exception(struct dec *D, bool memo)
 {
     uint64_t id;
@@ -320,6 +333,9 @@ PyObject *dec_exception(struct dec *D, bool memo)
     for (int i = 0; l->field[i] != 0; i++)
         if (dec_optional(D, field_at((PyObject *)e, l->field[i])) < 0)
             goto fail;
+    if (PyType_IsSubtype(Py_TYPE(e), (PyTypeObject *)PyExc_BaseExceptionGroup) &&
+        check_group((PyBaseExceptionGroupObject *)e) < 0)
+        goto fail;
     if (dec_optional(D, &e->traceback) < 0)
         goto fail;
     if (e->traceback != NULL && !PyTraceBack_Check(e->traceback)) {

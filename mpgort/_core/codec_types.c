@@ -267,6 +267,9 @@ static uint8_t *enc_function(struct enc *E, uint8_t *p, PyObject *o)
 {
     uint32_t id = global_id(o), at = 0, before = E->mutables;
     uint8_t memo;
+    if (id == 0 && !PyErr_Occurred() &&
+        PyUnicode_CompareWithASCIIString(((PyFunctionObject *)o)->func_qualname, "<lambda>") == 0)
+        id = variable_id(o); /* double = lambda x: 2 * x */
     if (id != 0) {
         *p++ = TAG_GLOBAL;
         return put_varint(p, id);
@@ -558,6 +561,7 @@ static PyObject *dec_cell_of(struct dec *D)
     else
         PyErr_Format(core_error("CodeMismatch"), "%R has other free variables here", fn);
     Py_DECREF(fn);
+    D->owner = cell != NULL ? fn : NULL;
     return cell;
 }
 
@@ -618,7 +622,7 @@ static PyObject *dec_deque(struct dec *D, bool memo)
         Py_CLEAR(o);
     for (Py_ssize_t i = 0; o != NULL && i < n; i++) {
         PyObject *v = dec_value(D);
-        PyObject *r = v != NULL ? PyObject_CallMethod(o, "append", "O", v) : NULL;
+        PyObject *r = v != NULL ? PyObject_CallMethod(o, "append", "(O)", v) : NULL;
         Py_XDECREF(v);
         if (r == NULL)
             Py_CLEAR(o);

@@ -147,6 +147,7 @@ static inline PyGenObject *gen_alloc(PyTypeObject *type, PyFunctionObject *func)
     FUNC(f) = (void *)Py_NewRef(func);
     f->f_globals = func->func_globals;
     f->f_builtins = func->func_builtins;
+    frame_set_next(f, 0);
     f->f_locals = NULL;
     f->frame_obj = NULL;
     f->previous = NULL;
@@ -155,15 +156,42 @@ static inline PyGenObject *gen_alloc(PyTypeObject *type, PyFunctionObject *func)
     return g;
 }
 
-/* Whether a tool (settrace, setprofile, sys.monitoring) was switched on since this code last ran a
- * RESUME: then the next one must run, for it is what rewrites the code for the tool. */
+/* An empty COMPLETED generator to one that has finished. 3.11 takes its word that it has no frame
+ * from the state CLEARED alone; later ones from either. */
+static inline void gen_clear(PyGenObject *g)
+{
+#if PY_VERSION_HEX < 0x030c0000
+    Frame *f = GEN_FRAME(g);
+    Py_CLEAR(f->f_func);
+    Py_CLEAR(f->f_code);
+    g->gi_frame_state = FRAME_CLEARED;
+#else
+    (void)g;
+#endif
+}
+
+#if PY_VERSION_HEX >= 0x030c0000
+static inline bool monitors_are_on(PyThreadState *ts, PyCodeObject *code)
+{
+    const uint8_t *m = (const uint8_t *)&ts->interp->monitors;
+    uint8_t any = 0;
+    for (size_t i = 0; i < sizeof ts->interp->monitors; i++)
+        any |= m[i];
+    return any != 0 || code->_co_monitoring != NULL;
+}
+#endif
+
+/* Whether the RESUME that a fast-forward skips has work to do: a tool (settrace, setprofile,
+ * sys.monitoring) is on and wants its event, or was switched since this code last ran a RESUME, which
+ * is what rewrites the code for the tool. Code that ever was instrumented counts as watched. */
 static inline bool tool_is_watching(PyThreadState *ts, PyCodeObject *code)
 {
 #if PY_VERSION_HEX >= 0x030d0000
     uintptr_t v = _Py_atomic_load_uintptr_relaxed(&ts->eval_breaker) & ~(uintptr_t)_PY_EVAL_EVENTS_MASK;
-    return v != code->_co_instrumentation_version;
+    return v != code->_co_instrumentation_version || monitors_are_on(ts, code);
 #elif PY_VERSION_HEX >= 0x030c0000
-    return code->_co_instrumentation_version != ts->interp->monitoring_version;
+    return code->_co_instrumentation_version != ts->interp->monitoring_version ||
+           monitors_are_on(ts, code);
 #else
     (void)code;
     return ts->cframe->use_tracing != 0;

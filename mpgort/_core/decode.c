@@ -406,6 +406,7 @@ int dec_begin(struct dec *D, const uint8_t *p, size_t n, uint8_t magic)
     D->n_memo = D->n_gens = 0;
     D->pickled = NULL;
     D->park = NULL;
+    D->owner = NULL;
     D->p = p;
     D->end = p + n;
     if (n < 3 || p[0] != magic || p[1] > 1) {

@@ -304,8 +304,8 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
         flags |= F_EXC;
     if (g->gi_name != ci->func->func_name || g->gi_qualname != ci->func->func_qualname)
         flags |= F_NAMES;
-    if (PyCoro_CheckExact(g) && g->gi_origin_or_finalizer != NULL)
-        flags |= F_ORIGIN;
+    if (!PyGen_CheckExact(g) && g->gi_origin_or_finalizer != NULL)
+        flags |= F_ORIGIN; /* of an async generator it is the hook: the other M has its own */
     if (PyAsyncGen_CheckExact(g)) /* the others leave these bytes as malloc gave them */
         flags |= (g->gi_closed ? F_CLOSED : 0) | (g->gi_running_async ? F_RUNNING : 0);
     *p++ = TAG_GEN | memo;
@@ -325,7 +325,8 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
         enc_locate(E, frame, UINT16_MAX);
         return NULL;
     }
-    if ((flags & F_ORIGIN) && (p = enc_value(E, p, g->gi_origin_or_finalizer)) == NULL)
+    if ((flags & F_ORIGIN) && PyCoro_CheckExact(g) &&
+        (p = enc_value(E, p, g->gi_origin_or_finalizer)) == NULL)
         return NULL;
 
     int n = f->stacktop, first_free = n_locals - code->co_nfreevars;
@@ -459,10 +460,22 @@ static PyObject *dec_ended(struct dec *D, int kind, bool memo)
     Py_SETREF(g->gi_name, name);
     Py_SETREF(g->gi_qualname, qualname);
     g->gi_closed = 1;
+    gen_clear(g);
     return (PyObject *)g;
 fail:
     Py_DECREF(g);
     return NULL;
+}
+
+/* A frame with a cell of a named function is a frame of that function: by it the cell will be known
+ * at the next park. */
+static void frame_of_owner(Frame *f, struct code_info *ci, PyObject *fn)
+{
+    if (fn == NULL || PyFunction_GET_CODE(fn) != (PyObject *)ci->code || (void *)FUNC(f) == (void *)fn)
+        return;
+    PyObject *was = (PyObject *)FUNC(f);
+    FUNC(f) = (void *)Py_NewRef(fn);
+    Py_DECREF(was);
 }
 
 PyObject *dec_gen(struct dec *D, bool memo)
@@ -498,7 +511,6 @@ PyObject *dec_gen(struct dec *D, bool memo)
     int8_t state = pt->how == POINT_CREATED ? GEN_CREATED
                    : pt->how == POINT_AWAIT ? GEN_SUSPENDED_AWAIT
                                             : GEN_SUSPENDED;
-    frame_set_next(f, pt->next);
     g->gi_closed = (flags & F_CLOSED) != 0;
     g->gi_running_async = (flags & F_RUNNING) != 0;
     if ((memo && dec_remember(D, (PyObject *)g, NULL) < 0) || built_add(D, g, state) < 0)
@@ -524,7 +536,11 @@ PyObject *dec_gen(struct dec *D, bool memo)
             g->gi_exc_state.exc_value = v;
         }
         if (flags & F_ORIGIN) {
-            if (kind != KIND_CORO || (v = dec_value(D)) == NULL) {
+            v = NULL;
+            if (kind == KIND_ASYNCGEN) {
+                v = Py_XNewRef(PyThreadState_Get()->async_gen_finalizer);
+                g->gi_hooks_inited = 1;
+            } else if (kind != KIND_CORO || (v = dec_value(D)) == NULL) {
                 if (!PyErr_Occurred())
                     dec_bad("an origin of no coroutine");
                 goto fail;
@@ -567,7 +583,10 @@ PyObject *dec_gen(struct dec *D, bool memo)
                     PyUnicode_AsUTF8(code->co_qualname));
             goto fail;
         }
+        if (unlikely(tag == TAG_CELLOF))
+            frame_of_owner(f, ci, D->owner);
     }
+    frame_set_next(f, pt->next);
     return (PyObject *)g;
 fail:
     Py_DECREF(g);
@@ -619,11 +638,13 @@ static void gen_empty(PyGenObject *g)
 {
     Frame *f = GEN_FRAME(g);
     int n = f->stacktop;
+    frame_set_next(f, 0); /* else cr_await would look on the empty stack for what is awaited */
     f->stacktop = 0;
     for (int i = 0; i < n; i++)
         Py_XDECREF(f->localsplus[i]);
     Py_CLEAR(g->gi_exc_state.exc_value);
     Py_CLEAR(f->f_locals);
+    frame_set_next(f, 0); /* nobody who still holds it may look for what it awaits on the empty stack */
 }
 
 /* Keeps an emptied coroutine object for the next decode, or drops it. */
