@@ -114,8 +114,9 @@ def row_switch(scale: int) -> Row:
 
 
 async def stamp_sender(n: int, stamps: Chan, taken: Chan) -> None:
-    """Sends the time, and computes until it has been taken: so the receiver, readied here, starts on
-    the other M. That one is still awake when the next stamp comes: it spins longer than LINGER."""
+    """Sends the time, and computes until it has been taken: so the receiver, readied here, starts
+    on the other M. That one is still awake when the next stamp comes: it spins longer than
+    LINGER."""
     for i in range(n):
         now = clock()
         await stamps.send((now, os.getpid()))

@@ -164,7 +164,7 @@ def _exception_table(code: types.CodeType) -> list[tuple[int, int, int, int, boo
             value = value << 6 | byte & 63
         return value
 
-    table = []
+    table: list[tuple[int, int, int, int, bool]] = []
     while True:
         try:
             start = number() * 2
@@ -274,7 +274,9 @@ def _step(ins: dis.Instruction, s: _State, jump: bool) -> _State:
 
 def _entry(code: types.CodeType) -> _State:
     n_args = code.co_argcount + code.co_kwonlyargcount
-    n_args += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    n_args += bool(code.co_flags & inspect.CO_VARARGS) + bool(
+        code.co_flags & inspect.CO_VARKEYWORDS
+    )
     n_slots = len({*code.co_varnames, *code.co_cellvars, *code.co_freevars})
     return _State("?" * n_args + "0" * (n_slots - n_args), "")
 
@@ -454,9 +456,7 @@ def locate(payload: bytes, key: bytes) -> tuple[types.CodeType, dict[str, Any]]:
     return code, module.__dict__
 
 
-def _find(
-    module: types.ModuleType, qualname: str, key: bytes, name: str
-) -> types.CodeType | None:
+def _find(module: types.ModuleType, qualname: str, key: bytes, name: str) -> types.CodeType | None:
     """The code with this digest reached from the module by its qualified name."""
     found: object = module
     for part in qualname.split(".<locals>", 1)[0].split("."):
@@ -545,7 +545,7 @@ def resolve(payload: bytes) -> tuple[dict[str, Any] | None, str, object]:
     return (None if "." in qualname else sys.modules[name].__dict__), qualname, found
 
 
-def pack(what: object) -> bytes:
+def pack(what: Any) -> bytes:
     return marshal.dumps(what)
 
 
@@ -576,8 +576,9 @@ async def _ended_async_generator() -> AsyncIterator[None]:
 
 
 def samples() -> tuple[object, ...]:
-    """One asend, one athrow and one coroutine wrapper, for their types; the stock functions on whose
-    code finished generators are rebuilt; the callables that builtin iterators reduce to; deque."""
+    """One asend, one athrow and one coroutine wrapper, for their types; the stock functions on
+    whose code finished generators are rebuilt; the callables that builtin iterators
+    reduce to; deque."""
     agen = _ended_async_generator()
     coro = _ended_coroutine()
     send, throw, wrapper = agen.asend(None), agen.athrow(GeneratorExit), coro.__await__()  # type: ignore[attr-defined]

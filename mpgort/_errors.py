@@ -99,7 +99,9 @@ class SerializationError(TypeError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" if self.path and self.reason else self.path + self.reason
+        return (
+            f"{self.path}: {self.reason}" if self.path and self.reason else self.path + self.reason
+        )
 
 
 class OutOfSharedMemory(MemoryError):

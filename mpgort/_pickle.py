@@ -339,9 +339,7 @@ def _unflat(flat: Any) -> BaseException | None:
     return exc  # type: ignore[no-any-return]
 
 
-# ---- context variables ----------------------------------------------------------------------------
-
-
+# ---- context variables ---------------------------------------------------------------------------
 
 
 def context_items(context: contextvars.Context) -> tuple[tuple[str, str, Any], ...]:

@@ -1,7 +1,7 @@
 """Texts for people: dumps of goroutines, Deadlock, panics, the death of a worker.
 
-The form is Go's (traceback.go): `goroutine 18 [chan receive, 2 minutes]:`, then the frames, innermost
-first, as `function(...)` and, indented by a tab, `file.py:LINE`.
+The form is Go's (traceback.go): `goroutine 18 [chan receive, 2 minutes]:`, then the frames,
+innermost first, as `function(...)` and, indented by a tab, `file.py:LINE`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from mpgort._errors import Deadlock, GoroutinePanic, MDied
 _HOME = {2: "pinned", 3: "heavy", 4: "locked to thread"}  # shm.h SHM_HOME_*
 _STATUS = {_core.Grunnable: "runnable", _core.Grunning: "running", _core.Gidle: "idle"}
 
-Row = tuple[int, int, str, float, int, int, tuple[list[tuple[str, str, int]], str | None] | None, int]
+Row = tuple[
+    int, int, str, float, int, int, tuple[list[tuple[str, str, int]], str | None] | None, int
+]
 
 
 def format_goroutine(row: Row) -> str:

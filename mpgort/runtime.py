@@ -1,4 +1,4 @@
-"""The runtime's own primitives, under the names of Go's proc.go: what every primitive is built from.
+"""The runtime's own primitives, under the names of Go's proc.go, of which all else is built.
 
 A yield, written with them:
 
@@ -11,8 +11,9 @@ A yield, written with them:
     await mcall(yield_)
 
 A primitive of one's own: register a wait reason at import, park with `gopark`, wake with `goready`.
-`gopark` puts the goroutine into waiting BEFORE it calls `unlockf(g, lock)`: when unlockf runs, another
-process may already have readied it. Contracts: the docstring of each, Go 1.19 runtime/proc.go.
+`gopark` puts the goroutine into waiting BEFORE it calls `unlockf(g, lock)`: when unlockf runs,
+another process may already have readied it. Contracts: the docstring of each, Go 1.19
+runtime/proc.go.
 """
 
 from __future__ import annotations
@@ -98,7 +99,9 @@ class WaitReason:
         The same line run again, by the import of its module in another M or by a reload, gives the
         same reason."""
         if not isinstance(text, str) or not text or len(text) > 100 or not text.isprintable():
-            raise ValueError(f"a wait reason is a printable text of 1 to 100 characters, not {text!r}")
+            raise ValueError(
+                f"a wait reason is a printable text of 1 to 100 characters, not {text!r}"
+            )
         caller = sys._getframe(1)
         line = (caller.f_code.co_filename, caller.f_lineno)
         if text in cls._known:

@@ -26,17 +26,17 @@
 #define or_seq(p, v) atomic_fetch_or_explicit((p), (v), memory_order_seq_cst)
 #define and_seq(p, v) atomic_fetch_and_explicit((p), (v), memory_order_seq_cst)
 /* `old` is a pointer to the expected value and receives what was found. */
-#define cas_acqrel(p, old, v)                                                                      \
-    atomic_compare_exchange_strong_explicit((p), (old), (v), memory_order_acq_rel,                 \
+#define cas_acqrel(p, old, v)                                                      \
+    atomic_compare_exchange_strong_explicit((p), (old), (v), memory_order_acq_rel, \
                                             memory_order_acquire)
-#define cas_seq(p, old, v)                                                                         \
-    atomic_compare_exchange_strong_explicit((p), (old), (v), memory_order_seq_cst,                 \
+#define cas_seq(p, old, v)                                                         \
+    atomic_compare_exchange_strong_explicit((p), (old), (v), memory_order_seq_cst, \
                                             memory_order_seq_cst)
-#define cas_acq(p, old, v)                                                                         \
-    atomic_compare_exchange_strong_explicit((p), (old), (v), memory_order_acquire,                 \
+#define cas_acq(p, old, v)                                                         \
+    atomic_compare_exchange_strong_explicit((p), (old), (v), memory_order_acquire, \
                                             memory_order_acquire)
-#define cas_rel(p, old, v)                                                                         \
-    atomic_compare_exchange_strong_explicit((p), (old), (v), memory_order_release,                 \
+#define cas_rel(p, old, v)                                                         \
+    atomic_compare_exchange_strong_explicit((p), (old), (v), memory_order_release, \
                                             memory_order_relaxed)
 
 /* A counter that only its owner writes and others read: no locked instruction. */

@@ -47,12 +47,21 @@ static struct shm_val *slot(const struct shm_ctx *c, const struct shm_chan *ch, 
     return (struct shm_val *)shm_at(c, ch->buf) + i;
 }
 
-static uint32_t after(const struct shm_chan *ch, uint32_t i) { return i + 1 == ch->cap ? 0 : i + 1; }
+static uint32_t after(const struct shm_chan *ch, uint32_t i)
+{
+    return i + 1 == ch->cap ? 0 : i + 1;
+}
 
-static struct shm_waitq *recvq(struct shm_chan *ch) { return SHM_WAITQ(&ch->recvq_first); }
-static struct shm_waitq *sendq(struct shm_chan *ch) { return SHM_WAITQ(&ch->sendq_first); }
+static struct shm_waitq *recvq(struct shm_chan *ch)
+{
+    return SHM_WAITQ(&ch->recvq_first);
+}
+static struct shm_waitq *sendq(struct shm_chan *ch)
+{
+    return SHM_WAITQ(&ch->sendq_first);
+}
 
-/* ---- make and free ---------------------------------------------------------------------------- */
+/* ---- make and free --------------------------------------------------------------------------- */
 
 int shm_chan_new(struct shm_ctx *c, uint32_t cap, shm_off *out)
 {
@@ -94,7 +103,7 @@ void shm_chan_free(struct shm_ctx *c, shm_off off)
     shm_free(c, off);
 }
 
-/* ---- send and receive, lock held -------------------------------------------------------------- */
+/* ---- send and receive, lock held ------------------------------------------------------------- */
 
 /* *peer: whom to ready after the lock is given back, 0 nobody. */
 int shm_chan_send_locked(struct shm_ctx *c, struct shm_chan *ch, const struct shm_val *v,
@@ -162,7 +171,7 @@ int shm_chan_recv_locked(struct shm_ctx *c, struct shm_chan *ch, struct shm_val 
     return SHM_OK;
 }
 
-/* ---- send and receive ------------------------------------------------------------------------- */
+/* ---- send and receive ------------------------------------------------------------------------ */
 
 /* Without the lock, a guess for operations that do not wait. Each load acquires what the operation
  * that it sees had done; pairs with the release of shm_tx_store32() and shm_tx_store64(). */
@@ -241,7 +250,7 @@ int shm_chan_recv_park(struct shm_ctx *c, shm_off off, struct shm_val *v, shm_gr
     return e;
 }
 
-/* ---- close ------------------------------------------------------------------------------------ */
+/* ---- close ----------------------------------------------------------------------------------- */
 
 int shm_chan_close(struct shm_ctx *c, shm_off off)
 {

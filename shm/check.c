@@ -22,13 +22,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { /* where a G was met */
-    AT_QUEUE = 1,  /* ring, runnext, global or home queue */
-    AT_FREE = 2,   /* magazine or central list */
-    AT_HAND = 4,   /* m->inflight */
-    AT_CURG = 8,
-    AT_WAITQ = 16, /* its own sudog, in a channel's or join's queue */
-    AT_HEAP = 32,  /* its own sudog, in a timer heap */
+enum {               /* where a G was met */
+       AT_QUEUE = 1, /* ring, runnext, global or home queue */
+       AT_FREE = 2,  /* magazine or central list */
+       AT_HAND = 4,  /* m->inflight */
+       AT_CURG = 8,
+       AT_WAITQ = 16, /* its own sudog, in a channel's or join's queue */
+       AT_HEAP = 32,  /* its own sudog, in a timer heap */
 };
 
 struct block {
@@ -67,7 +67,7 @@ __attribute__((format(printf, 2, 3))) static void say(struct check *k, const cha
 
 #define LLU(x) ((unsigned long long)(x))
 
-/* ---- 1: blocks -------------------------------------------------------------------------------- */
+/* ---- 1: blocks ------------------------------------------------------------------------------- */
 
 static void collect(void *arg, shm_off off, const struct shm_blk *b)
 {
@@ -158,7 +158,7 @@ static void mark_value(struct check *k, const struct shm_val *v, const char *wha
     mark(k, v->h.off, v->h.len, what);
 }
 
-/* ---- 2: locks, Ms, Ps ------------------------------------------------------------------------- */
+/* ---- 2: locks, Ms, Ps ------------------------------------------------------------------------ */
 
 static void check_lock(struct check *k, const shm_lockword *l, const char *what)
 {
@@ -167,8 +167,7 @@ static void check_lock(struct check *k, const shm_lockword *l, const char *what)
     if (w == 0)
         return;
     if (m1 == 0 || m1 > load_acq(&c->hdr->max_m) ||
-        (load_acq(&c->mtab[m1 - 1].epoch) & 0x7fff) != (w >> 16 & 0x7fff) ||
-        !shm_m_alive(c, m1)) {
+        (load_acq(&c->mtab[m1 - 1].epoch) & 0x7fff) != (w >> 16 & 0x7fff) || !shm_m_alive(c, m1)) {
         say(k, "%s: lock %#llx is %#x: held by nobody alive", what, LLU(shm_offof(c, l)), w);
         return;
     }
@@ -241,9 +240,15 @@ static void check_m(struct check *k, uint32_t i)
         say(k, "M %u: kind %u", i, kind);
     if (undo > SHM_UNDO || ((free || dead || k->quiet) && undo))
         say(k, "M %u: %s, with %u stores not committed (INV undo)", i,
-            free ? "free" : dead ? "dead" : "at rest", undo);
+            free   ? "free"
+            : dead ? "dead"
+                   : "at rest",
+            undo);
     if ((free || dead || k->quiet) && load_acq(&m->held_n))
-        say(k, "M %u: %s, names %u locks", i, free ? "free" : dead ? "dead" : "at rest",
+        say(k, "M %u: %s, names %u locks", i,
+            free   ? "free"
+            : dead ? "dead"
+                   : "at rest",
             load_acq(&m->held_n));
     if (free && (load_acq(&m->curg) || load_acq(&m->p1) || m->gfree.n || m->handles_n))
         say(k, "M %u: free, has goroutine %#llx, P %d, %u free slots, %u handles", i,
@@ -292,11 +297,10 @@ static void check_timers(struct check *k, const struct shm_p *p)
         if (i && a[i].when_ns < a[(i - 1) / 4].when_ns)
             say(k, "P %u: timer %u is before its parent", p->index, i);
         const struct shm_g *g = meet(k, a[i].what, AT_HEAP, "timers");
-        if (g && (g->waitkind != SHM_WAIT_SLEEP || g->waitobj != shm_offof(c, p) ||
-                  g->sudog.next != i || !g->sudog.linked ||
-                  SHM_W_EPOCH(load_acq(&g->wait)) != a[i].epoch))
-            say(k, "P %u: timer %u: goroutine %llu does not wait there", p->index, i,
-                LLU(g->goid));
+        if (g &&
+            (g->waitkind != SHM_WAIT_SLEEP || g->waitobj != shm_offof(c, p) || g->sudog.next != i ||
+             !g->sudog.linked || SHM_W_EPOCH(load_acq(&g->wait)) != a[i].epoch))
+            say(k, "P %u: timer %u: goroutine %llu does not wait there", p->index, i, LLU(g->goid));
     }
     if (n)
         first = a[0].when_ns;
@@ -358,14 +362,15 @@ static void check_header(struct check *k)
     }
 }
 
-/* ---- 3: goroutines and what they lead to ------------------------------------------------------ */
+/* ---- 3: goroutines and what they lead to ----------------------------------------------------- */
 
 static void check_select(struct check *k, const struct shm_g *g)
 {
     const struct shm_selblk *b = shm_at(k->c, g->waitobj);
     if (!mark(k, g->waitobj, sizeof *b, "select"))
         return;
-    if (b->n > SHM_SELECT_MAX || !mark(k, g->waitobj, sizeof *b + b->n * sizeof b->cs[0], "select")) {
+    if (b->n > SHM_SELECT_MAX ||
+        !mark(k, g->waitobj, sizeof *b + b->n * sizeof b->cs[0], "select")) {
         say(k, "goroutine %llu: a select of %u cases", LLU(g->goid), b->n);
         return;
     }
@@ -525,8 +530,7 @@ static void check_chan(struct check *k, shm_off off)
         say(k, "channel %#llx: no capacity, %u values", LLU(off), n);
     if (ch->cap == 0)
         return;
-    if (n > ch->cap || ch->recvx >= ch->cap ||
-        ch->sendx != ((uint64_t)ch->recvx + n) % ch->cap) {
+    if (n > ch->cap || ch->recvx >= ch->cap || ch->sendx != ((uint64_t)ch->recvx + n) % ch->cap) {
         say(k, "channel %#llx: %u of %u values from %u to %u", LLU(off), n, ch->cap, ch->recvx,
             ch->sendx);
         return;
@@ -577,7 +581,7 @@ static bool looks_like_object(const struct check *k, const struct block *b)
            load_acq(&o->refs) > 0 && load_acq(&o->refs) < 1U << 24;
 }
 
-/* ---- 4: what is left over --------------------------------------------------------------------- */
+/* ---- 4: what is left over -------------------------------------------------------------------- */
 
 static void check_left(struct check *k)
 {

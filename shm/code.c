@@ -26,10 +26,14 @@ struct entry {
     uint32_t len;
     uint32_t next; /* id, 0: the last */
 };
-static_assert(sizeof(struct entry) == 32 && PAGE % sizeof(struct entry) == 0, "no entry on two pages");
+static_assert(sizeof(struct entry) == 32 && PAGE % sizeof(struct entry) == 0,
+              "no entry on two pages");
 static_assert(BUCKETS * 4 % PAGE == 0, "entries begin at a page");
 
-uint64_t shm_code_first_bytes(void) { return BUCKETS * sizeof(uint32_t); }
+uint64_t shm_code_first_bytes(void)
+{
+    return BUCKETS * sizeof(uint32_t);
+}
 uint64_t shm_code_table_bytes(void)
 {
     return shm_code_first_bytes() + SHM_MAX_CODE * sizeof(struct entry);

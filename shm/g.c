@@ -52,8 +52,10 @@ static_assert(2 * BATCH + 8 <= SHM_UNDO, "a refill is one transaction");
 
 static const char *status_name(unsigned st)
 {
-    static const char *const names[] = {[Gidle] = "idle",       [Grunnable] = "runnable",
-                                        [Grunning] = "running", [Gwaiting] = "waiting",
+    static const char *const names[] = {[Gidle] = "idle",
+                                        [Grunnable] = "runnable",
+                                        [Grunning] = "running",
+                                        [Gwaiting] = "waiting",
                                         [Gdead] = "dead"};
     const char *n = st < sizeof names / sizeof *names ? names[st] : NULL;
     return n ? n : "no status";

@@ -136,5 +136,11 @@ static void drop_all(struct shm_ctx *c, struct shm_m *m)
     shm_free(c, table);
 }
 
-void shm_handles_drop(struct shm_ctx *c) { drop_all(c, c->m); }
-void shm_handle_reap(struct shm_ctx *c, struct shm_m *dead) { drop_all(c, dead); }
+void shm_handles_drop(struct shm_ctx *c)
+{
+    drop_all(c, c->m);
+}
+void shm_handle_reap(struct shm_ctx *c, struct shm_m *dead)
+{
+    drop_all(c, dead);
+}

@@ -119,8 +119,9 @@ union blk_bits {
 
 static uint64_t blk_word(unsigned cls, unsigned state, uint32_t m1, uint32_t user)
 {
-    union blk_bits u = {.blk = {.cls = (uint8_t)cls, .state = (uint8_t)state, .owner_m1 = (uint16_t)m1,
-                   .user = user}};
+    union blk_bits u = {
+        .blk = {
+            .cls = (uint8_t)cls, .state = (uint8_t)state, .owner_m1 = (uint16_t)m1, .user = user}};
     return u.word;
 }
 
@@ -132,11 +133,23 @@ static void blk_set(struct shm_blk *b, unsigned cls, unsigned state, uint32_t m1
 }
 
 /* The same for a word of this M's own slot. */
-static void own_set32(uint32_t *w, uint32_t v) { store_rel((_Atomic uint32_t *)w, v); }
-static void own_set64(uint64_t *w, uint64_t v) { store_rel((_Atomic uint64_t *)w, v); }
+static void own_set32(uint32_t *w, uint32_t v)
+{
+    store_rel((_Atomic uint32_t *)w, v);
+}
+static void own_set64(uint64_t *w, uint64_t v)
+{
+    store_rel((_Atomic uint64_t *)w, v);
+}
 
-static struct run *run_at(const struct shm_ctx *c, shm_off off) { return shm_at(c, off); }
-static uint64_t run_kind(const struct run *r) { return r->kind_cls >> 32; }
+static struct run *run_at(const struct shm_ctx *c, shm_off off)
+{
+    return shm_at(c, off);
+}
+static uint64_t run_kind(const struct run *r)
+{
+    return r->kind_cls >> 32;
+}
 
 static uint64_t block_bytes(const struct shm_ctx *c, shm_off off)
 {
@@ -171,8 +184,14 @@ static void blk_move(struct shm_ctx *c, shm_off off, unsigned state, const char 
         blk_set(b, b->cls, state, c->m1, b->user);
 }
 
-void shm_publish(struct shm_ctx *c, shm_off off) { blk_move(c, off, 2, "publish"); }
-void shm_adopt(struct shm_ctx *c, shm_off off) { blk_move(c, off, 1, "adopt"); }
+void shm_publish(struct shm_ctx *c, shm_off off)
+{
+    blk_move(c, off, 2, "publish");
+}
+void shm_adopt(struct shm_ctx *c, shm_off off)
+{
+    blk_move(c, off, 1, "adopt");
+}
 
 /* ---- page runs ------------------------------------------------------------------------------- */
 
@@ -323,7 +342,10 @@ static int large_alloc(struct shm_ctx *c, size_t n, shm_off *off)
 
 /* ---- magazines and the depot ----------------------------------------------------------------- */
 
-static struct chained *chained_at(const struct shm_ctx *c, shm_off off) { return shm_at(c, off); }
+static struct chained *chained_at(const struct shm_ctx *c, shm_off off)
+{
+    return shm_at(c, off);
+}
 
 /* Moves the top n blocks of a magazine into the depot as one batch. */
 static void spill(struct shm_ctx *c, struct shm_mag *mag, unsigned cls, uint32_t n)
@@ -398,7 +420,10 @@ static void flush(struct shm_ctx *c, struct shm_m *m)
     }
 }
 
-void shm_heap_flush(struct shm_ctx *c) { flush(c, c->m); }
+void shm_heap_flush(struct shm_ctx *c)
+{
+    flush(c, c->m);
+}
 
 /* ---- allocate and free ----------------------------------------------------------------------- */
 
@@ -469,7 +494,10 @@ void shm_free(struct shm_ctx *c, shm_off off)
 
 /* ---- values and continuations ---------------------------------------------------------------- */
 
-static uint32_t nhandles(const struct shm_blk *b) { return b->user & ~SHM_BLK_CONT; }
+static uint32_t nhandles(const struct shm_blk *b)
+{
+    return b->user & ~SHM_BLK_CONT;
+}
 
 /* The handle words of a block: the last words of its usable size. */
 static uint64_t *handle_words(const struct shm_ctx *c, shm_off off)

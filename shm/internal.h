@@ -31,7 +31,7 @@ bool shm_wakeone(struct shm_ctx *c, bool anyway);
 bool shm_anyidlep(const struct shm_ctx *c);
 bool shm_anywork(const struct shm_ctx *c); /* light Gs that an M with a P would find */
 
-/* ---- sudog.c, for who has waiters: chan.c, join.c, select.c, timer.c -------------------------- */
+/* ---- sudog.c, for who has waiters: chan.c, join.c, select.c, timer.c ------------------------- */
 
 /* A FIFO of sudogs, under the lock of its object: two words in a row of a shm_chan or a shm_join. */
 struct shm_waitq {

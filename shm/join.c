@@ -21,7 +21,10 @@ static struct shm_join *join_at(const struct shm_ctx *c, shm_off off)
     return j;
 }
 
-static struct shm_waitq *waiters(struct shm_join *j) { return SHM_WAITQ(&j->waiters_first); }
+static struct shm_waitq *waiters(struct shm_join *j)
+{
+    return SHM_WAITQ(&j->waiters_first);
+}
 
 int shm_join_new(struct shm_ctx *c, shm_off *out)
 {

@@ -32,8 +32,8 @@
 #include <unistd.h>
 
 #define WAITERS 0x80000000U
-#define SPINS 60                   /* about a microsecond: a transaction is shorter */
-#define BOUND_NS (10 * 1000000LL)  /* how long a sleeper trusts that somebody will wake it */
+#define SPINS 60                  /* about a microsecond: a transaction is shorter */
+#define BOUND_NS (10 * 1000000LL) /* how long a sleeper trusts that somebody will wake it */
 
 static_assert(SHM_MAX_M < 0xffff, "an M slot + 1 has 16 bits of the lock word");
 

@@ -90,7 +90,7 @@ shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max)
     n = n < SHM_RUNQ / 2 ? n : SHM_RUNQ / 2;
     uint64_t t = 0;
     if (p) {
-        t = load_rlx(&p->runqtail);                           /* own word */
+        t = load_rlx(&p->runqtail);                              /* own word */
         uint64_t room = SHM_RUNQ - (t - load_acq(&p->runqhead)); /* pairs with the thieves' CAS */
         n = n < room + 1 ? n : room + 1;
     } else if (n > 1) {
@@ -171,7 +171,8 @@ void shm_runqput(struct shm_ctx *c, struct shm_p *p, shm_gref r, bool next)
         uint64_t t = load_rlx(&p->runqtail); /* own word */
         if (likely(t - h < SHM_RUNQ)) {
             store_rlx(SLOT(p, t), r);
-            store_rel(&p->runqtail, t + 1); /* publishes the slot; pairs with load_acq in runqgrab() */
+            store_rel(&p->runqtail,
+                      t + 1); /* publishes the slot; pairs with load_acq in runqgrab() */
             break;
         }
         if (runqputslow(c, p, r, h, t))
@@ -253,7 +254,8 @@ static uint32_t runqgrab(struct shm_ctx *c, struct shm_p *p, struct shm_p *victi
     uint64_t at = load_rlx(&p->runqtail); /* own word */
     for (;;) {
         uint64_t h = load_acq(&victim->runqhead); /* pairs with the other consumers' CAS */
-        uint64_t t = load_acq(&victim->runqtail); /* pairs with the owner's store: slots are there */
+        uint64_t t =
+            load_acq(&victim->runqtail); /* pairs with the owner's store: slots are there */
         uint64_t n = t - h;
         n -= n / 2;
         if (n == 0) {
@@ -276,7 +278,8 @@ static uint32_t runqgrab(struct shm_ctx *c, struct shm_p *p, struct shm_p *victi
             store_rlx(SLOT(p, at + i), r);
         }
         FAILPOINT("runq.steal.named");
-        if (cas_acqrel(&victim->runqhead, &h, h + n)) /* consumes; pairs with load_acq in runqput() */
+        if (cas_acqrel(&victim->runqhead, &h,
+                       h + n)) /* consumes; pairs with load_acq in runqput() */
             return (uint32_t)n;
         unname(c, (uint32_t)n);
     }

@@ -91,12 +91,12 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#define CHAIN 256               /* runnexts in a row before the ring has its turn */
-#define PAY_AT 4                /* Gs made ready without a schedule, before somebody is woken */
+#define CHAIN 256 /* runnexts in a row before the ring has its turn */
+#define PAY_AT 4  /* Gs made ready without a schedule, before somebody is woken */
 #define STEAL_PASSES 4
 #define GLOBAL_EVERY 61
-#define M0_NAP_NS 100000000LL   /* M0 looks at signals and at the keeper */
-#define REFUSALS 2              /* migrate=always: how often a G may be left for another M */
+#define M0_NAP_NS 100000000LL /* M0 looks at signals and at the keeper */
+#define REFUSALS 2            /* migrate=always: how often a G may be left for another M */
 #define REFUSAL_NS 50000
 
 #define ATTN_NOW (SHM_ATTN_SHUTDOWN | SHM_ATTN_DUMP | SHM_ATTN_DEATH | SHM_ATTN_PANIC)
@@ -108,7 +108,10 @@ static bool home_only(const struct shm_ctx *c)
 }
 
 /* Ps whose queues are looked at. */
-static uint32_t nworkp(const struct shm_ctx *c) { return c->hdr->nprocs ? c->hdr->nprocs : 1; }
+static uint32_t nworkp(const struct shm_ctx *c)
+{
+    return c->hdr->nprocs ? c->hdr->nprocs : 1;
+}
 
 /* To some ms: CLOCK_MONOTONIC costs four times as much, and every schedule asks. */
 static uint64_t coarse_ns(void)
@@ -237,7 +240,10 @@ bool shm_wakeone(struct shm_ctx *c, bool anyway)
     return false;
 }
 
-void shm_wakep(struct shm_ctx *c) { shm_wakeone(c, false); }
+void shm_wakep(struct shm_ctx *c)
+{
+    shm_wakeone(c, false);
+}
 
 /* For what only this M can do. */
 static void wakem(struct shm_ctx *c, struct shm_m *m)
@@ -259,7 +265,10 @@ static void wake_keeper(struct shm_ctx *c)
         kick(c);
 }
 
-void shm_wakepoller(struct shm_ctx *c) { wake_keeper(c); }
+void shm_wakepoller(struct shm_ctx *c)
+{
+    wake_keeper(c);
+}
 
 /* ---- making Gs runnable ---------------------------------------------------------------------- */
 
@@ -301,8 +310,8 @@ void shm_ready(struct shm_ctx *c, shm_gref r, bool next)
     store_rlx(&c->m->inflight[SHM_IF_READY], r); /* INV nothing-in-hand */
     FAILPOINT("sched.ready.named");
     if (unlikely(!shm_casgstatus(c, r, Gwaiting, Grunnable)))
-        shm_throw("ready: goroutine slot %u of generation %u is of another generation",
-                  shm_gidx(r), shm_ggen(r));
+        shm_throw("ready: goroutine slot %u of generation %u is of another generation", shm_gidx(r),
+                  shm_ggen(r));
     FAILPOINT("sched.ready.runnable");
     if (outside)
         /* The status is the low half: shm_outside_wait() sleeps on it. */
@@ -351,9 +360,8 @@ void shm_gopark(struct shm_ctx *c, shm_gref r, unsigned reason)
 {
     struct shm_g *g = shm_g(c, r);
     g->reason = (uint16_t)reason;
-    g->since_ms = c->now_ns > c->hdr->start_ns
-                      ? (uint32_t)((c->now_ns - c->hdr->start_ns) / 1000000)
-                      : 0;
+    g->since_ms =
+        c->now_ns > c->hdr->start_ns ? (uint32_t)((c->now_ns - c->hdr->start_ns) / 1000000) : 0;
     FAILPOINT("sched.gopark.reason");
     if (unlikely(!shm_casgstatus(c, r, Grunning, Gwaiting)))
         shm_throw("gopark: goroutine slot %u is of another generation", shm_gidx(r));
@@ -732,13 +740,13 @@ static int idle(struct shm_ctx *c, bool *woken)
     shm_noteclear(&m->note);
     if (!home) {
         if (c->p)
-            putp(c);                                                /* I1, tag: idle-dance */
+            putp(c);                                              /* I1, tag: idle-dance */
         or_seq(&h->idle_m[m->index / 64], 1ULL << m->index % 64); /* I2 */
     }
     store_seq(&m->spinning, SHM_M_IDLE); /* I2: no spinner any more */
     FAILPOINT("sched.idle.said");
     uint64_t now = shm_now_ns();
-    if (something(c, now)) { /* I3 */
+    if (something(c, now)) {                               /* I3 */
         leave_idle(c, home ? SHM_M_BUSY : SHM_M_SPINNING); /* I4 */
         return SHM_OK;
     }
@@ -832,8 +840,7 @@ int shm_outside_wait(struct shm_ctx *c, shm_gref r, int64_t timeout_ns)
         if (now >= until) {
             /* The epoch of our own wait: it changes by our arming only. */
             if (shm_wait_abort(c, r, SHM_W_EPOCH(load_acq(&g->wait)), 3)) {
-                bool back = shm_casgstatus(c, r, Gwaiting, Grunnable) &&
-                            shm_gclaim_runnable(c, r);
+                bool back = shm_casgstatus(c, r, Gwaiting, Grunnable) && shm_gclaim_runnable(c, r);
                 store_rlx(&c->m->inflight[SHM_IF_READY], 0);
                 if (!back)
                     shm_throw("outside wait: goroutine slot %u was taken away", shm_gidx(r));
@@ -899,8 +906,9 @@ bool shm_checkdead(struct shm_ctx *c)
 void shm_calibrate(struct shm_ctx *c)
 {
     cpu_set_t set;
-    c->hdr->ncpu = sched_getaffinity(0, sizeof set, &set) == 0 ? (uint32_t)CPU_COUNT(&set)
-                                                               : (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
+    c->hdr->ncpu = sched_getaffinity(0, sizeof set, &set) == 0
+                       ? (uint32_t)CPU_COUNT(&set)
+                       : (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
     c->hdr->wake_cost_ns = 15000;
     c->hdr->spin_ns = c->hdr->ncpu > 1 ? 40000 : 0;
 }
@@ -918,10 +926,10 @@ size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n)
         idle += (kind == SHM_M_WORKER || kind == SHM_M_M0) && state == SHM_M_IDLE;
     }
     size_t at = 0;
-#define PUT(...)                                                                                   \
-    do {                                                                                           \
-        int put = snprintf(buf + at, at < n ? n - at : 0, __VA_ARGS__);                            \
-        at = at + (size_t)put < n ? at + (size_t)put : n ? n - 1 : 0;                              \
+#define PUT(...)                                                        \
+    do {                                                                \
+        int put = snprintf(buf + at, at < n ? n - at : 0, __VA_ARGS__); \
+        at = at + (size_t)put < n ? at + (size_t)put : n ? n - 1 : 0;   \
     } while (0)
     PUT("SCHED %llums: gomaxprocs=%u idleprocs=%u threads=%u spinningthreads=%u idlethreads=%u "
         "runqueue=%llu [",

@@ -46,7 +46,10 @@ static_assert(offsetof(struct shm_p, runqtail) / SHM_CACHELINE !=
               "owner and thieves write different lines");
 static_assert(sizeof(struct shm_chan) % 8 == 0 && sizeof(struct shm_join) % 8 == 0, "words");
 
-static uint64_t page_up(uint64_t n) { return (n + PAGE - 1) & ~(PAGE - 1); }
+static uint64_t page_up(uint64_t n)
+{
+    return (n + PAGE - 1) & ~(PAGE - 1);
+}
 
 uint64_t shm_now_ns(void)
 {
@@ -254,14 +257,14 @@ int shm_seg_create(struct shm_ctx *c, int fd, const struct shm_opts *o)
 /* Whether a header read from the object, not yet mapped, describes an object of `size` bytes. */
 static bool header_ok(const struct shm_hdr *h, const struct stat *st)
 {
-    if (h->magic != SHM_MAGIC || h->version != SHM_LAYOUT_VERSION ||
-        h->header_bytes != sizeof *h || h->size != (uint64_t)st->st_size)
+    if (h->magic != SHM_MAGIC || h->version != SHM_LAYOUT_VERSION || h->header_bytes != sizeof *h ||
+        h->size != (uint64_t)st->st_size)
         return false;
     if (h->uid != geteuid() || st->st_uid != geteuid())
         return false;
     uint32_t max_m = load_rlx(&h->max_m);
-    if (h->nprocs >= SHM_MAX_P || h->max_p != h->nprocs + 1 || h->max_g < 2 ||
-        max_m > SHM_MAX_M || h->m0_slot >= SHM_MAX_M || h->heap_bytes % PAGE || h->heap_bytes >> 48)
+    if (h->nprocs >= SHM_MAX_P || h->max_p != h->nprocs + 1 || h->max_g < 2 || max_m > SHM_MAX_M ||
+        h->m0_slot >= SHM_MAX_M || h->heap_bytes % PAGE || h->heap_bytes >> 48)
         return false;
     struct places l = places_for(h->max_p, h->max_g, h->heap_bytes);
     return h->code_off == l.code && h->reason_off == l.reason && h->ptab_off == l.ptab &&
@@ -312,7 +315,10 @@ void shm_ctx_forked(struct shm_ctx *c)
 /* ---- M slots --------------------------------------------------------------------------------- */
 
 /* kind and pid as the one word that shm_minit and shm_mexit move. */
-static _Atomic uint64_t *slot_word(struct shm_m *m) { return (_Atomic uint64_t *)&m->kind; }
+static _Atomic uint64_t *slot_word(struct shm_m *m)
+{
+    return (_Atomic uint64_t *)&m->kind;
+}
 
 static uint64_t slot_value(uint32_t kind, uint32_t pid)
 {
@@ -326,7 +332,8 @@ static uint64_t slot_value(uint32_t kind, uint32_t pid)
 /* A slot of kind FREE, moved to (kind, pid); NULL: all that have pages are taken. */
 static struct shm_m *take_slot(struct shm_ctx *c, uint32_t kind)
 {
-    uint32_t n = load_acq(&c->hdr->max_m); /* pairs with the CAS in shm_minit: the pages are there */
+    uint32_t n =
+        load_acq(&c->hdr->max_m); /* pairs with the CAS in shm_minit: the pages are there */
     for (uint32_t i = 0; i < n; i++) {
         uint64_t free = slot_value(SHM_M_FREE, 0);
         /* Acquires what shm_mexit, or the reaper of the former owner, left in the slot. */
@@ -377,7 +384,8 @@ static void gfree_flush(struct shm_ctx *c)
         uint32_t idx = m->gfree.idx[m->gfree.n - 1];
         c->gtab[idx].schedlink = h->gfree_head; /* free, so nobody's: needs no undo */
         shm_tx_begin(c);
-        shm_tx_store64(c, &h->gfree_head, SHM_ST_GEN(load_rlx(&c->gtab[idx].status)) * (1ULL << 32) | idx);
+        shm_tx_store64(c, &h->gfree_head,
+                       SHM_ST_GEN(load_rlx(&c->gtab[idx].status)) * (1ULL << 32) | idx);
         shm_tx_store64(c, &h->gfree_n, load_rlx(&h->gfree_n) + 1);
         shm_tx_store32(c, &m->gfree.n, m->gfree.n - 1);
         shm_tx_commit(c);
@@ -420,11 +428,11 @@ void shm_mexit(struct shm_ctx *c)
 #define F(t, f, dtype) {#t, #f, dtype, offsetof(T_##t, f), SIZE(t, f)}
 #define PAD(t, f) {#t, "", "pad", offsetof(T_##t, f), SIZE(t, f)}
 /* What alignment leaves between two fields, and at the end. */
-#define GAP(t, f, next)                                                                            \
-    {#t, "", "pad", offsetof(T_##t, f) + SIZE(t, f),                                               \
+#define GAP(t, f, next)                              \
+    {#t, "", "pad", offsetof(T_##t, f) + SIZE(t, f), \
      offsetof(T_##t, next) - offsetof(T_##t, f) - SIZE(t, f)}
-#define END(t, f)                                                                                  \
-    {#t, "", "pad", offsetof(T_##t, f) + SIZE(t, f),                                               \
+#define END(t, f)                                    \
+    {#t, "", "pad", offsetof(T_##t, f) + SIZE(t, f), \
      sizeof(T_##t) - offsetof(T_##t, f) - SIZE(t, f)}
 
 static const struct shm_field layout[] = {

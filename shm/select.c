@@ -28,7 +28,10 @@ static_assert(SHM_SELECT_MAX + 4 <= SHM_HELD, "an M may hold the locks of all ca
 /* Pass 2: per case linked (1), put (2), the value and its block (3). Pass 3: remove (3). */
 static_assert(6 * SHM_SELECT_MAX + 8 <= SHM_UNDO, "a select is one transaction");
 
-static struct shm_chan *chan_at(const struct shm_ctx *c, shm_off off) { return shm_at(c, off); }
+static struct shm_chan *chan_at(const struct shm_ctx *c, shm_off off)
+{
+    return shm_at(c, off);
+}
 
 /* The distinct channels of a select, ascending. */
 struct locks {
@@ -77,7 +80,7 @@ static struct shm_waitq *queue_of(struct shm_chan *ch, uint32_t dir)
     return SHM_WAITQ(dir == SHM_DIR_SEND ? &ch->sendq_first : &ch->recvq_first);
 }
 
-/* ---- pass 1 ----------------------------------------------------------------------------------- */
+/* ---- pass 1 ---------------------------------------------------------------------------------- */
 
 /* All locks held. An order of looking: each of the n! with the same probability. */
 static void shuffle(struct shm_ctx *c, uint8_t *order, uint32_t n)
@@ -121,7 +124,7 @@ int shm_select_try(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, 
     return e;
 }
 
-/* ---- pass 2 ----------------------------------------------------------------------------------- */
+/* ---- pass 2 ---------------------------------------------------------------------------------- */
 
 static size_t blk_bytes(uint32_t n)
 {
@@ -186,7 +189,7 @@ int shm_select_park(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
     return e;
 }
 
-/* ---- pass 3 ----------------------------------------------------------------------------------- */
+/* ---- pass 3 ---------------------------------------------------------------------------------- */
 
 /* By who owns the G: its claimer, or the M that runs it. */
 void shm_select_unlink(struct shm_ctx *c, shm_off off)

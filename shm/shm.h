@@ -54,9 +54,9 @@
 #define SHM_LAYOUT_VERSION 1
 #define SHM_MAX_M 256 /* M slots: workers, M0, keeper, outside threads */
 #define SHM_MAX_P 128
-#define SHM_MAX_CODE 65536   /* entries of the code table */
-#define SHM_MAX_REASON 256   /* wait reasons that users register */
-#define SHM_REASON_BYTES 64  /* the text of one, with its final zero; at reason_off, in order */
+#define SHM_MAX_CODE 65536  /* entries of the code table */
+#define SHM_MAX_REASON 256  /* wait reasons that users register */
+#define SHM_REASON_BYTES 64 /* the text of one, with its final zero; at reason_off, in order */
 #define SHM_CACHELINE 64
 #define SHM_MUSTUSE __attribute__((warn_unused_result))
 
@@ -65,18 +65,18 @@ typedef uint64_t shm_gref;
 
 enum {
     SHM_OK = 0,
-    SHM_PARKED = 1, /* the G is waiting: touch nothing of it */
-    SHM_ENOMEM = -1,    /* the heap is at heap_bytes */
-    SHM_ENOSPC = -2,    /* /dev/shm has no room for the next chunk */
-    SHM_EGFULL = -3,    /* max_goroutines reached */
-    SHM_EAGAIN = -4,    /* would block */
-    SHM_ECLOSED = -5,   /* channel closed */
-    SHM_EBADSEG = -6,   /* not a segment, damaged, other version or other user's */
-    SHM_ETIME = -7,     /* timed out */
-    SHM_EINTR = -8,     /* m->attn or a signal wants the caller's attention */
-    SHM_EFULL = -9,     /* a fixed table is full (Ms, codes, reasons) */
-    SHM_EDEAD = -10,    /* the program is shutting down */
-    SHM_ESYS = -11,     /* a system call failed: errno */
+    SHM_PARKED = 1,      /* the G is waiting: touch nothing of it */
+    SHM_ENOMEM = -1,     /* the heap is at heap_bytes */
+    SHM_ENOSPC = -2,     /* /dev/shm has no room for the next chunk */
+    SHM_EGFULL = -3,     /* max_goroutines reached */
+    SHM_EAGAIN = -4,     /* would block */
+    SHM_ECLOSED = -5,    /* channel closed */
+    SHM_EBADSEG = -6,    /* not a segment, damaged, other version or other user's */
+    SHM_ETIME = -7,      /* timed out */
+    SHM_EINTR = -8,      /* m->attn or a signal wants the caller's attention */
+    SHM_EFULL = -9,      /* a fixed table is full (Ms, codes, reasons) */
+    SHM_EDEAD = -10,     /* the program is shutting down */
+    SHM_ESYS = -11,      /* a system call failed: errno */
     SHM_EDEADLOCK = -12, /* all goroutines are asleep (to M0's findrunnable only) */
 };
 const char *shm_strerror(int err);
@@ -84,7 +84,7 @@ _Noreturn void shm_throw(const char *fmt, ...) __attribute__((format(printf, 1, 
 /* Called by shm_throw with the finished text instead of writing it to stderr and abort(). */
 extern void (*shm_throw_hook)(const char *text);
 
-/* ---- values -------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 /* A message, result or resume value as opaque bytes: up to 15 in place, else in a heap block that
  * the value owns. Whoever takes the value takes the block. */
@@ -102,11 +102,11 @@ static_assert(sizeof(struct shm_val) == 16, "two words");
 #define SHM_VAL_HEAP 0x80
 #define SHM_VAL_NONE 0xff
 
-/* ---- objects with counted references -------------------------------------------------------- */
+/* ---- objects with counted references --------------------------------------------------------- */
 
 /* First words of every shared object that handles refer to. */
 struct shm_obj {
-    uint32_t kind; /* SHM_OBJ_* */
+    uint32_t kind;         /* SHM_OBJ_* */
     _Atomic uint32_t refs; /* live handles of all Ms + handles written in bytes */
 };
 enum { SHM_OBJ_CHAN = 1, SHM_OBJ_JOIN = 2, SHM_OBJ_TIMER = 3, SHM_OBJ_SEMA = 4, SHM_OBJ_USER = 5 };
@@ -119,13 +119,13 @@ typedef _Atomic uint32_t shm_lockword;
 
 /* ---- sudog: one G waiting on one object ------------------------------------------------------ */
 
-struct shm_sudog {       /* changes under the lock of `obj` only */
-    shm_off next, prev;  /* of other sudogs in the same queue */
-    shm_gref g;          /* who waits */
-    uint32_t epoch;      /* of the wait it stands for (low 32 bits); stale ones never match again */
-    uint8_t linked;      /* which queue: 0 none, 1 recvq / waiters / timer heap, 2 sendq */
-    uint8_t isselect;    /* one of several of its G */
-    uint16_t which;      /* case index */
+struct shm_sudog {      /* changes under the lock of `obj` only */
+    shm_off next, prev; /* of other sudogs in the same queue */
+    shm_gref g;         /* who waits */
+    uint32_t epoch;     /* of the wait it stands for (low 32 bits); stale ones never match again */
+    uint8_t linked;     /* which queue: 0 none, 1 recvq / waiters / timer heap, 2 sendq */
+    uint8_t isselect;   /* one of several of its G */
+    uint16_t which;     /* case index */
 };
 static_assert(sizeof(struct shm_sudog) == 32, "fits in g");
 
@@ -135,23 +135,23 @@ enum shm_status { Gidle = 0, Grunnable = 1, Grunning = 2, Gwaiting = 4, Gdead = 
 /* status word: generation << 32 | owner M slot + 1 << 16 | status. The owner is the M that runs it
  * or that made the last move; the generation is that of the grefs that match. */
 #define SHM_ST(gen, m1, st) ((uint64_t)(gen) << 32 | (uint64_t)(m1) << 16 | (st))
-#define SHM_ST_STATUS(w) ((unsigned)((w)&0xff))
+#define SHM_ST_STATUS(w) ((unsigned)((w) & 0xff))
 #define SHM_ST_M1(w) ((unsigned)((w) >> 16 & 0xffff))
 #define SHM_ST_GEN(w) ((uint32_t)((w) >> 32))
 /* wait word: epoch << 24 | claimer M slot + 1 << 8 | state */
 enum { SHM_W_NONE = 0, SHM_W_ARMED = 1, SHM_W_CLAIMED = 2 };
 #define SHM_W(epoch, m1, st) ((uint64_t)(epoch) << 24 | (uint64_t)(m1) << 8 | (st))
 #define SHM_W_EPOCH(w) ((uint64_t)(w) >> 24)
-#define SHM_W_STATE(w) ((unsigned)((w)&0xff))
+#define SHM_W_STATE(w) ((unsigned)((w) & 0xff))
 
-enum {                       /* g->flags, written by the owner of the G */
-    SHM_GF_OUTSIDE = 1,      /* stands for a thread that is no M: readied by a futex on status */
-    SHM_GF_MAIN = 2,
-    SHM_GF_SYSTEM = 4,       /* not counted, not shown */
-    SHM_GF_STARTED = 8,      /* the continuation is an await chain, not a call */
-    SHM_GF_DURABLE = 16,
-    SHM_GF_GO = 64,          /* started by go: an exception is a panic */
-    SHM_GF_CONTEXT = 128,    /* the continuation ends with its context variables */
+enum {                     /* g->flags, written by the owner of the G */
+       SHM_GF_OUTSIDE = 1, /* stands for a thread that is no M: readied by a futex on status */
+       SHM_GF_MAIN = 2,
+       SHM_GF_SYSTEM = 4,  /* not counted, not shown */
+       SHM_GF_STARTED = 8, /* the continuation is an await chain, not a call */
+       SHM_GF_DURABLE = 16,
+       SHM_GF_GO = 64,       /* started by go: an exception is a panic */
+       SHM_GF_CONTEXT = 128, /* the continuation ends with its context variables */
 };
 enum { SHM_HOME_NONE = 0, SHM_HOME_MAIN, SHM_HOME_PINNED, SHM_HOME_HEAVY, SHM_HOME_LOCKED };
 
@@ -159,25 +159,25 @@ struct shm_g {
     _Atomic uint64_t status; /* moves by casgstatus only */
     _Atomic uint64_t wait;   /* armed by the parker, claimed by the one waker */
     /* Below: written by the owner of the G (the M that runs it, or the claimer until runnable). */
-    uint64_t goid;           /* never reused; main is 1 */
-    shm_off cont_off;        /* continuation, or the call when not yet started; 0: live at home */
+    uint64_t goid;    /* never reused; main is 1 */
+    shm_off cont_off; /* continuation, or the call when not yet started; 0: live at home */
     uint32_t cont_len;
-    uint16_t reason;         /* wait reason, of the wait that `wait` counts */
-    uint8_t flags;           /* SHM_GF_* */
-    uint8_t ok;              /* how the wait ended: 1 value, 0 closed, 2 cancelled, 3 timed out */
-    struct shm_val value;    /* to send while parked in send; what was received when readied */
-    shm_gref schedlink;      /* next in the global queue, in a home queue or in the free list */
-    uint16_t home_m1;        /* M slot + 1 of the M that has it live, 0: light */
-    uint8_t home_why;        /* SHM_HOME_* */
-    uint8_t waitkind;        /* what waitobj is: SHM_OBJ_*, SHM_WAIT_*, 0 none (gopark, mcall) */
-    uint32_t since_ms;       /* when the wait began, ms since hdr->start_ns */
-    shm_off obj;             /* its join object (handle), 0 under go */
-    uint32_t parent;         /* goid of the creator (low 32 bits) */
-    uint8_t op;              /* the binding's: which operation it is parked in */
+    uint16_t reason;      /* wait reason, of the wait that `wait` counts */
+    uint8_t flags;        /* SHM_GF_* */
+    uint8_t ok;           /* how the wait ended: 1 value, 0 closed, 2 cancelled, 3 timed out */
+    struct shm_val value; /* to send while parked in send; what was received when readied */
+    shm_gref schedlink;   /* next in the global queue, in a home queue or in the free list */
+    uint16_t home_m1;     /* M slot + 1 of the M that has it live, 0: light */
+    uint8_t home_why;     /* SHM_HOME_* */
+    uint8_t waitkind;     /* what waitobj is: SHM_OBJ_*, SHM_WAIT_*, 0 none (gopark, mcall) */
+    uint32_t since_ms;    /* when the wait began, ms since hdr->start_ns */
+    shm_off obj;          /* its join object (handle), 0 under go */
+    uint32_t parent;      /* goid of the creator (low 32 bits) */
+    uint8_t op;           /* the binding's: which operation it is parked in */
     uint8_t pad0_;
-    uint16_t ran_m1;         /* M slot + 1 of the M that ran it last, 0: not started */
-    shm_off waitobj;         /* the object whose queue `sudog` is in, so that a canceller finds it */
-    struct shm_sudog sudog;  /* for the waits on one object */
+    uint16_t ran_m1;        /* M slot + 1 of the M that ran it last, 0: not started */
+    shm_off waitobj;        /* the object whose queue `sudog` is in, so that a canceller finds it */
+    struct shm_sudog sudog; /* for the waits on one object */
 };
 static_assert(sizeof(struct shm_g) == 128, "two cache lines; 256 bytes a parked G in all");
 
@@ -189,7 +189,8 @@ enum { Pidle = 0, Prunning = 1, Psyscall = 2, Pdead = 4 };
 struct shm_timer_ent { /* one entry of a timer heap */
     uint64_t when_ns;  /* CLOCK_MONOTONIC */
     uint64_t what;     /* gref of a sleeper, or offset of a struct shm_timer | 1 << 63 */
-    uint64_t epoch;    /* wait epoch of the sleeper, or sequence of the timer: stale ones are skipped */
+    uint64_t
+        epoch; /* wait epoch of the sleeper, or sequence of the timer: stale ones are skipped */
 };
 
 struct shm_p {
@@ -202,7 +203,7 @@ struct shm_p {
     _Atomic uint32_t debt;    /* work was queued for which nobody was woken yet */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t runqhead; /* moved by CAS, by owner and thieves */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t status;   /* Pidle.. | M slot + 1 << 16 */
-    uint32_t nosteal;         /* M0's P (procs >= 1): timers only */
+    uint32_t nosteal;                                  /* M0's P (procs >= 1): timers only */
     uint32_t pad0_;
     /* sysmon's notes, written by the keeper only */
     uint32_t sysmon_tick; /* schedtick as it was at sysmon_when_ns */
@@ -211,8 +212,8 @@ struct shm_p {
     _Alignas(SHM_CACHELINE) shm_lockword timers_lock;
     uint32_t timers_n, timers_cap; /* under timers_lock */
     uint32_t pad2_;
-    shm_off timers_off;            /* array of shm_timer_ent, a 4-ary heap; under timers_lock */
-    _Atomic uint64_t timer0_when;  /* when of the first, UINT64_MAX: none; read without the lock */
+    shm_off timers_off;           /* array of shm_timer_ent, a 4-ary heap; under timers_lock */
+    _Atomic uint64_t timer0_when; /* when of the first, UINT64_MAX: none; read without the lock */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t runq[SHM_RUNQ];
 };
 
@@ -221,18 +222,25 @@ struct shm_p {
 enum { SHM_M_FREE = 0, SHM_M_M0, SHM_M_WORKER, SHM_M_KEEPER, SHM_M_AUX };
 enum { SHM_M_BUSY = 0, SHM_M_SPINNING = 1, SHM_M_IDLE = 2 }; /* m->spinning; essay of sched.c */
 enum { /* m->attn bits, set by anybody, cleared by the M */
-    SHM_ATTN_SHUTDOWN = 1,
-    SHM_ATTN_OFFLOAD = 2, /* an idle M asks for a heavy G */
-    SHM_ATTN_DUMP = 4,    /* print your running goroutine */
-    SHM_ATTN_CHECKDEAD = 8, /* to M0: everybody else is asleep */
-    SHM_ATTN_DEATH = 16,  /* to M0: hdr->death names a dead M */
-    SHM_ATTN_PANIC = 32,  /* to M0: hdr->panic_val is complete */
+       SHM_ATTN_SHUTDOWN = 1,
+       SHM_ATTN_OFFLOAD = 2,   /* an idle M asks for a heavy G */
+       SHM_ATTN_DUMP = 4,      /* print your running goroutine */
+       SHM_ATTN_CHECKDEAD = 8, /* to M0: everybody else is asleep */
+       SHM_ATTN_DEATH = 16,    /* to M0: hdr->death names a dead M */
+       SHM_ATTN_PANIC = 32,    /* to M0: hdr->panic_val is complete */
 };
 #define SHM_UNDO 512
-#define SHM_INFLIGHT 168 /* 129 of an overflow batch, 32 of a wake batch, and the single slots below */
-enum { SHM_IF_READY = 0, SHM_IF_KICKED = 1, SHM_IF_GOT = 2, SHM_IF_NEW = 3, SHM_IF_BATCH = 4,
-       SHM_IF_DRAIN = 135, /* no gref: the offset of an object all of whose waiters are being woken */
-       SHM_IF_WAKE = 136 };
+#define SHM_INFLIGHT \
+    168 /* 129 of an overflow batch, 32 of a wake batch, and the single slots below */
+enum {
+    SHM_IF_READY = 0,
+    SHM_IF_KICKED = 1,
+    SHM_IF_GOT = 2,
+    SHM_IF_NEW = 3,
+    SHM_IF_BATCH = 4,
+    SHM_IF_DRAIN = 135, /* no gref: the offset of an object all of whose waiters are being woken */
+    SHM_IF_WAKE = 136
+};
 #define SHM_NCLASS 28
 #define SHM_MAG 64
 #define SHM_HELD 72 /* all channels of a select, and one on top */
@@ -262,10 +270,11 @@ struct shm_m {
     _Atomic uint64_t tid;
     _Alignas(SHM_CACHELINE) _Atomic uint32_t note; /* futex: 0 clear, 1 set, 2 somebody sleeps */
     _Atomic uint32_t spinning; /* SHM_M_BUSY.. : the M's, but a waker may move it from SHM_M_IDLE */
-    _Alignas(SHM_CACHELINE) _Atomic uint64_t homeq; /* grefs of its own at-home Gs, LIFO by schedlink */
-    _Atomic uint32_t homeq_n; /* in homeq and homeq_fifo */
+    _Alignas(
+        SHM_CACHELINE) _Atomic uint64_t homeq; /* grefs of its own at-home Gs, LIFO by schedlink */
+    _Atomic uint32_t homeq_n;                  /* in homeq and homeq_fifo */
     uint32_t pad0_;
-    shm_gref homeq_fifo;      /* owner only: taken out of homeq, oldest first */
+    shm_gref homeq_fifo; /* owner only: taken out of homeq, oldest first */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t inflight[SHM_INFLIGHT];
     _Atomic uint32_t undo_n;
     _Atomic uint32_t held_n;
@@ -295,20 +304,20 @@ struct shm_m {
 struct shm_hdr {
     uint64_t magic;
     uint32_t version, header_bytes;
-    uint64_t size;        /* reserved bytes, the size of the mapping */
-    uint64_t start_ns;    /* CLOCK_MONOTONIC at creation */
-    uint32_t uid, pid0;   /* owner, M0 */
-    uint32_t nprocs;      /* worker Ps; ptab[nprocs] is M0's */
+    uint64_t size;      /* reserved bytes, the size of the mapping */
+    uint64_t start_ns;  /* CLOCK_MONOTONIC at creation */
+    uint32_t uid, pid0; /* owner, M0 */
+    uint32_t nprocs;    /* worker Ps; ptab[nprocs] is M0's */
     uint32_t max_g;
     _Atomic uint32_t max_m; /* M slots that have pages; shm_minit raises it, up to SHM_MAX_M */
     uint32_t max_p;         /* Ps there are: nprocs + 1, or 1 */
-    uint32_t m0_slot;     /* M slot of M0 */
-    uint32_t migrate;     /* 0 auto, 1 always, 2 never */
+    uint32_t m0_slot;       /* M slot of M0 */
+    uint32_t migrate;       /* 0 auto, 1 always, 2 never */
     uint32_t scrub;
-    uint32_t heavy_bytes;  /* budget of a continuation before its G is heavy */
+    uint32_t heavy_bytes; /* budget of a continuation before its G is heavy */
     shm_off mtab_off, ptab_off, gtab_off, code_off, heap_off, reason_off;
-    uint64_t heap_bytes;  /* ceiling */
-    char name[64];        /* program name, for ps */
+    uint64_t heap_bytes; /* ceiling */
+    char name[64];       /* program name, for ps */
     char argv0[128];
     uint64_t wake_cost_ns; /* measured at start: what a futex wake costs the waker */
     uint64_t spin_ns;      /* how long a dry M spins before it sleeps */
@@ -316,18 +325,19 @@ struct shm_hdr {
     uint32_t pad6_;
 
     _Alignas(SHM_CACHELINE) _Atomic uint32_t shutdown; /* 1: all goroutines end */
-    _Atomic uint32_t death;     /* M slot + 1 of the first unexpected death, with status below */
+    _Atomic uint32_t death;        /* M slot + 1 of the first unexpected death, with status below */
     _Atomic uint32_t death_status; /* wait status */
-    _Atomic uint32_t deadlock_on; /* 1: the last idle worker asks M0 to look for a deadlock */
-    _Atomic uint32_t externs;   /* outside wakers that may come: deadlock is not reported while > 0 */
-    _Atomic uint64_t death_g;   /* goid that ran there */
-    _Atomic uint32_t panic;     /* 0 none, 1 being written, 2 complete: the first goroutine that panicked */
+    _Atomic uint32_t deadlock_on;  /* 1: the last idle worker asks M0 to look for a deadlock */
+    _Atomic uint32_t externs; /* outside wakers that may come: deadlock is not reported while > 0 */
+    _Atomic uint64_t death_g; /* goid that ran there */
+    _Atomic uint32_t
+        panic; /* 0 none, 1 being written, 2 complete: the first goroutine that panicked */
     uint32_t pad5_;
     uint64_t panic_goid;
-    struct shm_val panic_val;   /* its encoded exception; written once, by who moved panic 0 -> 1 */
-    _Atomic uint32_t want_m;    /* spare worker Ms the keeper is asked to start (shm_handoffp) */
+    struct shm_val panic_val; /* its encoded exception; written once, by who moved panic 0 -> 1 */
+    _Atomic uint32_t want_m;  /* spare worker Ms the keeper is asked to start (shm_handoffp) */
     uint32_t pad4_;
-    _Atomic uint64_t goidgen;   /* next goid */
+    _Atomic uint64_t goidgen; /* next goid */
     _Atomic uint64_t chanid;
     _Alignas(SHM_CACHELINE) _Atomic uint64_t idle_m[SHM_MAX_M / 64]; /* bit: asleep or going to */
     _Atomic uint64_t idle_p[SHM_MAX_P / 64];                         /* bit: P has no M */
@@ -336,26 +346,26 @@ struct shm_hdr {
     _Atomic uint32_t keeper_asleep; /* 1: sleeps long, kick it (eventfd) when work begins */
     _Alignas(SHM_CACHELINE) shm_lockword sched_lock; /* global queue */
     uint32_t pad1_;
-    shm_gref runq_head, runq_tail;  /* under sched_lock, by tx */
-    _Atomic uint64_t runq_size;     /* under sched_lock; read without */
-    _Alignas(SHM_CACHELINE) shm_lockword g_lock;     /* central free list of g */
+    shm_gref runq_head, runq_tail;               /* under sched_lock, by tx */
+    _Atomic uint64_t runq_size;                  /* under sched_lock; read without */
+    _Alignas(SHM_CACHELINE) shm_lockword g_lock; /* central free list of g */
     uint32_t pad2_;
     shm_gref gfree_head;
     _Atomic uint64_t gfree_n;
-    _Atomic uint64_t g_next;        /* first never-used index */
-    _Atomic uint64_t g_committed;   /* indices below have pages */
-    _Alignas(SHM_CACHELINE) shm_lockword heap_lock;  /* page runs */
+    _Atomic uint64_t g_next;                        /* first never-used index */
+    _Atomic uint64_t g_committed;                   /* indices below have pages */
+    _Alignas(SHM_CACHELINE) shm_lockword heap_lock; /* page runs */
     uint32_t pad3_;
-    uint64_t heap_top;              /* first never-used byte, under heap_lock */
+    uint64_t heap_top; /* first never-used byte, under heap_lock */
     _Atomic uint64_t heap_committed;
-    shm_off run_free;               /* free page runs, address order, under heap_lock */
+    shm_off run_free; /* free page runs, address order, under heap_lock */
     _Atomic uint64_t large_bytes;
     shm_lockword depot_lock[SHM_NCLASS];
-    shm_off depot[SHM_NCLASS];      /* full magazines, linked through their first block */
+    shm_off depot[SHM_NCLASS]; /* full magazines, linked through their first block */
     _Alignas(SHM_CACHELINE) shm_lockword code_lock;
     _Atomic uint32_t code_n;
     shm_lockword reason_lock;
-    _Atomic uint32_t reason_n;      /* registered by users */
+    _Atomic uint32_t reason_n; /* registered by users */
 };
 
 /* ---- ctx ------------------------------------------------------------------------------------- */
@@ -379,14 +389,26 @@ struct shm_ctx {
     uint64_t mapped;
 };
 
-static inline void *shm_at(const struct shm_ctx *c, shm_off off) { return c->base + off; }
+static inline void *shm_at(const struct shm_ctx *c, shm_off off)
+{
+    return c->base + off;
+}
 static inline shm_off shm_offof(const struct shm_ctx *c, const void *p)
 {
     return (shm_off)((const uint8_t *)p - c->base);
 }
-static inline uint32_t shm_gidx(shm_gref r) { return (uint32_t)r; }
-static inline uint32_t shm_ggen(shm_gref r) { return (uint32_t)(r >> 32); }
-static inline struct shm_g *shm_g(const struct shm_ctx *c, shm_gref r) { return &c->gtab[shm_gidx(r)]; }
+static inline uint32_t shm_gidx(shm_gref r)
+{
+    return (uint32_t)r;
+}
+static inline uint32_t shm_ggen(shm_gref r)
+{
+    return (uint32_t)(r >> 32);
+}
+static inline struct shm_g *shm_g(const struct shm_ctx *c, shm_gref r)
+{
+    return &c->gtab[shm_gidx(r)];
+}
 uint64_t shm_now_ns(void);
 
 /* ---- segment.c ------------------------------------------------------------------------------- */
@@ -449,8 +471,9 @@ void shm_tx_rollback(struct shm_ctx *c, struct shm_m *dead); /* by its reaper, o
 /* A block's 8-byte header stands before it: class, state (free, allocated, published), owner M and
  * 32 bits for its user. */
 struct shm_blk {
-    uint8_t cls;   /* size class; SHM_NCLASS: a page run */
-    uint8_t state; /* 0 free, 1 allocated by owner, 2 published: something in the segment names it */
+    uint8_t cls; /* size class; SHM_NCLASS: a page run */
+    uint8_t
+        state; /* 0 free, 1 allocated by owner, 2 published: something in the segment names it */
     uint16_t owner_m1;
     uint32_t user; /* of continuations and values: how many handle words end the block, and */
 };
@@ -500,7 +523,7 @@ bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const s
 
 #define SHM_HANDLE(kind, off) ((uint64_t)(kind) << 56 | (off))
 #define SHM_HANDLE_KIND(h) ((unsigned)((h) >> 56))
-#define SHM_HANDLE_OFF(h) ((h)&0xffffffffffffffULL)
+#define SHM_HANDLE_OFF(h) ((h) & 0xffffffffffffffULL)
 void shm_obj_ref(struct shm_ctx *c, shm_off obj);
 void shm_obj_unref(struct shm_ctx *c, shm_off obj); /* the last one frees the object, by kind */
 /* This M's Python holds a handle on obj (takes over one reference); the slot gives it back. */
@@ -519,32 +542,32 @@ bool shm_casgstatus(struct shm_ctx *c, shm_gref g, unsigned old, unsigned to);
 unsigned shm_readgstatus(const struct shm_ctx *c, shm_gref g); /* Gdead if the gref is stale */
 /* Runnable -> running, or false: a stale or duplicate queue entry (INV status-truth). */
 bool shm_gclaim_runnable(struct shm_ctx *c, shm_gref g);
-uint64_t shm_wait_next(const struct shm_g *g);                /* epoch of the wait being prepared */
-void shm_wait_arm(struct shm_ctx *c, shm_gref g, uint64_t epoch); /* the last act of a park */
+uint64_t shm_wait_next(const struct shm_g *g); /* epoch of the wait being prepared */
+void shm_wait_arm(struct shm_ctx *c, shm_gref g, uint64_t epoch);   /* the last act of a park */
 bool shm_wait_claim(struct shm_ctx *c, shm_gref g, uint64_t epoch); /* low 32 bits compared */
-#define SHM_WAIT_REASONS(X)                                                                        \
-    X(NONE, "")                                                                                    \
-    X(CHAN_RECV_NIL, "chan receive (nil chan)")                                                    \
-    X(CHAN_SEND_NIL, "chan send (nil chan)")                                                       \
-    X(SELECT, "select")                                                                            \
-    X(SELECT_NO_CASES, "select (no cases)")                                                        \
-    X(CHAN_RECV, "chan receive")                                                                   \
-    X(CHAN_SEND, "chan send")                                                                      \
-    X(SLEEP, "sleep")                                                                              \
-    X(JOIN, "join")                                                                                \
-    X(MUTEX_LOCK, "sync.Mutex.Lock")                                                               \
-    X(RWMUTEX_RLOCK, "sync.RWMutex.RLock")                                                         \
-    X(RWMUTEX_LOCK, "sync.RWMutex.Lock")                                                           \
-    X(WAITGROUP_WAIT, "sync.WaitGroup.Wait")                                                       \
-    X(COND_WAIT, "sync.Cond.Wait")                                                                 \
-    X(SEMAPHORE_ACQUIRE, "sync.Semaphore.Acquire")                                                 \
-    X(PREEMPTED, "preempted")                                                                      \
+#define SHM_WAIT_REASONS(X)                        \
+    X(NONE, "")                                    \
+    X(CHAN_RECV_NIL, "chan receive (nil chan)")    \
+    X(CHAN_SEND_NIL, "chan send (nil chan)")       \
+    X(SELECT, "select")                            \
+    X(SELECT_NO_CASES, "select (no cases)")        \
+    X(CHAN_RECV, "chan receive")                   \
+    X(CHAN_SEND, "chan send")                      \
+    X(SLEEP, "sleep")                              \
+    X(JOIN, "join")                                \
+    X(MUTEX_LOCK, "sync.Mutex.Lock")               \
+    X(RWMUTEX_RLOCK, "sync.RWMutex.RLock")         \
+    X(RWMUTEX_LOCK, "sync.RWMutex.Lock")           \
+    X(WAITGROUP_WAIT, "sync.WaitGroup.Wait")       \
+    X(COND_WAIT, "sync.Cond.Wait")                 \
+    X(SEMAPHORE_ACQUIRE, "sync.Semaphore.Acquire") \
+    X(PREEMPTED, "preempted")                      \
     X(WORKER_LOST, "worker lost")
 enum shm_reason {
 #define X(name, text) SHM_WR_##name,
     SHM_WAIT_REASONS(X)
 #undef X
-    SHM_WR_USER
+        SHM_WR_USER
 };
 const char *shm_reason_text(const struct shm_ctx *c, unsigned reason);
 /* The number of a user's reason: the same text is the same number in every M. */
@@ -559,8 +582,8 @@ uint32_t shm_runqsize(struct shm_p *p);
 shm_gref shm_runqsteal(struct shm_ctx *c, struct shm_p *p, struct shm_p *victim, bool stealnext);
 void shm_globrunqput(struct shm_ctx *c, shm_gref g);
 shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max); /* rest to p's ring */
-void shm_homeqput(struct shm_ctx *c, struct shm_m *home, shm_gref g); /* any M */
-shm_gref shm_homeqget(struct shm_ctx *c);                             /* own M only, FIFO */
+void shm_homeqput(struct shm_ctx *c, struct shm_m *home, shm_gref g);       /* any M */
+shm_gref shm_homeqget(struct shm_ctx *c);                                   /* own M only, FIFO */
 
 /* ---- sched.c: THEN HERE ---------------------------------------------------------------------- */
 
@@ -660,7 +683,8 @@ SHM_MUSTUSE int shm_chan_tryrecv(struct shm_ctx *c, shm_off ch, struct shm_val *
 /* As above, but a G that must wait is parked (SHM_PARKED): linked, waiting, armed, in that order.
  * Send: on SHM_PARKED the value stands in g->value; woken with g->ok 1 sent, 0 closed. Recv: woken
  * with g->ok 1 and g->value, or 0 closed. */
-SHM_MUSTUSE int shm_chan_send_park(struct shm_ctx *c, shm_off ch, const struct shm_val *v, shm_gref g);
+SHM_MUSTUSE int shm_chan_send_park(struct shm_ctx *c, shm_off ch, const struct shm_val *v,
+                                   shm_gref g);
 SHM_MUSTUSE int shm_chan_recv_park(struct shm_ctx *c, shm_off ch, struct shm_val *v, shm_gref g);
 SHM_MUSTUSE int shm_chan_close(struct shm_ctx *c, shm_off ch); /* SHM_ECLOSED: closed already */
 
@@ -690,11 +714,18 @@ int shm_select_done(struct shm_ctx *c, shm_gref g);
 /* ---- join.c ---------------------------------------------------------------------------------- */
 
 /* What a handle refers to: how a goroutine ended, and who waits for it. Outlives the g slot. */
-enum { SHM_J_PENDING = 0, SHM_J_VALUE = 1, SHM_J_ERROR = 2, SHM_J_CANCELLED = 3, SHM_J_KILLED = 4, SHM_J_DIED = 5 };
+enum {
+    SHM_J_PENDING = 0,
+    SHM_J_VALUE = 1,
+    SHM_J_ERROR = 2,
+    SHM_J_CANCELLED = 3,
+    SHM_J_KILLED = 4,
+    SHM_J_DIED = 5
+};
 struct shm_join {
     struct shm_obj obj;
     shm_lockword lock;
-    _Atomic uint32_t state; /* SHM_J_*; set last, under lock: value is complete when not pending */
+    _Atomic uint32_t state;  /* SHM_J_*; set last, under lock: value is complete when not pending */
     _Atomic uint32_t cancel; /* 1: Cancelled is due at g's next park; taken by CAS */
     uint32_t pad0_;
     shm_gref g;
@@ -702,7 +733,8 @@ struct shm_join {
     shm_off waiters_first, waiters_last;
     struct shm_val value; /* result or encoded exception; stays until the last handle goes */
 };
-SHM_MUSTUSE int shm_join_new(struct shm_ctx *c, shm_off *j); /* refs 1 for the g, 1 for the caller */
+SHM_MUSTUSE int shm_join_new(struct shm_ctx *c,
+                             shm_off *j); /* refs 1 for the g, 1 for the caller */
 void shm_join_free(struct shm_ctx *c, shm_off j);
 void shm_join_finish(struct shm_ctx *c, shm_off j, unsigned state, struct shm_val *v); /* v moved */
 /* SHM_OK: ended already; SHM_PARKED. */

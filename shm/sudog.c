@@ -51,7 +51,7 @@ static_assert(offsetof(struct shm_chan, recvq_last) == offsetof(struct shm_chan,
                       offsetof(struct shm_join, waiters_first) + 8,
               "a struct shm_waitq each");
 
-/* ---- logged stores of parts of words ---------------------------------------------------------- */
+/* ---- logged stores of parts of words --------------------------------------------------------- */
 
 static void tx_byte(struct shm_ctx *c, void *word, unsigned i, uint8_t value)
 {
@@ -79,7 +79,7 @@ void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v)
     shm_tx_store64(c, (uint8_t *)to + 8, w[1]);
 }
 
-/* ---- the queue -------------------------------------------------------------------------------- */
+/* ---- the queue ------------------------------------------------------------------------------- */
 
 /* s is filled and not yet reachable. */
 void shm_sudog_put(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s)
@@ -107,7 +107,7 @@ void shm_sudog_remove(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *
     shm_tx_linked(c, s, 0);
 }
 
-/* ---- claim and win ---------------------------------------------------------------------------- */
+/* ---- claim and win --------------------------------------------------------------------------- */
 
 /* True: r's wait number epoch ends by this M, which names r in that slot. */
 bool shm_claim_named(struct shm_ctx *c, shm_gref r, uint64_t epoch, unsigned slot)
@@ -161,7 +161,7 @@ struct shm_val *shm_sudog_value(struct shm_ctx *c, struct shm_sudog *s)
     return s->isselect ? &((struct shm_selcase *)(void *)s)->v : &shm_g(c, s->g)->value;
 }
 
-/* ---- park ------------------------------------------------------------------------------------- */
+/* ---- park ------------------------------------------------------------------------------------ */
 
 /* Steps 2 and 3 of the park. */
 void shm_park_commit(struct shm_ctx *c, shm_gref r, unsigned reason, uint64_t epoch)
@@ -200,7 +200,7 @@ void shm_sudog_park(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj, st
     shm_park_commit(c, r, reason, epoch);
 }
 
-/* ---- unlink and drain ------------------------------------------------------------------------- */
+/* ---- unlink and drain ------------------------------------------------------------------------ */
 
 static void unlink_from(struct shm_ctx *c, shm_lockword *lock, struct shm_waitq *recvq,
                         struct shm_waitq *sendq, struct shm_sudog *s)

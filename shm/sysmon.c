@@ -46,7 +46,7 @@ struct round {
 static void look_at(struct shm_ctx *c, struct shm_p *p, struct shm_m *m, uint64_t now,
                     struct round *r)
 {
-    uint32_t tick = load_rlx(&p->schedtick);               /* a hint: its M counts on */
+    uint32_t tick = load_rlx(&p->schedtick);             /* a hint: its M counts on */
     uint32_t exec = (uint32_t)load_rlx(&m->st.executed); /* as above */
     bool stands = exec == p->sysmon_exec && load_rlx(&m->curg) != 0;
     if (tick != p->sysmon_tick || load_rlx(&m->curg) == 0) {

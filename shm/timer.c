@@ -27,7 +27,7 @@
 static_assert(4 * LEVELS + 16 <= SHM_UNDO, "one path through a heap is one transaction");
 static_assert(sizeof(struct shm_timer_ent) == 24, "three words");
 
-/* ---- the heap, timers_lock held --------------------------------------------------------------- */
+/* ---- the heap, timers_lock held -------------------------------------------------------------- */
 
 static struct shm_timer_ent *ents(const struct shm_ctx *c, const struct shm_p *p)
 {
@@ -76,7 +76,7 @@ static void sift_down(struct shm_ctx *c, struct shm_timer_ent *a, uint32_t n, ui
 static void set_first(struct shm_ctx *c, struct shm_p *p)
 {
     uint64_t first = p->timers_n ? ents(c, p)->when_ns : UINT64_MAX;
-    if (load_rlx(&p->timer0_when) != first)     /* under the lock */
+    if (load_rlx(&p->timer0_when) != first)        /* under the lock */
         shm_tx_store64(c, &p->timer0_when, first); /* released; pairs with who looks in passing */
 }
 
@@ -135,7 +135,7 @@ static int lock_with_room(struct shm_ctx *c, struct shm_p *p)
     }
 }
 
-/* ---- sleep ------------------------------------------------------------------------------------ */
+/* ---- sleep ----------------------------------------------------------------------------------- */
 
 int shm_sleep_park(struct shm_ctx *c, shm_gref r, uint64_t when_ns)
 {
@@ -192,7 +192,7 @@ void shm_sleep_unlink(struct shm_ctx *c, shm_gref r)
     shm_unlock(c, &p->timers_lock);
 }
 
-/* ---- what is due ------------------------------------------------------------------------------ */
+/* ---- what is due ----------------------------------------------------------------------------- */
 
 /* Lock held. Claims due sleepers into the wake batch; returns how many of its slots are in use. */
 static unsigned claim_due(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns)
@@ -236,7 +236,8 @@ uint64_t shm_timer_next(struct shm_ctx *c)
 {
     uint64_t next = UINT64_MAX;
     for (uint32_t i = 0; i < c->hdr->max_p; i++) {
-        uint64_t when = load_seq(&c->ptab[i].timer0_when); /* an idler's look; pairs with set_first() */
+        uint64_t when =
+            load_seq(&c->ptab[i].timer0_when); /* an idler's look; pairs with set_first() */
         if (when < next)
             next = when;
     }

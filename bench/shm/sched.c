@@ -168,7 +168,8 @@ static void two_ms(void)
 {
     struct shm_ctx c;
     open_segment(&c, 2);
-    struct pair *b = mmap(NULL, sizeof *b, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct pair *b =
+        mmap(NULL, sizeof *b, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     must(b != MAP_FAILED, "mmap");
     for (int i = 0; i < 2; i++)
         if (fork() == 0) {

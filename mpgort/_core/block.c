@@ -59,7 +59,8 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
     struct shm_ctx *c = s->c;
     struct core_home *home = s->curhome;
     PyObject *ctx = Py_XNewRef(s->ctx);
-    uint64_t outer = s->deadline_ns, epoch = SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait)); /* own wait */
+    uint64_t outer = s->deadline_ns,
+             epoch = SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait)); /* own wait */
     struct core_nest here = {gr, false, s->nest};
     int r = 0;
     s->nest = &here;
@@ -135,8 +136,8 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
         /* The futex is the status word's low half: status and owner change in it, never the
          * generation, so a wake-up cannot be missed between the load and the wait. */
         if (slice > 0) {
-            Py_BEGIN_ALLOW_THREADS
-            shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)st, slice);
+            Py_BEGIN_ALLOW_THREADS shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)st,
+                                                  slice);
             Py_END_ALLOW_THREADS
         }
         if (shm_gclaim_runnable(c, gr))
@@ -167,7 +168,8 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
 PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
 {
     struct shm_ctx *c = core_ctx(prog);
-    struct core_proc *s = core_proc_cur != NULL && core_proc_cur->prog == prog ? core_proc_cur : NULL;
+    struct core_proc *s =
+        core_proc_cur != NULL && core_proc_cur->prog == prog ? core_proc_cur : NULL;
     if (c == NULL)
         return NULL;
     shm_gref gr = s ? s->curg : 0;
@@ -186,7 +188,8 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         return NULL;
     }
     if (!own) {
-        bool ok = shm_casgstatus(c, gr, Gidle, Grunnable) && shm_casgstatus(c, gr, Grunnable, Grunning);
+        bool ok =
+            shm_casgstatus(c, gr, Gidle, Grunnable) && shm_casgstatus(c, gr, Grunnable, Grunning);
         (void)ok;
     }
     struct shm_g *g = shm_g(c, gr);
@@ -205,8 +208,16 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         shm_handoffp(c);
     r = core_park_ops[pk->kind].park(c, pk, gr);
     int w = 0;
+    bool idle = own && !nested && !prog->is_m0 && r == SHM_PARKED;
+    if (idle) /* for shm_checkdead(); no waker looks here, idle_m does not name this M */
+        store_seq(&c->m->spinning, SHM_M_IDLE);
     if (r == SHM_PARKED)
         w = nested ? block_nested(s, gr, timeout_ns) : block_futex(prog, gr, timeout_ns);
+    if (idle) {
+        add_seq(&c->hdr->idle_seq,
+                1); /* before anything else, as who leaves idle: shm_checkdead() */
+        store_seq(&c->m->spinning, SHM_M_BUSY);
+    }
     PyObject *v = NULL;
     if ((r == SHM_PARKED && w == 0) || r == SHM_OK)
         v = core_park_ops[pk->kind].resume(prog, c, g);
@@ -233,4 +244,3 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     }
     return v;
 }
-

@@ -83,8 +83,8 @@ static int add_frame(struct walk *W, uint32_t id, uint64_t point, Py_ssize_t *n_
         *n_slots = PyLong_AsSsize_t(PyTuple_GET_ITEM(slots, (Py_ssize_t)point));
         r = 0;
         if (W->on_chain) {
-            PyObject *f = Py_BuildValue("(OOO)", qualname, file,
-                                        PyTuple_GET_ITEM(lines, (Py_ssize_t)point));
+            PyObject *f =
+                Py_BuildValue("(OOO)", qualname, file, PyTuple_GET_ITEM(lines, (Py_ssize_t)point));
             r = f != NULL ? PyList_Append(W->frames, f) : -1;
             Py_XDECREF(f);
         }

@@ -17,8 +17,7 @@ enum { DIR_BOTH = 0, DIR_SEND = 1, DIR_RECV = 2 };
 enum { HANDLE_CHAN = 1 }; /* kind in bytes: 1 + direction */
 
 typedef struct {
-    PyObject_HEAD
-    CoreProg *prog; /* NULL: nilchan */
+    PyObject_HEAD CoreProg *prog; /* NULL: nilchan */
     shm_off off;
     uint32_t slot, holder_m1; /* shm_handle_hold: which slot of whose; both only under the GIL */
     uint8_t dir;
@@ -30,9 +29,15 @@ static PyTypeObject chan_types[3];
 #define Chan_Type chan_types[DIR_BOTH]
 static Chan *nilchan;
 
-static uint64_t chan_key(shm_off off, uint8_t dir) { return off | (uint64_t)dir << 60; }
+static uint64_t chan_key(shm_off off, uint8_t dir)
+{
+    return off | (uint64_t)dir << 60;
+}
 
-static struct shm_chan *hchan(Chan *ch) { return shm_at(&ch->prog->loop, ch->off); }
+static struct shm_chan *hchan(Chan *ch)
+{
+    return shm_at(&ch->prog->loop, ch->off);
+}
 
 /* A handle on off; takes over one reference. */
 static PyObject *chan_wrap(CoreProg *prog, shm_off off, uint8_t dir)
@@ -232,7 +237,10 @@ static int forever_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     return SHM_PARKED;
 }
 
-static PyObject *none_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g) { Py_RETURN_NONE; }
+static PyObject *none_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
+{
+    Py_RETURN_NONE;
+}
 
 PyObject *core_park_forever(unsigned reason)
 {
@@ -275,9 +283,18 @@ static PyObject *recv_any(Chan *ch, int op)
         return core_park_forever(SHM_WR_CHAN_RECV_NIL);
     return core_park_for(op, (PyObject *)ch);
 }
-static PyObject *chan_recv(Chan *ch, PyObject *_) { return recv_any(ch, PK_RECV); }
-static PyObject *chan_recv_ok(Chan *ch, PyObject *_) { return recv_any(ch, PK_RECV_OK); }
-static PyObject *chan_anext(PyObject *ch) { return recv_any((Chan *)ch, PK_ANEXT); }
+static PyObject *chan_recv(Chan *ch, PyObject *_)
+{
+    return recv_any(ch, PK_RECV);
+}
+static PyObject *chan_recv_ok(Chan *ch, PyObject *_)
+{
+    return recv_any(ch, PK_RECV_OK);
+}
+static PyObject *chan_anext(PyObject *ch)
+{
+    return recv_any((Chan *)ch, PK_ANEXT);
+}
 
 static PyObject *chan_aiter(PyObject *ch)
 {
@@ -389,8 +406,14 @@ static PyObject *view(Chan *ch, uint8_t dir)
     shm_obj_ref(c, ch->off);
     return chan_wrap(ch->prog, ch->off, dir);
 }
-static PyObject *chan_send_only(Chan *ch, PyObject *_) { return view(ch, DIR_SEND); }
-static PyObject *chan_recv_only(Chan *ch, PyObject *_) { return view(ch, DIR_RECV); }
+static PyObject *chan_send_only(Chan *ch, PyObject *_)
+{
+    return view(ch, DIR_SEND);
+}
+static PyObject *chan_recv_only(Chan *ch, PyObject *_)
+{
+    return view(ch, DIR_RECV);
+}
 
 static Py_ssize_t chan_len(PyObject *self)
 {
@@ -419,8 +442,8 @@ static PyObject *chan_repr(Chan *ch)
     if (!ch->prog->attached)
         return PyUnicode_FromFormat("<mpgort.Chan of an ended runtime%s>", dir);
     struct shm_chan *h = hchan(ch);
-    return PyUnicode_FromFormat("<mpgort.Chan %llu%s len=%u cap=%u%s>", (unsigned long long)h->id, dir,
-                                load_acq(&h->qcount), h->cap, /* a glance, as len() */
+    return PyUnicode_FromFormat("<mpgort.Chan %llu%s len=%u cap=%u%s>", (unsigned long long)h->id,
+                                dir, load_acq(&h->qcount), h->cap, /* a glance, as len() */
                                 load_acq(&h->closed) ? " closed" : "");
 }
 
@@ -448,7 +471,10 @@ static PyObject *chan_reduce(Chan *ch, PyObject *_)
     return NULL;
 }
 
-static int chan_bool(PyObject *ch) { return 1; } /* though len() may be 0 */
+static int chan_bool(PyObject *ch)
+{
+    return 1;
+} /* though len() may be 0 */
 
 /* ---- crossing -------------------------------------------------------------------------------- */
 
@@ -534,14 +560,18 @@ static PyObject *mod_chan_in(PyObject *mod, PyObject *args)
 }
 
 static PyMethodDef chan_methods[] = {
-    {"send", (PyCFunction)chan_send, METH_O, "send(v)\n--\n\nAwaitable: sends v by value.\n\n"
+    {"send", (PyCFunction)chan_send, METH_O,
+     "send(v)\n--\n\nAwaitable: sends v by value.\n\n"
      "Waits while the buffer is full (unbuffered: until a receiver takes it). Raises ChanError\n"
      "\"send on closed channel\"; SerializationError if v cannot cross. Source: Go chansend."},
-    {"recv", (PyCFunction)chan_recv, METH_NOARGS, "recv()\n--\n\nAwaitable: the next value, or None "
+    {"recv", (PyCFunction)chan_recv, METH_NOARGS,
+     "recv()\n--\n\nAwaitable: the next value, or None "
      "once the channel is closed and drained.\n\nSource: Go chanrecv."},
-    {"recv_ok", (PyCFunction)chan_recv_ok, METH_NOARGS, "recv_ok()\n--\n\nAwaitable: (value, True), or "
+    {"recv_ok", (PyCFunction)chan_recv_ok, METH_NOARGS,
+     "recv_ok()\n--\n\nAwaitable: (value, True), or "
      "(None, False) once the channel is closed and drained."},
-    {"close", (PyCFunction)chan_close, METH_NOARGS, "close()\n--\n\nCloses the channel: receivers drain "
+    {"close", (PyCFunction)chan_close, METH_NOARGS,
+     "close()\n--\n\nCloses the channel: receivers drain "
      "the buffer, then get None; senders raise ChanError.\n\nRaises ChanError \"close of closed "
      "channel\". Source: Go closechan."},
     {"put", (PyCFunction)(void (*)(void))chan_put, METH_VARARGS | METH_KEYWORDS,
@@ -550,9 +580,11 @@ static PyMethodDef chan_methods[] = {
     {"get", (PyCFunction)(void (*)(void))chan_get, METH_VARARGS | METH_KEYWORDS,
      "get(timeout=None)\n--\n\nReceives in a plain thread or function, which blocks.\n\nRaises "
      "TimeoutError after `timeout` seconds, Closed once the channel is closed and drained."},
-    {"send_only", (PyCFunction)chan_send_only, METH_NOARGS, "send_only()\n--\n\nThe same channel, for "
+    {"send_only", (PyCFunction)chan_send_only, METH_NOARGS,
+     "send_only()\n--\n\nThe same channel, for "
      "sending only: TypeError on receive."},
-    {"recv_only", (PyCFunction)chan_recv_only, METH_NOARGS, "recv_only()\n--\n\nThe same channel, for "
+    {"recv_only", (PyCFunction)chan_recv_only, METH_NOARGS,
+     "recv_only()\n--\n\nThe same channel, for "
      "receiving only: TypeError on send and close."},
     {"__reduce__", (PyCFunction)chan_reduce, METH_NOARGS, NULL},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
@@ -565,17 +597,24 @@ static PyGetSetDef chan_getset[] = {
 static PyAsyncMethods chan_async = {.am_aiter = chan_aiter, .am_anext = chan_anext};
 static PySequenceMethods chan_sequence = {.sq_length = chan_len};
 static PyNumberMethods chan_number = {.nb_bool = chan_bool};
-#define CHAN_TYPE(name, doc, base)                                                                 \
-    {                                                                                              \
-        PyVarObject_HEAD_INIT(NULL, 0).tp_name = name, .tp_doc = doc, .tp_base = base,             \
-        .tp_basicsize = sizeof(Chan), .tp_dealloc = (destructor)chan_dealloc,                      \
-        .tp_repr = (reprfunc)chan_repr, .tp_as_async = &chan_async,                                \
-        .tp_as_sequence = &chan_sequence, .tp_as_number = &chan_number,                            \
-        .tp_hash = (hashfunc)chan_hash, .tp_richcompare = chan_richcompare,                        \
-        .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION |                       \
-                    Py_TPFLAGS_IMMUTABLETYPE,                                                      \
-        .tp_weaklistoffset = offsetof(Chan, weakrefs), .tp_methods = chan_methods,                 \
-        .tp_getset = chan_getset,                                                                  \
+#define CHAN_TYPE(name, doc, base)                                                             \
+    {                                                                                          \
+        PyVarObject_HEAD_INIT(NULL, 0).tp_name = name,                                         \
+        .tp_doc = doc,                                                                         \
+        .tp_base = base,                                                                       \
+        .tp_basicsize = sizeof(Chan),                                                          \
+        .tp_dealloc = (destructor)chan_dealloc,                                                \
+        .tp_repr = (reprfunc)chan_repr,                                                        \
+        .tp_as_async = &chan_async,                                                            \
+        .tp_as_sequence = &chan_sequence,                                                      \
+        .tp_as_number = &chan_number,                                                          \
+        .tp_hash = (hashfunc)chan_hash,                                                        \
+        .tp_richcompare = chan_richcompare,                                                    \
+        .tp_flags =                                                                            \
+            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, \
+        .tp_weaklistoffset = offsetof(Chan, weakrefs),                                         \
+        .tp_methods = chan_methods,                                                            \
+        .tp_getset = chan_getset,                                                              \
     }
 static PyTypeObject chan_types[3] = {
     CHAN_TYPE("mpgort.Chan",
@@ -620,8 +659,8 @@ int core_chan_init(PyObject *mod)
     core_park_tries[PK_SEND] = send_try;
     core_park_tries[PK_RECV] = core_park_tries[PK_RECV_OK] = core_park_tries[PK_ANEXT] = recv_try;
     for (uint8_t dir = DIR_BOTH; dir <= DIR_RECV; dir++) {
-        struct core_handle_type t = {&chan_types[dir], (uint8_t)(HANDLE_CHAN + dir), chan_word, chan_make,
-                                     chan_drop};
+        struct core_handle_type t = {&chan_types[dir], (uint8_t)(HANDLE_CHAN + dir), chan_word,
+                                     chan_make, chan_drop};
         if (core_handle_register(&t) < 0)
             return -1;
     }

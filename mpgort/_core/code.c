@@ -22,7 +22,7 @@
 uint32_t codes_epoch = 1;
 Py_ssize_t code_extra_at;
 
-/* ---- the process-local table: what core_codes is before a segment is attached ------------------ */
+/* ---- the process-local table: what core_codes is before a segment is attached ---------------- */
 
 static struct local_entry {
     uint8_t hash[16];
@@ -81,7 +81,7 @@ static const void *local_payload(uint32_t id, size_t *n, uint8_t hash[16])
 
 struct core_codes core_codes = {local_intern, local_payload};
 
-/* ---- number -> what it stands for -------------------------------------------------------------- */
+/* ---- number -> what it stands for ------------------------------------------------------------ */
 
 static struct by_id {
     struct code_info *ci;
@@ -145,7 +145,7 @@ PyObject *code_payload_tuple(uint32_t id)
     return t;
 }
 
-/* ---- code objects ------------------------------------------------------------------------------ */
+/* ---- code objects ---------------------------------------------------------------------------- */
 
 static void info_free(struct code_info *ci)
 {
@@ -324,7 +324,7 @@ struct code_info *code_info_by_id(uint32_t id)
     return ci;
 }
 
-/* ---- names ------------------------------------------------------------------------------------- */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 static struct named {
     PyObject *o;          /* borrowed unless held */
@@ -437,7 +437,10 @@ uint32_t variable_id(PyObject *o)
     return id != 0 ? id : named_add(o, "variable_of", true);
 }
 
-uint32_t variable_known(PyObject *o) { return n_variables == 0 ? 0 : named_id(o); }
+uint32_t variable_known(PyObject *o)
+{
+    return n_variables == 0 ? 0 : named_id(o);
+}
 
 PyObject *global_by_id(uint32_t id)
 {
@@ -472,14 +475,13 @@ PyObject *global_by_id(uint32_t id)
     return Py_XNewRef(o);
 }
 
-/* ---- the local table between processes (tests) -------------------------------------------------- */
+/* ---- the local table between processes (tests) ----------------------------------------------- */
 
 static PyObject *codes_dump(PyObject *mod, PyObject *none)
 {
     PyObject *all = PyList_New(0);
     for (uint32_t i = 0; all != NULL && i < n_local; i++) {
-        PyObject *pair =
-            Py_BuildValue("(y#O)", local[i].hash, (Py_ssize_t)16, local[i].payload);
+        PyObject *pair = Py_BuildValue("(y#O)", local[i].hash, (Py_ssize_t)16, local[i].payload);
         if (pair == NULL || PyList_Append(all, pair) < 0)
             Py_CLEAR(all);
         Py_XDECREF(pair);
@@ -522,8 +524,7 @@ static PyObject *code_info(PyObject *mod, PyObject *arg)
         return NULL;
     }
     const char *why = NULL;
-    struct code_info *ci =
-        code_info_of((PyCodeObject *)code, PyFunction_GET_GLOBALS(arg), &why);
+    struct code_info *ci = code_info_of((PyCodeObject *)code, PyFunction_GET_GLOBALS(arg), &why);
     if (ci == NULL) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_ValueError, why);

@@ -32,7 +32,7 @@ PyObject *core_error(const char *name)
     return e != NULL ? e : PyExc_RuntimeError;
 }
 
-/* ---- the sink ---------------------------------------------------------------------------------- */
+/* ---- the sink -------------------------------------------------------------------------------- */
 
 int core_enc_init(struct core_enc *e)
 {
@@ -95,7 +95,7 @@ uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n)
     return base + used;
 }
 
-/* ---- failure ----------------------------------------------------------------------------------- */
+/* ---- failure --------------------------------------------------------------------------------- */
 
 uint8_t *enc_heavy(struct enc *E)
 {
@@ -167,7 +167,7 @@ static void path_key(struct enc *E, PyObject *key)
     Py_XDECREF(r);
 }
 
-/* ---- identity ---------------------------------------------------------------------------------- */
+/* ---- identity -------------------------------------------------------------------------------- */
 
 static int memo_grow(struct enc *E)
 {
@@ -251,7 +251,7 @@ static uint8_t *put_variable(struct enc *E, uint8_t *p, uint32_t id)
     return put_varint(p, id);
 }
 
-/* ---- the hot types ----------------------------------------------------------------------------- */
+/* ---- the hot types --------------------------------------------------------------------------- */
 
 static inline uint8_t *put_bytes(struct enc *E, uint8_t *p, uint8_t tag, const void *b, size_t n)
 {
@@ -491,7 +491,7 @@ uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o)
     return p;
 }
 
-/* ---- one blob ---------------------------------------------------------------------------------- */
+/* ---- one blob -------------------------------------------------------------------------------- */
 
 struct enc *enc_take(struct core_enc *out, bool moving)
 {
@@ -557,7 +557,8 @@ void core_handles_drop(struct core_enc *out, uint32_t from)
 static PyObject *enc_function_of_cell(struct enc *E, PyObject *cell)
 {
     for (uint32_t i = 0; i < E->n_gens; i++) {
-        PyObject *fn = gen_is((PyObject *)E->gens[i]) ? (PyObject *)FUNC(GEN_FRAME(E->gens[i])) : NULL;
+        PyObject *fn =
+            gen_is((PyObject *)E->gens[i]) ? (PyObject *)FUNC(GEN_FRAME(E->gens[i])) : NULL;
         PyObject *closure = fn != NULL ? PyFunction_GET_CLOSURE(fn) : NULL;
         for (Py_ssize_t k = 0; closure != NULL && k < PyTuple_GET_SIZE(closure); k++)
             if (PyTuple_GET_ITEM(closure, k) == cell)
@@ -571,7 +572,8 @@ static int check_closed(struct enc *E)
 {
     for (uint32_t i = 0; i < E->n_memo; i++) {
         struct memo_entry *m = &E->memo[i];
-        if (likely(!(m->flags & MEMO_CHECK)) || likely(Py_REFCNT(m->o) <= m->visits + ((m->flags & MEMO_PICKLED) != 0)) ||
+        if (likely(!(m->flags & MEMO_CHECK)) ||
+            likely(Py_REFCNT(m->o) <= m->visits + ((m->flags & MEMO_PICKLED) != 0)) ||
             is_immortal(m->o) || m->o == E->root)
             continue;
         if (Py_REFCNT(m->o) <= m->visits + enc_ghost_refs(E, m->o))
@@ -678,8 +680,14 @@ static int value_encode(PyObject *v, struct core_enc *e, bool call)
     return r;
 }
 
-int core_value_encode(PyObject *v, struct core_enc *e) { return value_encode(v, e, false); }
-int core_call_encode(PyObject *call, struct core_enc *e) { return value_encode(call, e, true); }
+int core_value_encode(PyObject *v, struct core_enc *e)
+{
+    return value_encode(v, e, false);
+}
+int core_call_encode(PyObject *call, struct core_enc *e)
+{
+    return value_encode(call, e, true);
+}
 
 int core_codec_init(PyObject *mod)
 {

@@ -16,7 +16,7 @@
 
 #include "cpython.h"
 
-/* ---- tags ------------------------------------------------------------------------------------- */
+/* ---- tags ------------------------------------------------------------------------------------ */
 
 enum {
     TAG_NULL, /* an empty slot: unbound local, the NULL of a call; in frames only */
@@ -31,8 +31,8 @@ enum {
     TAG_INTBIG, /* n, n bytes two's complement */
     TAG_FLOAT,
     TAG_COMPLEX, /* 2 doubles */
-    TAG_STR,  /* n, n bytes Latin-1 */
-    TAG_STRW, /* width 2 or 4, n, n code points */
+    TAG_STR,     /* n, n bytes Latin-1 */
+    TAG_STRW,    /* width 2 or 4, n, n code points */
     TAG_BYTES,
     TAG_BYTEARRAY,
     TAG_TUPLE,
@@ -42,27 +42,27 @@ enum {
     TAG_FROZENSET,
     TAG_SLICE,
     TAG_RANGE,
-    TAG_REF,    /* n: the n-th remembered */
-    TAG_CONST,  /* n: co_consts[n] of the frame's code; in frames only */
-    TAG_PICKLE, /* n: the n-th of the blob's pickle */
-    TAG_HANDLE, /* kind byte, 8 bytes offset */
-    TAG_GLOBAL, /* id in the table of codes and names: a function or class by its name */
-    TAG_MODULE, /* name */
-    TAG_SEQITER,  /* type byte, index, sequence */
+    TAG_REF,     /* n: the n-th remembered */
+    TAG_CONST,   /* n: co_consts[n] of the frame's code; in frames only */
+    TAG_PICKLE,  /* n: the n-th of the blob's pickle */
+    TAG_HANDLE,  /* kind byte, 8 bytes offset */
+    TAG_GLOBAL,  /* id in the table of codes and names: a function or class by its name */
+    TAG_MODULE,  /* name */
+    TAG_SEQITER, /* type byte, index, sequence */
     TAG_RANGEITER,
     TAG_DICTITER, /* type byte, consumed, dict */
     TAG_REDUCED,  /* type byte, args tuple, state: builtin iterators by their own __reduce__ */
     TAG_CELL,
-    TAG_CELLOF,   /* id of a named function, k: its k-th cell */
-    TAG_DEQUE,    /* maxlen, n, items */
-    TAG_METHOD,   /* function, self */
-    TAG_CMETHOD,  /* self, name */
-    TAG_FUNCTION, /* a local one: code id, closure, defaults, ... */
-    TAG_OBJECT,   /* class, attributes: a plain instance */
-    TAG_OBJECTD,  /* class, __dict__ as an object of its own */
+    TAG_CELLOF,    /* id of a named function, k: its k-th cell */
+    TAG_DEQUE,     /* maxlen, n, items */
+    TAG_METHOD,    /* function, self */
+    TAG_CMETHOD,   /* self, name */
+    TAG_FUNCTION,  /* a local one: code id, closure, defaults, ... */
+    TAG_OBJECT,    /* class, attributes: a plain instance */
+    TAG_OBJECTD,   /* class, __dict__ as an object of its own */
     TAG_TRACEBACK, /* n, then file, name, line each */
-    TAG_EXC,      /* class, args, cause, context, ... */
-    TAG_GEN,      /* a frame: see frame.c */
+    TAG_EXC,       /* class, args, cause, context, ... */
+    TAG_GEN,       /* a frame: see frame.c */
     TAG_ASEND,
     TAG_ATHROW,
     TAG_COROWRAP,
@@ -77,7 +77,7 @@ enum {
 #define BLOB_MAGIC_VALUE (0xA0 | (PY_MINOR_VERSION & 0xf))
 #define DEPTH_MAX 3000 /* nesting of values and frames in one blob */
 
-/* ---- code.c ----------------------------------------------------------------------------------- */
+/* ---- code.c ---------------------------------------------------------------------------------- */
 
 enum { POINT_CREATED = 0, POINT_AWAIT = 1, POINT_YIELD = 2 };
 
@@ -89,20 +89,21 @@ struct resume_point { /* Point of _code.py, which explains it */
 
 #define SHELL_POOL 16
 
-struct code_info { /* hangs on the code object (co_extra), made once, never freed */
+struct code_info {          /* hangs on the code object (co_extra), made once, never freed */
     PyFunctionObject *func; /* template: code, globals, names; all rebuilt frames share it */
     PyCodeObject *code;     /* func's */
     PyObject *globals;      /* func's */
     uint32_t id, epoch;     /* in core_codes, valid while epoch == codes_epoch */
     uint8_t hash[16];
-    PyObject *payload;      /* bytes for core_codes.intern */
+    PyObject *payload; /* bytes for core_codes.intern */
     int n_points;
     struct resume_point *points;
-    int16_t *point_at;      /* by code unit: index in points, or -1 */
-    PyObject *spec;         /* owns what the points point into */
-    uint32_t const_mask;    /* table of co_consts by address: index + 1, 0 empty */
+    int16_t *point_at;   /* by code unit: index in points, or -1 */
+    PyObject *spec;      /* owns what the points point into */
+    uint32_t const_mask; /* table of co_consts by address: index + 1, 0 empty */
     uint16_t *const_at;
-    PyGenObject *shells[SHELL_POOL]; /* dropped coroutines, COMPLETED and empty, to be filled again */
+    PyGenObject
+        *shells[SHELL_POOL]; /* dropped coroutines, COMPLETED and empty, to be filled again */
     int n_shells;
 };
 extern uint32_t codes_epoch;
@@ -124,11 +125,11 @@ uint32_t global_id(PyObject *o);
 PyObject *global_by_id(uint32_t id);
 /* If o is the value of a global variable of a module, its number as such; 0 without exception: not. */
 uint32_t variable_id(PyObject *o);
-uint32_t variable_known(PyObject *o); /* the same, but only what was asked for before: cheap */
+uint32_t variable_known(PyObject *o);      /* the same, but only what was asked for before: cheap */
 PyObject *code_payload_tuple(uint32_t id); /* the unmarshalled payload */
 int core_code_init(PyObject *mod);
 
-/* ---- encoding --------------------------------------------------------------------------------- */
+/* ---- encoding -------------------------------------------------------------------------------- */
 
 struct memo_entry {
     PyObject *o;
@@ -138,27 +139,29 @@ struct memo_entry {
     uint8_t flags;
 };
 enum {
-    MEMO_CHECK = 1, /* mutable, or leads to what is: references from outside pin */
-    MEMO_OPEN = 2,  /* being written; cannot be referred to until complete */
+    MEMO_CHECK = 1,   /* mutable, or leads to what is: references from outside pin */
+    MEMO_OPEN = 2,    /* being written; cannot be referred to until complete */
     MEMO_PICKLED = 8, /* E->pickled has one more reference to it */
     MEMO_UNNAMED = 4, /* cannot go by the name of a variable: a cell, an iterator */
 };
 
 struct enc {
-    uint8_t *end, *start; /* of this blob; the write pointer itself travels in a register: see codec.c */
+    uint8_t *end,
+        *start; /* of this blob; the write pointer itself travels in a register: see codec.c */
     struct core_enc *out;
-    bool moving;         /* a continuation; else a value */
-    bool ignore_root;    /* the caller's references to the root are not counted */
+    bool moving;      /* a continuation; else a value */
+    bool ignore_root; /* the caller's references to the root are not counted */
     int status, depth;
     PyObject *root, *park;
     bool park_met;
-    uint32_t mutables; /* how many mutable objects were met so far: tells whether a tuple holds any */
+    uint32_t
+        mutables; /* how many mutable objects were met so far: tells whether a tuple holds any */
     /* memo: entries in order, and a table by address. An index of 0 is an empty place. */
     struct memo_entry *memo;
     uint32_t n_memo, memo_cap;
     struct {
         uint32_t epoch, index;
-    } *table;          /* by address: index in memo; a place of another epoch is empty */
+    } *table; /* by address: index in memo; a place of another epoch is empty */
     uint32_t table_mask, table_epoch;
     PyGenObject **gens;
     uint32_t n_gens, gens_cap;
@@ -177,10 +180,10 @@ struct enc {
 
 /* All enc_* take the write pointer and return it advanced, or NULL: E->status says why. */
 uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n);
-#define ROOM(n)                                                                                    \
-    do {                                                                                           \
-        if (unlikely((size_t)(E->end - p) < (size_t)(n)) && (p = enc_grow(E, p, (n))) == NULL)     \
-            return NULL;                                                                           \
+#define ROOM(n)                                                                                \
+    do {                                                                                       \
+        if (unlikely((size_t)(E->end - p) < (size_t)(n)) && (p = enc_grow(E, p, (n))) == NULL) \
+            return NULL;                                                                       \
     } while (0)
 uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o);
 uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g);     /* frame.c */
@@ -197,18 +200,18 @@ uint8_t *enc_fail(struct enc *E, int status); /* with the exception set: pinned 
  * needs TAG_MEMO. Only for objects with a reference count above 1. */
 enum { MET_FIRST, MET_AGAIN, MET_FAILED };
 int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at);
-#define MEET(o, flags, memo, at)                                                                   \
-    do {                                                                                           \
-        (memo) = 0;                                                                                \
-        if (Py_REFCNT(o) > 1) {                                                                    \
-            int met_ = enc_meet(E, &p, (o), (flags), &(at));                                       \
-            if (met_ != MET_FIRST)                                                                 \
-                return met_ == MET_AGAIN ? p : NULL;                                               \
-            (memo) = TAG_MEMO;                                                                     \
-        }                                                                                          \
+#define MEET(o, flags, memo, at)                             \
+    do {                                                     \
+        (memo) = 0;                                          \
+        if (Py_REFCNT(o) > 1) {                              \
+            int met_ = enc_meet(E, &p, (o), (flags), &(at)); \
+            if (met_ != MET_FIRST)                           \
+                return met_ == MET_AGAIN ? p : NULL;         \
+            (memo) = TAG_MEMO;                               \
+        }                                                    \
     } while (0)
 uint8_t *enc_heavy(struct enc *E);
-uint8_t *enc_fail_by_exception(struct enc *E); /* blames the object, if it can be blamed */
+uint8_t *enc_fail_by_exception(struct enc *E);       /* blames the object, if it can be blamed */
 int enc_dropped_with(struct enc *E, PyGenObject *o); /* frame.c: has a part in the drop */
 uint8_t *enc_refuse(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void enc_path(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -253,7 +256,7 @@ static inline bool enc_is_park(struct enc *E, PyObject *o)
     return o == E->park;
 }
 
-/* ---- decoding --------------------------------------------------------------------------------- */
+/* ---- decoding -------------------------------------------------------------------------------- */
 
 struct dec {
     const uint8_t *p, *end;
@@ -262,7 +265,7 @@ struct dec {
     PyObject **memo; /* strong references */
     uint32_t n_memo, memo_cap;
     PyObject *memo_few[16];
-    PyObject *pickled;            /* list, or NULL */
+    PyObject *pickled; /* list, or NULL */
     struct built {
         PyGenObject *g; /* strong */
         int8_t state;   /* what it becomes when the whole blob is good */
@@ -290,11 +293,11 @@ int dec_count(struct dec *D, size_t each, Py_ssize_t *n); /* bounded by the byte
 int dec_remember(struct dec *D, PyObject *o, uint32_t *at);
 void dec_complete(struct dec *D, uint32_t at, PyObject *o);
 
-/* ---- shared by name --------------------------------------------------------------------------- */
+/* ---- shared by name -------------------------------------------------------------------------- */
 
-extern PyObject *core_errors;  /* module mpgort._errors */
-extern PyObject *core_pickle;  /* module mpgort._pickle */
-extern PyObject *core_code_py; /* module mpgort._code */
+extern PyObject *core_errors;           /* module mpgort._errors */
+extern PyObject *core_pickle;           /* module mpgort._pickle */
+extern PyObject *core_code_py;          /* module mpgort._code */
 PyObject *core_error(const char *name); /* a class of mpgort._errors, borrowed */
 extern bool frames_ok;
 extern char frames_reason[160];

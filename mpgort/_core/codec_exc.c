@@ -17,9 +17,9 @@
  * as text. It never fails for the exception's sake. */
 #include "codec.h"
 
-/* ---- builtin layouts ------------------------------------------------------------------------------ */
+/* ---- builtin layouts ------------------------------------------------------------------------- */
 
-#define FIELD(type, f) (uint16_t) offsetof(type, f)
+#define FIELD(type, f) (uint16_t)offsetof(type, f)
 static struct layout {
     PyObject **type;
     PyTypeObject *t;
@@ -27,16 +27,20 @@ static struct layout {
 } layouts[] = {
     {&PyExc_StopIteration, NULL, {FIELD(PyStopIterationObject, value)}},
     {&PyExc_SystemExit, NULL, {FIELD(PySystemExitObject, code)}},
-    {&PyExc_OSError, NULL,
+    {&PyExc_OSError,
+     NULL,
      {FIELD(PyOSErrorObject, myerrno), FIELD(PyOSErrorObject, strerror),
       FIELD(PyOSErrorObject, filename), FIELD(PyOSErrorObject, filename2)}},
-    {&PyExc_ImportError, NULL,
+    {&PyExc_ImportError,
+     NULL,
      {FIELD(PyImportErrorObject, msg), FIELD(PyImportErrorObject, name),
       FIELD(PyImportErrorObject, path)}},
-    {&PyExc_AttributeError, NULL,
+    {&PyExc_AttributeError,
+     NULL,
      {FIELD(PyAttributeErrorObject, obj), FIELD(PyAttributeErrorObject, name)}},
     {&PyExc_NameError, NULL, {FIELD(PyNameErrorObject, name)}},
-    {&PyExc_BaseExceptionGroup, NULL,
+    {&PyExc_BaseExceptionGroup,
+     NULL,
      {FIELD(PyBaseExceptionGroupObject, msg), FIELD(PyBaseExceptionGroupObject, excs)}},
     {&PyExc_BaseException, NULL, {0}},
 };
@@ -58,7 +62,8 @@ static struct layout *layout_of(PyTypeObject *t)
                                         "__getstate__"};
     for (int i = 0; i < 4; i++) {
         PyObject *name = PyUnicode_InternFromString(names[i]);
-        bool same = name != NULL && _PyType_Lookup(t, name) == _PyType_Lookup((PyTypeObject *)o, name);
+        bool same =
+            name != NULL && _PyType_Lookup(t, name) == _PyType_Lookup((PyTypeObject *)o, name);
         Py_XDECREF(name);
         if (!same)
             return NULL;
@@ -81,7 +86,7 @@ static inline PyObject **field_at(PyObject *o, uint16_t offset)
     return (PyObject **)((char *)o + offset);
 }
 
-/* ---- encoding ------------------------------------------------------------------------------------- */
+/* ---- encoding -------------------------------------------------------------------------------- */
 
 static uint8_t *put_optional(struct enc *E, uint8_t *p, PyObject *o)
 {
@@ -214,7 +219,7 @@ Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o)
     return g.n;
 }
 
-/* ---- decoding ------------------------------------------------------------------------------------- */
+/* ---- decoding -------------------------------------------------------------------------------- */
 
 static int dec_optional(struct dec *D, PyObject **to)
 {
@@ -257,12 +262,11 @@ PyObject *dec_traceback(struct dec *D, bool memo)
         PyArg_ParseTuple(PyList_GET_ITEM(entries, i), "UUi", &file, &name, &line);
         const char *f = PyUnicode_AsUTF8(file), *s = PyUnicode_AsUTF8(name);
         PyCodeObject *code = f != NULL && s != NULL ? PyCode_NewEmpty(f, s, line) : NULL;
-        PyFrameObject *frame =
-            code != NULL && globals != NULL
-                ? PyFrame_New(PyThreadState_Get(), code, globals, NULL)
-                : NULL;
-        PyObject *outer = frame != NULL ? PyObject_CallFunction((PyObject *)&PyTraceBack_Type, "OOii",
-                                                                tb, frame, 0, line)
+        PyFrameObject *frame = code != NULL && globals != NULL
+                                   ? PyFrame_New(PyThreadState_Get(), code, globals, NULL)
+                                   : NULL;
+        PyObject *outer = frame != NULL ? PyObject_CallFunction((PyObject *)&PyTraceBack_Type,
+                                                                "OOii", tb, frame, 0, line)
                                         : NULL;
         Py_XDECREF(globals);
         Py_XDECREF(code);
@@ -351,7 +355,7 @@ fail:
     return NULL;
 }
 
-/* ---- results ---------------------------------------------------------------------------------------- */
+/* ---- results --------------------------------------------------------------------------------- */
 
 static int put_blob(struct core_enc *e, PyObject *bytes)
 {

@@ -16,8 +16,8 @@ static bool is_mutable(PyObject *o)
 {
     PyTypeObject *t = Py_TYPE(o);
     /* No hash, or hash by identity: its state counts. What hashes by value is immutable. */
-    return !PyType_Check(o) && (t->tp_hash == PyObject_HashNotImplemented ||
-                                t->tp_hash == PyBaseObject_Type.tp_hash);
+    return !PyType_Check(o) &&
+           (t->tp_hash == PyObject_HashNotImplemented || t->tp_hash == PyBaseObject_Type.tp_hash);
 }
 
 bool enc_must_pickle(struct enc *E, PyObject *o)
@@ -37,8 +37,8 @@ uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o)
 {
     uint8_t memo;
     uint32_t at = 0;
-    PyObject *why = PyObject_CallMethod(core_pickle, "refusal", "OO", o,
-                                        E->moving ? Py_True : Py_False);
+    PyObject *why =
+        PyObject_CallMethod(core_pickle, "refusal", "OO", o, E->moving ? Py_True : Py_False);
     if (why == NULL)
         return enc_fail_by_exception(E);
     if (why != Py_None) {
@@ -117,11 +117,13 @@ int enc_pickle_all(struct enc *E, uint8_t **pp)
 {
     uint8_t *p = *pp;
     PyObject *capsule = PyCapsule_New(E, NULL, NULL);
-    PyObject *fn = capsule != NULL && E->moving ? PyCFunction_New(&seen_def, capsule)
-                                                : Py_NewRef(Py_None);
+    PyObject *fn =
+        capsule != NULL && E->moving ? PyCFunction_New(&seen_def, capsule) : Py_NewRef(Py_None);
     Py_XDECREF(capsule);
     size_t budget = E->out->budget, used = (size_t)(p - E->start);
-    Py_ssize_t left = budget == SIZE_MAX ? PY_SSIZE_T_MAX : budget > used ? (Py_ssize_t)(budget - used) : 0;
+    Py_ssize_t left = budget == SIZE_MAX ? PY_SSIZE_T_MAX
+                      : budget > used    ? (Py_ssize_t)(budget - used)
+                                         : 0;
     if (capsule == NULL || fn == NULL)
         return E->status = ENC_ERROR;
     int8_t states_few[32], *states = states_few;

@@ -10,9 +10,19 @@
  * Layouts that CPython keeps private are compared by size in core_layouts_ok() before first use. */
 #include "codec.h"
 
-/* ---- tables of types, filled at start ----------------------------------------------------------- */
+/* ---- tables of types, filled at start -------------------------------------------------------- */
 
-enum { SEQ_LIST, SEQ_TUPLE, SEQ_STR, SEQ_STR_ASCII, SEQ_BYTES, SEQ_BYTEARRAY, SEQ_ANY, SEQ_REVLIST, N_SEQ };
+enum {
+    SEQ_LIST,
+    SEQ_TUPLE,
+    SEQ_STR,
+    SEQ_STR_ASCII,
+    SEQ_BYTES,
+    SEQ_BYTEARRAY,
+    SEQ_ANY,
+    SEQ_REVLIST,
+    N_SEQ
+};
 static PyTypeObject *seq_types[N_SEQ];
 enum { DICT_KEYS, DICT_VALUES, DICT_ITEMS, N_DICT };
 static PyTypeObject *dict_types[N_DICT];
@@ -48,9 +58,12 @@ const struct core_handle_type *core_handle_type_of(uint8_t kind)
     return NULL;
 }
 
-PyFunctionObject *core_ended_function(int kind) { return ended[kind]; }
+PyFunctionObject *core_ended_function(int kind)
+{
+    return ended[kind];
+}
 
-/* ---- plain instances ---------------------------------------------------------------------------- */
+/* ---- plain instances ------------------------------------------------------------------------- */
 
 /* Verdicts by type, valid while its version tag is the one they were made for. */
 #define N_VERDICTS 256
@@ -212,10 +225,18 @@ static PyObject *dec_instance(struct dec *D, int tag, bool memo)
     return o;
 }
 
-/* ---- functions and methods ----------------------------------------------------------------------- */
+/* ---- functions and methods ------------------------------------------------------------------- */
 
-enum { FN_CLOSURE = 1, FN_DEFAULTS = 2, FN_KWDEFAULTS = 4, FN_DICT = 8, FN_ANNOTATIONS = 16,
-       FN_NAMES = 32, FN_DOC = 64, FN_TYPEPARAMS = 128 };
+enum {
+    FN_CLOSURE = 1,
+    FN_DEFAULTS = 2,
+    FN_KWDEFAULTS = 4,
+    FN_DICT = 8,
+    FN_ANNOTATIONS = 16,
+    FN_NAMES = 32,
+    FN_DOC = 64,
+    FN_TYPEPARAMS = 128
+};
 
 /* The parts in the order of their flags; a NULL or None part is left out. */
 static int function_parts(PyFunctionObject *f, struct code_info *ci, PyObject *part[8])
@@ -242,9 +263,9 @@ static int function_parts(PyFunctionObject *f, struct code_info *ci, PyObject *p
     return flags;
 }
 
-static const char *const part_names[] = {"__closure__", "__defaults__", "__kwdefaults__",
-                                         "__dict__", "__annotations__", "__name__",
-                                         "__doc__", "__type_params__"};
+static const char *const part_names[] = {"__closure__", "__defaults__",    "__kwdefaults__",
+                                         "__dict__",    "__annotations__", "__name__",
+                                         "__doc__",     "__type_params__"};
 
 /* As a tuple, but a cell that cannot be encoded is named by its variable. */
 static uint8_t *enc_closure(struct enc *E, uint8_t *p, PyObject *closure, PyCodeObject *code)
@@ -322,7 +343,8 @@ static PyObject *dec_function(struct dec *D, bool memo)
     int flags = *D->p++;
     if (dec_varint(D, &id) < 0)
         return NULL;
-    struct code_info *ci = id <= UINT32_MAX ? code_info_by_id((uint32_t)id) : dec_bad("code number");
+    struct code_info *ci =
+        id <= UINT32_MAX ? code_info_by_id((uint32_t)id) : dec_bad("code number");
     if (ci == NULL)
         return NULL;
     PyFunctionObject *f = (PyFunctionObject *)PyFunction_NewWithQualName(
@@ -565,7 +587,7 @@ static PyObject *dec_cell_of(struct dec *D)
     return cell;
 }
 
-/* ---- deque ---------------------------------------------------------------------------------------- */
+/* ---- deque ----------------------------------------------------------------------------------- */
 
 static uint8_t *enc_deque(struct enc *E, uint8_t *p, PyObject *o)
 {
@@ -631,7 +653,7 @@ static PyObject *dec_deque(struct dec *D, bool memo)
     return o;
 }
 
-/* ---- iterators ----------------------------------------------------------------------------------- */
+/* ---- iterators ------------------------------------------------------------------------------- */
 
 static uint8_t *enc_seqiter(struct enc *E, uint8_t *p, PyObject *o, int type)
 {
@@ -892,7 +914,7 @@ static PyObject *dec_reduced(struct dec *D, bool memo)
     return o;
 }
 
-/* ---- awaitables of async generators --------------------------------------------------------------- */
+/* ---- awaitables of async generators ---------------------------------------------------------- */
 
 PyObject *awaited_by(PyObject *o)
 {
@@ -935,7 +957,9 @@ static uint8_t *enc_awaitable(struct enc *E, uint8_t *p, PyObject *o, int tag)
 
 static PyObject *dec_awaitable(struct dec *D, int tag, bool memo)
 {
-    PyTypeObject *t = tag == TAG_ASEND ? asend_type : tag == TAG_ATHROW ? athrow_type : wrapper_type;
+    PyTypeObject *t = tag == TAG_ASEND    ? asend_type
+                      : tag == TAG_ATHROW ? athrow_type
+                                          : wrapper_type;
     int state = 0;
     if (D->end - D->p < 2)
         return dec_bad("the bytes end within an awaitable");
@@ -978,7 +1002,7 @@ fail:
     return NULL;
 }
 
-/* ---- range, slice, complex, module ----------------------------------------------------------------- */
+/* ---- range, slice, complex, module ----------------------------------------------------------- */
 
 static uint8_t *enc_triple(struct enc *E, uint8_t *p, PyObject *o, int tag)
 {
@@ -1027,7 +1051,8 @@ static PyObject *dec_triple(struct dec *D, int tag, bool memo)
         o = PySlice_New(part[0], part[1], part[2]);
     } else if (PyLong_CheckExact(part[0]) && PyLong_CheckExact(part[1]) &&
                PyLong_CheckExact(part[2])) {
-        o = PyObject_CallFunctionObjArgs((PyObject *)&PyRange_Type, part[0], part[1], part[2], NULL);
+        o = PyObject_CallFunctionObjArgs((PyObject *)&PyRange_Type, part[0], part[1], part[2],
+                                         NULL);
         if (o == NULL && PyErr_ExceptionMatches(PyExc_ValueError)) {
             PyErr_Clear();
             dec_bad("a range with step 0");
@@ -1061,8 +1086,9 @@ static uint8_t *enc_module(struct enc *E, uint8_t *p, PyObject *o)
         Py_DECREF(name);
         return enc_fail(E, ENC_ERROR);
     }
-    p = (size_t)(E->end - p) < (size_t)n + VARINT_MAX + 1 ? enc_grow(E, p, (size_t)n + VARINT_MAX + 1)
-                                                          : p;
+    p = (size_t)(E->end - p) < (size_t)n + VARINT_MAX + 1
+            ? enc_grow(E, p, (size_t)n + VARINT_MAX + 1)
+            : p;
     if (p != NULL) {
         *p++ = TAG_MODULE;
         p = put_varint(p, (uint64_t)n);
@@ -1089,7 +1115,7 @@ static PyObject *dec_module(struct dec *D)
     return m;
 }
 
-/* ---- dispatch ------------------------------------------------------------------------------------- */
+/* ---- dispatch -------------------------------------------------------------------------------- */
 
 static uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h)
 {
@@ -1281,7 +1307,7 @@ PyObject *dec_other(struct dec *D, int tag, bool memo)
     return dec_bad("unknown tag %d", tag);
 }
 
-/* ---- start ---------------------------------------------------------------------------------------- */
+/* ---- start ----------------------------------------------------------------------------------- */
 
 static PyTypeObject *type_of_iter(PyObject *seq)
 {
@@ -1332,9 +1358,9 @@ int core_types_init(void)
         PyObject **to;
         const char *text;
     } const names[] = {
-        {&name_reduce_ex, "__reduce_ex__"},       {&name_reduce, "__reduce__"},
-        {&name_getstate, "__getstate__"},         {&name_setstate, "__setstate__"},
-        {&name_getnewargs, "__getnewargs__"},     {&name_getnewargs_ex, "__getnewargs_ex__"},
+        {&name_reduce_ex, "__reduce_ex__"},   {&name_reduce, "__reduce__"},
+        {&name_getstate, "__getstate__"},     {&name_setstate, "__setstate__"},
+        {&name_getnewargs, "__getnewargs__"}, {&name_getnewargs_ex, "__getnewargs_ex__"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if ((*names[i].to = PyUnicode_InternFromString(names[i].text)) == NULL)
@@ -1359,10 +1385,9 @@ int core_types_init(void)
     PyObject *a = NULL, *b = NULL, *c = NULL;
     PyObject *samples = PyObject_CallMethod(core_code_py, "samples", NULL);
     PyObject *f[3], *list, *deque;
-    if (samples == NULL ||
-        !PyArg_ParseTuple(samples, "OOOO!O!O!O!O!", &a, &b, &c, &PyFunction_Type, &f[0],
-                          &PyFunction_Type, &f[1], &PyFunction_Type, &f[2], &PyList_Type, &list,
-                          &PyType_Type, &deque))
+    if (samples == NULL || !PyArg_ParseTuple(samples, "OOOO!O!O!O!O!", &a, &b, &c, &PyFunction_Type,
+                                             &f[0], &PyFunction_Type, &f[1], &PyFunction_Type,
+                                             &f[2], &PyList_Type, &list, &PyType_Type, &deque))
         return -1;
     deque_type = (PyTypeObject *)Py_NewRef(deque);
     asend_type = Py_TYPE(a);

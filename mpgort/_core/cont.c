@@ -17,7 +17,10 @@
 
 /* ---- context variables ----------------------------------------------------------------------- */
 
-bool core_context_empty(PyObject *ctx) { return ctx == NULL || PyObject_Size(ctx) <= 0; }
+bool core_context_empty(PyObject *ctx)
+{
+    return ctx == NULL || PyObject_Size(ctx) <= 0;
+}
 
 /* Enters ctx (a new reference is taken) instead of what the loop has entered now. */
 int core_context_switch(struct core_proc *s, PyObject *ctx)
@@ -51,7 +54,7 @@ int core_context_base(struct core_proc *s)
     return core_context_switch(s, s->base_ctx);
 }
 
-/* ---- home ------------------------------------------------------------------------------------- */
+/* ---- home ------------------------------------------------------------------------------------ */
 
 void core_home_free(struct core_home *h)
 {
@@ -102,7 +105,7 @@ void core_home_drop(struct core_proc *s, struct core_home *h)
 
 /* Stores e's bytes, followed by the context's, as g's continuation. */
 int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
-                      PyObject *ctx)
+                    PyObject *ctx)
 {
     shm_off off;
     int r;
@@ -161,8 +164,7 @@ int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, str
 }
 
 /* Splits a continuation into chain (or call) and context; false: the lengths do not fit. */
-bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain,
-                       size_t *ctx)
+bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain, size_t *ctx)
 {
     *chain = n;
     *ctx = 0;
@@ -181,7 +183,7 @@ bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *
 
 /* Keeps the running goroutine here: root and pk move into its home. */
 int core_keep(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, uint8_t why,
-                const char *reason)
+              const char *reason)
 {
     struct shm_g *g = core_g(s, gr);
     struct core_home *h = s->curhome;
@@ -243,10 +245,12 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
     core_enc_undo(s->c, &s->enc);
     if (r == ENC_ERROR)
         return -1;
-    r = core_keep(s, gr, root, pk, r == ENC_HEAVY ? SHM_HOME_HEAVY : SHM_HOME_PINNED, s->enc.reason);
+    r = core_keep(s, gr, root, pk, r == ENC_HEAVY ? SHM_HOME_HEAVY : SHM_HOME_PINNED,
+                  s->enc.reason);
     if (r == CORE_AT_HOME) {
         h = s->curhome;
-        h->backoff = h->backoff ? (uint8_t)(h->backoff < BACKOFF_MAX ? h->backoff * 2 : BACKOFF_MAX) : 1;
+        h->backoff =
+            h->backoff ? (uint8_t)(h->backoff < BACKOFF_MAX ? h->backoff * 2 : BACKOFF_MAX) : 1;
         h->skip = h->backoff;
     }
     return r;
@@ -264,4 +268,3 @@ void core_unstore(struct core_proc *s, shm_gref gr, int how)
         s->curhome->park = NULL;
     }
 }
-

@@ -15,7 +15,7 @@
 #include <stdint.h>
 #include "shm.h"
 
-/* ---- codec.c, frame.c: values and await chains <-> bytes ------------------------------------ */
+/* ---- codec.c, frame.c: values and await chains <-> bytes ------------------------------------- */
 
 /* A byte sink, reused from park to park by its M. `nh` runtime handles were written; their segment
  * offsets stand in `h`, so that whoever drops the bytes undecoded can subtract the references. */
@@ -23,8 +23,8 @@ struct core_enc {
     uint8_t *p, *base, *end; /* write pointer, start and end of the buffer (grown by realloc) */
     uint64_t *h;             /* handle words in order of appearance: kind << 56 | offset */
     uint32_t nh, hcap;
-    size_t budget;       /* bytes after which encoding stops with ENC_HEAVY; SIZE_MAX: no limit */
-    char reason[256];    /* why ENC_PINNED / ENC_HEAVY: names the local and the culprit */
+    size_t budget;    /* bytes after which encoding stops with ENC_HEAVY; SIZE_MAX: no limit */
+    char reason[256]; /* why ENC_PINNED / ENC_HEAVY: names the local and the culprit */
 };
 
 enum {
@@ -76,7 +76,7 @@ int core_context_decode(const uint8_t *p, size_t n);
  * (qualname, file, line), outermost first. Never trusts the bytes; NULL with an exception set. */
 PyObject *core_chain_frames(const uint8_t *p, size_t n);
 
-/* ---- the park request ----------------------------------------------------------------------- */
+/* ---- the park request ------------------------------------------------------------------------ */
 
 /* What an awaitable of the runtime yields to the M's loop. Its exact type is how the loop knows
  * its own from a foreign object (asyncio's futures, say). Awaiting it yields it once; what it is
@@ -84,17 +84,16 @@ PyObject *core_chain_frames(const uint8_t *p, size_t n);
  * pickled: in a continuation it is one tag, and a fresh one of kind CORE_PARK_RESUMED stands there
  * after decoding. Freelisted. */
 typedef struct {
-    PyObject_HEAD
-    int kind;         /* which operation: CORE_PARK_*, owned by proc.c */
-    int state;        /* 0 fresh, 1 yielded, 2 done */
-    PyObject *result; /* owned or NULL */
-    PyObject *exc;    /* owned or NULL */
-    PyObject *a, *b;  /* operands kept for the operation (channel handle, value, unlockf, ...) */
-    uint64_t u[2];    /* native operands */
+    PyObject_HEAD int kind; /* which operation: CORE_PARK_*, owned by proc.c */
+    int state;              /* 0 fresh, 1 yielded, 2 done */
+    PyObject *result;       /* owned or NULL */
+    PyObject *exc;          /* owned or NULL */
+    PyObject *a, *b; /* operands kept for the operation (channel handle, value, unlockf, ...) */
+    uint64_t u[2];   /* native operands */
 } CorePark;
 enum { CORE_PARK_RESUMED = 0, CORE_PARK_TEST = 1 }; /* below 8: frame.c's own; others: proc.h */
-extern PyTypeObject CorePark_Type; /* defined in frame.c */
-CorePark *core_park_new(int kind); /* new reference; from the freelist */
+extern PyTypeObject CorePark_Type;                  /* defined in frame.c */
+CorePark *core_park_new(int kind);                  /* new reference; from the freelist */
 
 /* First try of the operation, called when the park is awaited the first time (proc.c and the
  * primitives set it): 1 done, *result owned: the coroutine does not suspend; 0 must park: the park
@@ -102,15 +101,15 @@ CorePark *core_park_new(int kind); /* new reference; from the freelist */
 typedef int (*core_park_try)(CorePark *park, PyObject **result);
 extern core_park_try core_park_tries[32];
 
-/* ---- hooks the codec calls ------------------------------------------------------------------ */
+/* ---- hooks the codec calls ------------------------------------------------------------------- */
 
 /* Runtime handles (Chan, Goroutine, ...) cross as one word. Each handle type registers itself. */
 struct core_handle_type {
     PyTypeObject *type;
-    uint8_t kind;                                /* 1..127, unique */
-    int (*word)(PyObject *o, uint64_t *off);     /* takes one more reference for the bytes */
+    uint8_t kind;                                  /* 1..127, unique */
+    int (*word)(PyObject *o, uint64_t *off);       /* takes one more reference for the bytes */
     PyObject *(*make)(uint8_t kind, uint64_t off); /* takes over the reference the bytes held */
-    void (*drop)(uint8_t kind, uint64_t off);    /* gives back the reference of unread bytes */
+    void (*drop)(uint8_t kind, uint64_t off);      /* gives back the reference of unread bytes */
 };
 int core_handle_register(const struct core_handle_type *t);
 
@@ -138,20 +137,21 @@ int core_codec_init(PyObject *mod);
  * the loop's blocking shm_findrunnable(): so one AUX M slot serves all threads of the process that
  * run no loop. Every runtime handle keeps its program alive. */
 typedef struct core_prog {
-    PyObject_HEAD
-    struct shm_ctx loop;      /* of the thread that runs (or may run) the M's loop in this process */
-    struct shm_ctx aux;       /* of all other threads; its M slot is taken at the first use */
-    bool attached;            /* the mapping is there; false after detach: handles raise */
+    PyObject_HEAD struct shm_ctx
+        loop;           /* of the thread that runs (or may run) the M's loop in this process */
+    struct shm_ctx aux; /* of all other threads; its M slot is taken at the first use */
+    bool attached;      /* the mapping is there; false after detach: handles raise */
     bool aux_on;
     bool is_m0;
-    unsigned long loop_thread; /* PyThread_get_thread_ident() of the loop's thread, 0: no loop runs */
-    PyObject *handles;        /* dict: offset -> weak reference to the one handle object of this process */
-    struct core_proc *proc;   /* proc.c's own state, made by core_proc_new() on first use */
+    unsigned long
+        loop_thread;   /* PyThread_get_thread_ident() of the loop's thread, 0: no loop runs */
+    PyObject *handles; /* dict: offset -> weak reference to the one handle object of this process */
+    struct core_proc *proc; /* proc.c's own state, made by core_proc_new() on first use */
     PyObject *weakrefs;
-    PyObject *tick;           /* callable or None: M0's loop calls it about every 100 ms */
-    Py_ssize_t exports;       /* live buffers of view(): the mapping stays until the last is gone */
-    uint64_t max_tasks;       /* a worker retires when it has run so many goroutines, ... */
-    uint64_t max_rss;         /* ... or has grown to so many bytes; 0: no limit */
+    PyObject *tick;     /* callable or None: M0's loop calls it about every 100 ms */
+    Py_ssize_t exports; /* live buffers of view(): the mapping stays until the last is gone */
+    uint64_t max_tasks; /* a worker retires when it has run so many goroutines, ... */
+    uint64_t max_rss;   /* ... or has grown to so many bytes; 0: no limit */
 } CoreProg;
 extern PyTypeObject CoreProg_Type;
 /* The program whose goroutine (or worker) the calling thread runs; NULL in outside threads. */
@@ -163,7 +163,7 @@ struct shm_ctx *core_ctx(CoreProg *prog);
  * raise, and so on. Always returns -1. */
 int core_shm_error(CoreProg *prog, int err);
 
-/* ---- proc.c: the M's loop --------------------------------------------------------------------- */
+/* ---- proc.c: the M's loop -------------------------------------------------------------------- */
 
 /* Worker: takes a P and runs goroutines until shutdown. 0, or -1 with an exception set. */
 int core_m_loop(CoreProg *prog);

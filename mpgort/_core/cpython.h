@@ -39,7 +39,7 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-/* ---- frames ----------------------------------------------------------------------------------- */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 typedef struct _PyInterpreterFrame Frame;
 
@@ -187,7 +187,8 @@ static inline bool monitors_are_on(PyThreadState *ts, PyCodeObject *code)
 static inline bool tool_is_watching(PyThreadState *ts, PyCodeObject *code)
 {
 #if PY_VERSION_HEX >= 0x030d0000
-    uintptr_t v = _Py_atomic_load_uintptr_relaxed(&ts->eval_breaker) & ~(uintptr_t)_PY_EVAL_EVENTS_MASK;
+    uintptr_t v =
+        _Py_atomic_load_uintptr_relaxed(&ts->eval_breaker) & ~(uintptr_t)_PY_EVAL_EVENTS_MASK;
     return v != code->_co_instrumentation_version || monitors_are_on(ts, code);
 #elif PY_VERSION_HEX >= 0x030c0000
     return code->_co_instrumentation_version != ts->interp->monitoring_version ||
@@ -304,20 +305,21 @@ static inline bool long_is_small(PyObject *v, long *out)
     return true;
 }
 
-/* ---- layouts without a header ----------------------------------------------------------------- */
+/* ---- layouts without a header ---------------------------------------------------------------- */
 
 typedef struct {
-    PyObject_HEAD
-    Py_ssize_t index;
+    PyObject_HEAD Py_ssize_t index;
     PyObject *seq; /* NULL: exhausted */
 } SeqIter;         /* list, tuple, bytes, bytearray, str iterators; seqiter; list_reverseiterator */
 
 typedef struct {
     PyObject_HEAD
 #if PY_VERSION_HEX < 0x030c0000
-    long index, start, step, len;
+        long index,
+        start, step, len;
 #else
-    long start, step, len;
+        long start,
+        step, len;
 #endif
 } RangeIter;
 
@@ -343,28 +345,24 @@ static inline void range_iter_set(RangeIter *it, const int64_t w[3])
 }
 
 typedef struct {
-    PyObject_HEAD
-    PyDictObject *dict; /* NULL: exhausted */
+    PyObject_HEAD PyDictObject *dict; /* NULL: exhausted */
     Py_ssize_t used, pos;
     PyObject *result;
     Py_ssize_t len;
 } DictIter;
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *gen, *sendval;
+    PyObject_HEAD PyObject *gen, *sendval;
     int state; /* 0 init, 1 iter, 2 closed */
 } AsyncGenASend;
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *gen, *args; /* args NULL: aclose() */
+    PyObject_HEAD PyObject *gen, *args; /* args NULL: aclose() */
     int state;
 } AsyncGenAThrow;
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *coro;
+    PyObject_HEAD PyObject *coro;
 } CoroWrapper;
 
 #endif

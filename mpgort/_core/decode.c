@@ -71,7 +71,10 @@ int dec_remember(struct dec *D, PyObject *o, uint32_t *at)
     return 0;
 }
 
-void dec_complete(struct dec *D, uint32_t at, PyObject *o) { D->memo[at] = Py_XNewRef(o); }
+void dec_complete(struct dec *D, uint32_t at, PyObject *o)
+{
+    D->memo[at] = Py_XNewRef(o);
+}
 
 PyObject *dec_str(struct dec *D)
 {
@@ -83,10 +86,10 @@ PyObject *dec_str(struct dec *D)
     return o;
 }
 
-#define NEED(n)                                                                                    \
-    do {                                                                                           \
-        if ((size_t)(D->end - D->p) < (size_t)(n))                                                 \
-            return dec_bad("the bytes end within a value");                                        \
+#define NEED(n)                                             \
+    do {                                                    \
+        if ((size_t)(D->end - D->p) < (size_t)(n))          \
+            return dec_bad("the bytes end within a value"); \
     } while (0)
 
 /* A failure of the values themselves (unhashable keys, impossible code points) is damage too. */
@@ -210,8 +213,7 @@ int dec_dict_items(struct dec *D, PyObject *o, bool attributes)
 static PyObject *dec_dict(struct dec *D, bool memo)
 {
     PyObject *o = PyDict_New();
-    if (o != NULL &&
-        ((memo && dec_remember(D, o, NULL) < 0) || dec_dict_items(D, o, false) < 0))
+    if (o != NULL && ((memo && dec_remember(D, o, NULL) < 0) || dec_dict_items(D, o, false) < 0))
         Py_CLEAR(o);
     return o;
 }
@@ -393,7 +395,7 @@ PyObject *dec_value(struct dec *D)
     return dec_tagged(D, tag & ~TAG_MEMO, (tag & TAG_MEMO) != 0);
 }
 
-/* ---- one blob ---------------------------------------------------------------------------------- */
+/* ---- one blob -------------------------------------------------------------------------------- */
 
 int dec_begin(struct dec *D, const uint8_t *p, size_t n, uint8_t magic)
 {

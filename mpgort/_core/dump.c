@@ -14,11 +14,14 @@ static PyObject *live_frames(PyObject *root)
 {
     PyObject *list = PyList_New(0), *o = Py_NewRef(root);
     while (list != NULL && o != NULL) {
-        const char *frame_name = PyCoro_CheckExact(o) ? "cr_frame" : PyGen_CheckExact(o) ? "gi_frame" : NULL;
+        const char *frame_name = PyCoro_CheckExact(o)  ? "cr_frame"
+                                 : PyGen_CheckExact(o) ? "gi_frame"
+                                                       : NULL;
         if (frame_name == NULL)
             break;
         PyObject *frame = PyObject_GetAttrString(o, frame_name);
-        PyObject *next = PyObject_GetAttrString(o, PyCoro_CheckExact(o) ? "cr_await" : "gi_yieldfrom");
+        PyObject *next =
+            PyObject_GetAttrString(o, PyCoro_CheckExact(o) ? "cr_await" : "gi_yieldfrom");
         if (frame != NULL && PyFrame_Check(frame)) {
             PyCodeObject *code = PyFrame_GetCode((PyFrameObject *)frame);
             PyObject *row = Py_BuildValue("(OOi)", code->co_qualname, code->co_filename,
@@ -46,12 +49,14 @@ void core_dump_homes(struct core_proc *s)
             continue;
         struct shm_g *g = core_g(s, h->g);
         PyObject *frames = live_frames(h->root);
-        PyObject *note = frames ? Py_BuildValue("(NO)", frames, h->reason ? h->reason : Py_None) : NULL;
+        PyObject *note =
+            frames ? Py_BuildValue("(NO)", frames, h->reason ? h->reason : Py_None) : NULL;
         core_enc_reset(&s->enc);
         s->enc.budget = SIZE_MAX;
         shm_off off;
         if (note != NULL && core_value_encode(note, &s->enc) == ENC_OK &&
-            shm_cont_make(s->c, &off, s->enc.base, (uint32_t)(s->enc.p - s->enc.base), NULL, 0) == 0) {
+            shm_cont_make(s->c, &off, s->enc.base, (uint32_t)(s->enc.p - s->enc.base), NULL, 0) ==
+                0) {
             core_home_note_free(s, g);
             g->cont_len = (uint32_t)(s->enc.p - s->enc.base);
             g->cont_off = off;
@@ -78,17 +83,18 @@ static void ask_homes(CoreProg *prog, struct shm_ctx *c)
     if (core_proc_cur != NULL && core_proc_cur->prog == prog)
         core_dump_homes(core_proc_cur);
     for (uint32_t i = 0; i < hdr->max_m; i++)
-        if (load_acq(&c->mtab[i].kind) == SHM_M_WORKER && &c->mtab[i] != c->m) { /* pairs with minit */
+        if (load_acq(&c->mtab[i].kind) == SHM_M_WORKER &&
+            &c->mtab[i] != c->m) {                   /* pairs with minit */
             or_seq(&c->mtab[i].attn, SHM_ATTN_DUMP); /* seen before it sleeps: tag idle-dance */
             shm_notewakeup(&c->mtab[i].note);
         }
     uint64_t end = shm_now_ns() + 100000000;
     for (uint32_t i = 0; i < hdr->max_m; i++)
         while (load_acq(&c->mtab[i].kind) == SHM_M_WORKER && &c->mtab[i] != c->m && /* as above */
-               load_acq(&c->mtab[i].attn) & SHM_ATTN_DUMP && shm_now_ns() < end) { /* pairs with attend */
+               load_acq(&c->mtab[i].attn) & SHM_ATTN_DUMP &&
+               shm_now_ns() < end) { /* pairs with attend */
             _Atomic uint32_t never = 0;
-            Py_BEGIN_ALLOW_THREADS
-            shm_futex_wait(&never, 0, 200000);
+            Py_BEGIN_ALLOW_THREADS shm_futex_wait(&never, 0, 200000);
             Py_END_ALLOW_THREADS
         }
 }
@@ -98,7 +104,8 @@ static PyObject *parked_frames(CoreProg *prog, struct shm_ctx *c, struct shm_g *
 {
     shm_off off = g->cont_off;
     uint32_t n = g->cont_len;
-    bool home = g->home_m1 != 0, started = g->flags & SHM_GF_STARTED, ctx = g->flags & SHM_GF_CONTEXT;
+    bool home = g->home_m1 != 0, started = g->flags & SHM_GF_STARTED,
+         ctx = g->flags & SHM_GF_CONTEXT;
     uint64_t size = c->hdr->size;
     if (off == 0 || (!home && !started) || off >= size || n > size - off || n > 64u << 20)
         Py_RETURN_NONE;
@@ -107,7 +114,8 @@ static PyObject *parked_frames(CoreProg *prog, struct shm_ctx *c, struct shm_g *
         return PyErr_NoMemory();
     memcpy(copy, shm_at(c, off), n);
     PyObject *v = NULL;
-    if (load_acq(&g->status) == st && g->cont_off == off) { /* still the same park: pairs with execute */
+    if (load_acq(&g->status) == st &&
+        g->cont_off == off) { /* still the same park: pairs with execute */
         uint32_t m = 0;
         if (ctx && n >= sizeof m) {
             memcpy(&m, copy + n - sizeof m, sizeof m);
@@ -149,7 +157,8 @@ static PyObject *mod_goroutines(PyObject *mod, PyObject *args)
     uint32_t now_ms = (uint32_t)((shm_now_ns() - c->hdr->start_ns) / 1000000);
     for (uint64_t i = 1; list != NULL && i < n; i++) {
         struct shm_g *g = &c->gtab[i];
-        uint64_t st = load_acq(&g->status); /* pairs with casgstatus: the fields are those of this move */
+        uint64_t st =
+            load_acq(&g->status); /* pairs with casgstatus: the fields are those of this move */
         unsigned status = SHM_ST_STATUS(st);
         if (status == Gidle || status == Gdead || (g->flags & SHM_GF_SYSTEM))
             continue;
@@ -160,8 +169,8 @@ static PyObject *mod_goroutines(PyObject *mod, PyObject *args)
                 ? NULL
                 : Py_BuildValue("(KisdiiNk)", (unsigned long long)g->goid, status,
                                 status == Gwaiting ? shm_reason_text(c, g->reason) : "",
-                                status == Gwaiting ? (now_ms - g->since_ms) / 1000.0 : 0.0, (int)m1 - 1,
-                                g->home_why, frames, (unsigned long)g->parent);
+                                status == Gwaiting ? (now_ms - g->since_ms) / 1000.0 : 0.0,
+                                (int)m1 - 1, g->home_why, frames, (unsigned long)g->parent);
         if (row == NULL || PyList_Append(list, row) < 0)
             Py_CLEAR(list);
         Py_XDECREF(row);
@@ -185,10 +194,14 @@ static PyObject *mod_failure(PyObject *mod, PyObject *args)
 static PyMethodDef functions[] = {
     {"goroutines", mod_goroutines, METH_VARARGS,
      "goroutines(prog)\n--\n\nRows (goid, status, wait reason, seconds waiting, m or -1, home_why, "
-     "(frames, home reason) or None, parent),\nframes as [(qualname, file, line)], outermost first."},
+     "(frames, home reason) or None, parent),\nframes as [(qualname, file, line)], outermost "
+     "first."},
     {"failure", mod_failure, METH_VARARGS,
      "failure(prog)\n--\n\nThe panic or death that ended the program, as an exception; or None."},
     {NULL},
 };
 
-int core_dump_init(PyObject *mod) { return PyModule_AddFunctions(mod, functions); }
+int core_dump_init(PyObject *mod)
+{
+    return PyModule_AddFunctions(mod, functions);
+}

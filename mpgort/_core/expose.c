@@ -42,8 +42,8 @@ static PyObject *chain_encode(PyObject *mod, PyObject *args)
     PyObject *coro;
     Py_ssize_t budget = -1;
     struct core_enc e;
-    if (!PyArg_ParseTuple(args, "O|n:chain_encode", &coro, &budget) ||
-        !is_coroutine(coro) || core_enc_init(&e) < 0)
+    if (!PyArg_ParseTuple(args, "O|n:chain_encode", &coro, &budget) || !is_coroutine(coro) ||
+        core_enc_init(&e) < 0)
         return NULL;
     if (budget >= 0)
         e.budget = (size_t)budget;
@@ -122,9 +122,18 @@ static PyObject *from_buffer(PyObject *arg, PyObject *(*decode)(const uint8_t *,
     return v;
 }
 
-static PyObject *value_decode(PyObject *mod, PyObject *b) { return from_buffer(b, core_value_decode); }
-static PyObject *exc_decode(PyObject *mod, PyObject *b) { return from_buffer(b, core_exc_decode); }
-static PyObject *chain_frames(PyObject *mod, PyObject *b) { return from_buffer(b, core_chain_frames); }
+static PyObject *value_decode(PyObject *mod, PyObject *b)
+{
+    return from_buffer(b, core_value_decode);
+}
+static PyObject *exc_decode(PyObject *mod, PyObject *b)
+{
+    return from_buffer(b, core_exc_decode);
+}
+static PyObject *chain_frames(PyObject *mod, PyObject *b)
+{
+    return from_buffer(b, core_chain_frames);
+}
 
 static PyObject *set_fast_forward(PyObject *mod, PyObject *on)
 {
@@ -178,7 +187,7 @@ static PyMethodDef methods[] = {
     {NULL},
 };
 
-/* ---- may frames move? -------------------------------------------------------------------------------- */
+/* ---- may frames move? ------------------------------------------------------------------------ */
 
 static void not_ok(const char *what)
 {

@@ -29,7 +29,7 @@
 
 bool fast_forward_on = true;
 
-/* ---- the park request -------------------------------------------------------------------------- */
+/* ---- the park request ------------------------------------------------------------------------ */
 
 #define PARK_POOL 64
 static CorePark *park_pool[PARK_POOL];
@@ -83,7 +83,10 @@ static int park_traverse(CorePark *pk, visitproc visit, void *arg)
     return 0;
 }
 
-static PyObject *park_await(PyObject *pk) { return Py_NewRef(pk); }
+static PyObject *park_await(PyObject *pk)
+{
+    return Py_NewRef(pk);
+}
 
 /* One step of `await park`; value: what it was resumed with, NULL for None. */
 static PySendResult park_step(CorePark *pk, PyObject *value, PyObject **out)
@@ -182,9 +185,17 @@ PyTypeObject CorePark_Type = {
     .tp_doc = "What an awaitable of the runtime yields to the scheduler.",
 };
 
-/* ---- encoding ---------------------------------------------------------------------------------- */
+/* ---- encoding -------------------------------------------------------------------------------- */
 
-enum { F_KIND = 3, F_EXC = 4, F_NAMES = 8, F_ORIGIN = 16, F_CLOSED = 32, F_RUNNING = 64, F_ENDED = 128 };
+enum {
+    F_KIND = 3,
+    F_EXC = 4,
+    F_NAMES = 8,
+    F_ORIGIN = 16,
+    F_CLOSED = 32,
+    F_RUNNING = 64,
+    F_ENDED = 128
+};
 enum { KIND_CORO, KIND_GEN, KIND_ASYNCGEN };
 
 static inline int kind_of(PyGenObject *g)
@@ -296,7 +307,8 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
         return enc_refuse(E, "%.80s stands where it cannot be rebuilt",
                           PyUnicode_AsUTF8(g->gi_qualname));
     if (f->f_locals != NULL && Py_REFCNT(f->f_locals) == 1)
-        Py_CLEAR(f->f_locals); /* the snapshot that reading cr_frame.f_locals left: it holds values */
+        Py_CLEAR(
+            f->f_locals); /* the snapshot that reading cr_frame.f_locals left: it holds values */
 
     int flags = kind_of(g);
     PyObject *handled = g->gi_exc_state.exc_value;
@@ -375,7 +387,7 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
     return p;
 }
 
-/* ---- decoding ---------------------------------------------------------------------------------- */
+/* ---- decoding -------------------------------------------------------------------------------- */
 
 /* Whether the interpreter's belief about a slot holds: see _code.py for the kinds. */
 static bool kind_ok(char kind, PyObject *o, struct code_info *ci)
@@ -471,7 +483,8 @@ fail:
  * at the next park. */
 static void frame_of_owner(Frame *f, struct code_info *ci, PyObject *fn)
 {
-    if (fn == NULL || PyFunction_GET_CODE(fn) != (PyObject *)ci->code || (void *)FUNC(f) == (void *)fn)
+    if (fn == NULL || PyFunction_GET_CODE(fn) != (PyObject *)ci->code ||
+        (void *)FUNC(f) == (void *)fn)
         return;
     PyObject *was = (PyObject *)FUNC(f);
     FUNC(f) = (void *)Py_NewRef(fn);
@@ -496,14 +509,14 @@ PyObject *dec_gen(struct dec *D, bool memo)
     if (ci == NULL)
         return NULL;
     PyCodeObject *code = ci->code;
-    int want = code->co_flags & CO_COROUTINE ? KIND_CORO
+    int want = code->co_flags & CO_COROUTINE         ? KIND_CORO
                : code->co_flags & CO_ASYNC_GENERATOR ? KIND_ASYNCGEN
                                                      : KIND_GEN;
     if (at >= (uint64_t)ci->n_points || kind != want)
         return dec_bad("%.80s has no such resume point", PyUnicode_AsUTF8(code->co_qualname));
     struct resume_point *pt = &ci->points[at];
-    PyGenObject *g =
-        likely(ci->n_shells > 0) ? ci->shells[--ci->n_shells] : gen_alloc(gen_types[kind], ci->func);
+    PyGenObject *g = likely(ci->n_shells > 0) ? ci->shells[--ci->n_shells]
+                                              : gen_alloc(gen_types[kind], ci->func);
     if (g == NULL)
         return NULL;
     Frame *f = GEN_FRAME(g);
@@ -593,7 +606,7 @@ fail:
     return NULL;
 }
 
-/* ---- the chain --------------------------------------------------------------------------------- */
+/* ---- the chain ------------------------------------------------------------------------------- */
 
 /* The frames of the chain encoded last, so that the drop that follows finds them all. */
 static struct {
@@ -644,7 +657,8 @@ static void gen_empty(PyGenObject *g)
         Py_XDECREF(f->localsplus[i]);
     Py_CLEAR(g->gi_exc_state.exc_value);
     Py_CLEAR(f->f_locals);
-    frame_set_next(f, 0); /* nobody who still holds it may look for what it awaits on the empty stack */
+    frame_set_next(
+        f, 0); /* nobody who still holds it may look for what it awaits on the empty stack */
 }
 
 /* Keeps an emptied coroutine object for the next decode, or drops it. */
@@ -836,8 +850,8 @@ PySendResult core_chain_throw(PyObject *root, PyObject *park, PyObject *exc, PyO
 
 int core_frame_init(PyObject *mod)
 {
-    if ((core_errors = PyImport_ImportModule("mpgort._errors")) == NULL || core_code_init(mod) < 0 ||
-        PyType_Ready(&CorePark_Type) < 0)
+    if ((core_errors = PyImport_ImportModule("mpgort._errors")) == NULL ||
+        core_code_init(mod) < 0 || PyType_Ready(&CorePark_Type) < 0)
         return -1;
     return PyModule_AddObjectRef(mod, "Park", (PyObject *)&CorePark_Type);
 }

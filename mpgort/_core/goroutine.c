@@ -14,16 +14,18 @@
 enum { HANDLE_GOROUTINE = 8 };
 
 typedef struct {
-    PyObject_HEAD
-    CoreProg *prog;
-    shm_off off; /* join object */
+    PyObject_HEAD CoreProg *prog;
+    shm_off off;              /* join object */
     uint32_t slot, holder_m1; /* shm_handle_hold: which slot of whose; both only under the GIL */
     PyObject *weakrefs;
 } Goroutine;
 
 static PyTypeObject Goroutine_Type;
 
-static struct shm_join *join_of(Goroutine *h) { return shm_at(&h->prog->loop, h->off); }
+static struct shm_join *join_of(Goroutine *h)
+{
+    return shm_at(&h->prog->loop, h->off);
+}
 
 /* A handle on the join object off; takes over one reference. */
 static PyObject *goroutine_wrap(CoreProg *prog, shm_off off)
@@ -143,7 +145,10 @@ static PyObject *join_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
 
 /* ---- the handle ------------------------------------------------------------------------------ */
 
-static PyObject *goroutine_await(PyObject *h) { return core_park_for(PK_JOIN, h); }
+static PyObject *goroutine_await(PyObject *h)
+{
+    return core_park_for(PK_JOIN, h);
+}
 
 static PyObject *goroutine_result(Goroutine *h, PyObject *args, PyObject *kw)
 {
@@ -306,9 +311,10 @@ static bool callable(PyObject *fn, const char *who)
     if (PyCallable_Check(fn))
         return true;
     PyErr_Format(PyExc_TypeError,
-                 PyCoro_CheckExact(fn) ? "%s: pass the function and its arguments, not a call of it: "
-                                         "%s(f, x), not %s(f(x))"
-                                       : "%s: a function is needed, not %.200s",
+                 PyCoro_CheckExact(fn)
+                     ? "%s: pass the function and its arguments, not a call of it: "
+                       "%s(f, x), not %s(f(x))"
+                     : "%s: a function is needed, not %.200s",
                  who, PyCoro_CheckExact(fn) ? who : Py_TYPE(fn)->tp_name, who);
     if (PyCoro_CheckExact(fn)) { /* its "never awaited" warning would say the same again */
         PyObject *type, *value, *tb, *r;
@@ -345,7 +351,8 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
             if (PyDict_GetItemString(kw, *k) != NULL) {
                 PyErr_Format(PyExc_NotImplementedError,
                              "spawn(%s=...) is not there yet; for a function that takes %s itself, "
-                             "use functools.partial", *k, *k);
+                             "use functools.partial",
+                             *k, *k);
                 return NULL;
             }
     }
@@ -410,20 +417,29 @@ static PyObject *start_in(starter *f, PyObject *a)
 {
     CoreProg *prog;
     PyObject *fn, *args, *kw;
-    if (!PyArg_ParseTuple(a, "O!OO!O!", &CoreProg_Type, &prog, &fn, &PyTuple_Type, &args, &PyDict_Type,
-                          &kw))
+    if (!PyArg_ParseTuple(a, "O!OO!O!", &CoreProg_Type, &prog, &fn, &PyTuple_Type, &args,
+                          &PyDict_Type, &kw))
         return NULL;
     PyObject *copy = PyDict_Copy(kw);
     PyObject *res = copy ? f(prog, fn, args, copy) : NULL;
     Py_XDECREF(copy);
     return res;
 }
-static PyObject *mod_go_in(PyObject *mod, PyObject *args) { return start_in(do_go, args); }
-static PyObject *mod_spawn_in(PyObject *mod, PyObject *args) { return start_in(do_spawn, args); }
+static PyObject *mod_go_in(PyObject *mod, PyObject *args)
+{
+    return start_in(do_go, args);
+}
+static PyObject *mod_spawn_in(PyObject *mod, PyObject *args)
+{
+    return start_in(do_spawn, args);
+}
 
-/* ---- gosched, sleep, goexit and questions ----------------------------------------------------- */
+/* ---- gosched, sleep, goexit and questions ---------------------------------------------------- */
 
-static PyObject *none_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g) { Py_RETURN_NONE; }
+static PyObject *none_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
+{
+    Py_RETURN_NONE;
+}
 
 static int sleep_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
@@ -441,7 +457,10 @@ static int loop_try(CorePark *pk, PyObject **result)
     return -1;
 }
 
-static PyObject *mod_gosched(PyObject *mod, PyObject *_) { return core_park_for(PK_GOSCHED, NULL); }
+static PyObject *mod_gosched(PyObject *mod, PyObject *_)
+{
+    return core_park_for(PK_GOSCHED, NULL);
+}
 
 static PyObject *mod_sleep(PyObject *mod, PyObject *seconds)
 {
@@ -493,7 +512,8 @@ static PyObject *mod_gomaxprocs(PyObject *mod, PyObject *args)
 {
     PyObject *n = Py_None;
     CoreProg *prog;
-    if (!PyArg_ParseTuple(args, "|O:gomaxprocs", &n) || (prog = core_current("gomaxprocs()")) == NULL)
+    if (!PyArg_ParseTuple(args, "|O:gomaxprocs", &n) ||
+        (prog = core_current("gomaxprocs()")) == NULL)
         return NULL;
     uint32_t procs = prog->proc->c->hdr->nprocs;
     if (n != Py_None) {
@@ -520,16 +540,19 @@ PyObject *core_park_for(int op, PyObject *a)
 
 static PyMethodDef goroutine_methods[] = {
     {"result", (PyCFunction)(void (*)(void))goroutine_result, METH_VARARGS | METH_KEYWORDS,
-     "result(timeout=None)\n--\n\nThe value, for a plain thread or function, which blocks.\n\nRaises the "
+     "result(timeout=None)\n--\n\nThe value, for a plain thread or function, which "
+     "blocks.\n\nRaises the "
      "goroutine's exception, or TimeoutError after `timeout` seconds."},
     {"exception", (PyCFunction)goroutine_exception, METH_NOARGS,
      "exception()\n--\n\nThe exception that ended it; None while it runs or if it has a value."},
     {"done", (PyCFunction)goroutine_done, METH_NOARGS, "done()\n--\n\nTrue once it has ended."},
     {"status", (PyCFunction)goroutine_status, METH_NOARGS,
-     "status()\n--\n\n\"running\", \"runnable\", the wait reason (\"chan receive\"), or how it ended: "
+     "status()\n--\n\n\"running\", \"runnable\", the wait reason (\"chan receive\"), or how it "
+     "ended: "
      "\"done\",\n\"failed\", \"cancelled\", \"killed\", \"died\"."},
     {"cancel", (PyCFunction)goroutine_cancel, METH_NOARGS,
-     "cancel()\n--\n\nRaises Cancelled in it where it is parked, or at its next park; False if it has "
+     "cancel()\n--\n\nRaises Cancelled in it where it is parked, or at its next park; False if it "
+     "has "
      "ended."},
     {"__reduce__", (PyCFunction)goroutine_reduce, METH_NOARGS, NULL},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
@@ -558,17 +581,21 @@ static PyTypeObject Goroutine_Type = {
 
 static PyMethodDef functions[] = {
     {"go", (PyCFunction)(void (*)(void))mod_go, METH_FASTCALL | METH_KEYWORDS,
-     "go($module, fn, /, *args, **kwargs)\n--\n\nStarts fn(*args, **kwargs) as a goroutine, as Go's go "
+     "go($module, fn, /, *args, **kwargs)\n--\n\nStarts fn(*args, **kwargs) as a goroutine, as "
+     "Go's go "
      "statement.\n\nArguments pass by value. An exception that leaves it is a panic and ends the "
      "program.\nRaises TypeError, SerializationError, OutOfSharedMemory. Source: Go newproc."},
     {"spawn", (PyCFunction)(void (*)(void))mod_spawn, METH_FASTCALL | METH_KEYWORDS,
-     "spawn($module, fn, /, *args, **kwargs)\n--\n\nAs go, but returns a handle to await, which gets the "
-     "value or exception.\n\ndurable=True: never heavy, its continuation is in shared memory at every "
+     "spawn($module, fn, /, *args, **kwargs)\n--\n\nAs go, but returns a handle to await, which "
+     "gets the "
+     "value or exception.\n\ndurable=True: never heavy, its continuation is in shared memory at "
+     "every "
      "park."},
     {"go_in", mod_go_in, METH_VARARGS, NULL},
     {"spawn_in", mod_spawn_in, METH_VARARGS, NULL},
     {"gosched", mod_gosched, METH_NOARGS,
-     "gosched()\n--\n\nAwaitable: lets others run; goes to the tail of the global queue. Source: Go "
+     "gosched()\n--\n\nAwaitable: lets others run; goes to the tail of the global queue. Source: "
+     "Go "
      "Gosched."},
     {"sleep", mod_sleep, METH_O,
      "sleep(seconds)\n--\n\nAwaitable: pauses at least `seconds`. Source: Go timeSleep."},
@@ -590,7 +617,8 @@ int core_goroutine_init(PyObject *mod)
     core_park_ops[PK_GOSCHED] = (struct core_park_op){NULL, none_resume, NULL};
     core_park_ops[PK_SLEEP] = (struct core_park_op){sleep_park, none_resume, NULL};
     core_park_ops[PK_JOIN] = (struct core_park_op){join_park, join_resume, NULL};
-    core_park_tries[PK_GOSCHED] = core_park_tries[PK_SLEEP] = core_park_tries[PK_FOREVER] = loop_try;
+    core_park_tries[PK_GOSCHED] = core_park_tries[PK_SLEEP] = core_park_tries[PK_FOREVER] =
+        loop_try;
     core_park_tries[PK_JOIN] = join_try;
     struct core_handle_type t = {&Goroutine_Type, HANDLE_GOROUTINE, goroutine_word, goroutine_make,
                                  goroutine_drop};

@@ -97,12 +97,12 @@ CoreProg *core_current(const char *what)
     if (core_proc_cur != NULL && core_proc_cur->curg != 0)
         return core_proc_cur->prog;
     if (core_proc_cur != NULL)
-        PyErr_Format(PyExc_RuntimeError, "%s on the scheduler's stack (m->g0): no goroutine runs here",
-                     what);
-    else
         PyErr_Format(PyExc_RuntimeError,
-                     "%s outside a goroutine: start one with mpgort.run(main) or Runtime().spawn(fn)",
-                     what);
+                     "%s on the scheduler's stack (m->g0): no goroutine runs here", what);
+    else
+        PyErr_Format(
+            PyExc_RuntimeError,
+            "%s outside a goroutine: start one with mpgort.run(main) or Runtime().spawn(fn)", what);
     return NULL;
 }
 
@@ -131,8 +131,9 @@ int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs,
         PyErr_SetString(PyExc_RuntimeError, "the runtime has been shut down");
         return -1;
     }
-    PyObject *call = kwargs != NULL && PyDict_GET_SIZE(kwargs) > 0 ? PyTuple_Pack(3, fn, args, kwargs)
-                                                                    : PyTuple_Pack(2, fn, args);
+    PyObject *call = kwargs != NULL && PyDict_GET_SIZE(kwargs) > 0
+                         ? PyTuple_Pack(3, fn, args, kwargs)
+                         : PyTuple_Pack(2, fn, args);
     if (call == NULL)
         return -1;
     if ((e = core_venc_take(s, &spare)) == NULL) {
@@ -187,8 +188,8 @@ static void panic(struct core_proc *s, struct shm_g *g, PyObject *exc)
 {
     struct shm_hdr *hdr = s->c->hdr;
     uint32_t none = 0;
-    own_add(&s->c->m->st.panics, 1);               /* owner only */
-    if (!cas_acqrel(&hdr->panic, &none, 1))        /* claims panic_val; pairs with the same CAS */
+    own_add(&s->c->m->st.panics, 1);        /* owner only */
+    if (!cas_acqrel(&hdr->panic, &none, 1)) /* claims panic_val; pairs with the same CAS */
         return;
     hdr->panic_goid = g->goid;
     if (core_exc_store(s->prog, exc, &hdr->panic_val) < 0) {
@@ -247,8 +248,8 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
             Py_XDECREF(tb);
         }
         if (exc != NULL) {
-            state = Py_TYPE(exc) == (PyTypeObject *)core_err.Cancelled ? SHM_J_CANCELLED
-                                                                          : SHM_J_ERROR;
+            state =
+                Py_TYPE(exc) == (PyTypeObject *)core_err.Cancelled ? SHM_J_CANCELLED : SHM_J_ERROR;
             if (core_exc_store(s->prog, exc, &val) < 0) {
                 PyErr_Clear();
                 val.tag = SHM_VAL_NONE;
@@ -321,8 +322,9 @@ struct core_proc *core_try_begin(CoreProg *prog)
         return NULL;
     }
     if (s->prog != prog) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "await on a handle of another runtime: a handle belongs to the program that made it");
+        PyErr_SetString(
+            PyExc_RuntimeError,
+            "await on a handle of another runtime: a handle belongs to the program that made it");
         return NULL;
     }
     return s;
@@ -435,6 +437,20 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
 
 /* ---- run ------------------------------------------------------------------------------------- */
 
+/* Raises exc where the chain awaits an object that is no park request. */
+static PySendResult throw_foreign(PyObject *root, PyObject *exc, PyObject **out)
+{
+    *out = PyObject_CallMethod(root, "throw", "O", exc);
+    if (*out != NULL)
+        return PYGEN_NEXT;
+    if (!PyErr_ExceptionMatches(PyExc_StopIteration))
+        return PYGEN_ERROR;
+    PyObject *stop = core_take_exc();
+    *out = Py_NewRef(((PyStopIterationObject *)stop)->value);
+    Py_DECREF(stop);
+    return PYGEN_RETURN;
+}
+
 /* Runs root from `res`/`out` on until it parks or ends. root is owned and consumed. */
 static int drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult res, PyObject *out)
 {
@@ -448,11 +464,14 @@ static int drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult 
                 value = NULL;
                 PyErr_Format(PyExc_RuntimeError,
                              "a goroutine can await goroutines, channels and other awaitables of "
-                             "mpgort, not what yields %.200R (of another event loop?)", out);
+                             "mpgort, not what yields %.200R (of another event loop?)",
+                             out);
                 exc = core_take_exc();
             }
             PyObject *pk = out;
-            if (exc != NULL)
+            if (Py_TYPE(pk) != &CorePark_Type)
+                res = throw_foreign(root, exc, &out);
+            else if (exc != NULL)
                 res = core_chain_throw(root, pk, exc, &out);
             else
                 res = core_chain_send(root, pk, value, &out);
@@ -594,10 +613,12 @@ PyObject *core_failure(CoreProg *prog)
     struct shm_hdr *hdr = prog->loop.hdr;
     if (load_acq(&hdr->panic) == 2) { /* pairs with store_rel in panic() */
         PyObject *cause = NULL;
-        if (hdr->panic_val.tag != SHM_VAL_NONE && (cause = core_exc_peek(prog, &hdr->panic_val)) == NULL)
+        if (hdr->panic_val.tag != SHM_VAL_NONE &&
+            (cause = core_exc_peek(prog, &hdr->panic_val)) == NULL)
             PyErr_Clear();
-        PyObject *e = PyObject_CallFunction(core_err.make_panic, "KO",
-                                            (unsigned long long)hdr->panic_goid, cause ? cause : Py_None);
+        PyObject *e =
+            PyObject_CallFunction(core_err.make_panic, "KO", (unsigned long long)hdr->panic_goid,
+                                  cause ? cause : Py_None);
         Py_XDECREF(cause);
         return e;
     }
@@ -620,7 +641,8 @@ static int interrupt_main(struct core_proc *s)
 {
     PyObject *exc = core_take_exc();
     struct shm_g *g = s->main_g ? core_g(s, s->main_g) : NULL;
-    if (g == NULL || s->main_goexit || (g->home_m1 == s->c->m1 && core_home_get(s, s->main_g) == NULL))
+    if (g == NULL || s->main_goexit ||
+        (g->home_m1 == s->c->m1 && core_home_get(s, s->main_g) == NULL))
         return core_raise(exc);
     Py_XSETREF(s->interrupt, exc);
     uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm; our own */
@@ -639,7 +661,8 @@ static int attend(struct core_proc *s)
     uint32_t attn = load_acq(&c->m->attn); /* pairs with or_seq of who asks */
     if (attn & SHM_ATTN_DUMP) {
         core_dump_homes(s);
-        and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_DUMP); /* after the notes: pairs with ask_homes() */
+        and_seq(&c->m->attn,
+                ~(uint32_t)SHM_ATTN_DUMP); /* after the notes: pairs with ask_homes() */
     }
     if (!s->prog->is_m0)
         return 0;
@@ -681,7 +704,8 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
     for (;;) {
         int r;
         /* A main that always finds work at once looks up too. Signed: now_ns is the coarse clock. */
-        if (s->prog->is_m0 && (int64_t)(c->now_ns - s->ticked_ns) >= TICK_NS && (r = attend(s)) != 0)
+        if (s->prog->is_m0 && (int64_t)(c->now_ns - s->ticked_ns) >= TICK_NS &&
+            (r = attend(s)) != 0)
             return r;
         r = shm_findrunnable(c, false, g, inherit);
         if (r == SHM_OK)
@@ -693,11 +717,8 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
                 s->rested_ns = c->now_ns;
                 core_handle_rest(s);
             }
-            Py_BEGIN_ALLOW_THREADS
-            r = shm_findrunnable(c, true, g, inherit);
-            Py_END_ALLOW_THREADS
-            if (r == SHM_OK)
-                return 0;
+            Py_BEGIN_ALLOW_THREADS r = shm_findrunnable(c, true, g, inherit);
+            Py_END_ALLOW_THREADS if (r == SHM_OK) return 0;
         }
         if (r == SHM_EDEADLOCK)
             return core_raise(core_deadlock(s));

@@ -11,15 +11,15 @@
 
 /* Which operation a park request stands for; also g->op while the goroutine is parked. */
 enum {
-    PK_START = 0,    /* not started: the continuation is a call */
-    PK_GOSCHED = 8,  /* below 8: the codec's own */
+    PK_START = 0,   /* not started: the continuation is a call */
+    PK_GOSCHED = 8, /* below 8: the codec's own */
     PK_SLEEP,
     PK_JOIN,
     PK_RECV,
     PK_RECV_OK,
     PK_ANEXT,
     PK_SEND,
-    PK_FOREVER,      /* nil channel, empty select */
+    PK_FOREVER, /* nil channel, empty select */
     PK_GOPARK,
     PK_MCALL,
 };
@@ -40,11 +40,11 @@ extern struct core_park_op core_park_ops[32];
 /* A goroutine that is live in this process between two of its turns. */
 struct core_home {
     shm_gref g;
-    PyObject *root;   /* its coroutine */
-    CorePark *park;   /* what it is parked in; NULL: just readied by force (not used) */
-    PyObject *ctx;    /* its context variables, NULL: none */
-    PyObject *reason; /* str: what keeps it here (pinned, heavy) */
-    uint8_t why;      /* SHM_HOME_* */
+    PyObject *root;        /* its coroutine */
+    CorePark *park;        /* what it is parked in; NULL: just readied by force (not used) */
+    PyObject *ctx;         /* its context variables, NULL: none */
+    PyObject *reason;      /* str: what keeps it here (pinned, heavy) */
+    uint8_t why;           /* SHM_HOME_* */
     uint8_t skip, backoff; /* parks to go until encoding is tried again; its next distance */
 };
 
@@ -59,32 +59,32 @@ struct core_nest {
 /* The loop's state of one program in this process. */
 struct core_proc {
     CoreProg *prog;
-    struct shm_ctx *c;      /* prog->loop */
-    struct core_enc enc;    /* continuations */
-    struct core_enc venc;   /* values, reentrant use is refused by depth */
-    PyObject *ctx;          /* context now entered; NULL: the caller's own (main before its first turn) */
-    PyObject *base_ctx;     /* the empty one that goroutines without variables share */
+    struct shm_ctx *c;    /* prog->loop */
+    struct core_enc enc;  /* continuations */
+    struct core_enc venc; /* values, reentrant use is refused by depth */
+    PyObject *ctx; /* context now entered; NULL: the caller's own (main before its first turn) */
+    PyObject *base_ctx;       /* the empty one that goroutines without variables share */
     struct core_home **homes; /* by g index */
     uint32_t homes_cap;
-    shm_gref curg;          /* whose Python runs; 0 on the scheduler's stack */
+    shm_gref curg; /* whose Python runs; 0 on the scheduler's stack */
     struct core_home *curhome;
-    bool inhand;            /* a try succeeded but a preemption is due: the result is in g */
-    int on_g0;              /* > 0: unlockf or an mcall function runs */
+    bool inhand; /* a try succeeded but a preemption is due: the result is in g */
+    int on_g0;   /* > 0: unlockf or an mcall function runs */
     bool main_done, main_goexit;
-    PyObject *main_value;   /* of main, NULL with main_exc */
+    PyObject *main_value; /* of main, NULL with main_exc */
     PyObject *main_exc;
     bool venc_busy;
     struct core_nest *nest;
-    uint64_t deadline_ns;   /* of a nested loop (block.c); UINT64_MAX: none */
+    uint64_t deadline_ns; /* of a nested loop (block.c); UINT64_MAX: none */
     shm_gref main_g;
-    PyObject *interrupt;    /* KeyboardInterrupt on its way to main's await */
+    PyObject *interrupt; /* KeyboardInterrupt on its way to main's await */
     uint64_t ticked_ns;
-    shm_gref exec_next;     /* runtime.execute(g, exec_inherit) from the scheduler's stack */
+    shm_gref exec_next; /* runtime.execute(g, exec_inherit) from the scheduler's stack */
     bool exec_inherit;
-    PyObject *reasons;      /* dict: text of a registered wait reason -> its number in this segment */
-    PyObject *loose;        /* runtime.c: set of grefs, NULL until used */
+    PyObject *reasons; /* dict: text of a registered wait reason -> its number in this segment */
+    PyObject *loose;   /* runtime.c: set of grefs, NULL until used */
     PyObject *recent[CORE_RECENT]; /* handle.c: kept alive a while longer */
-    uint64_t rested_ns;     /* when they were last let go */
+    uint64_t rested_ns;            /* when they were last let go */
     /* interned handles of this process: (offset, direction) -> object, borrowed */
     struct core_slot {
         uint64_t key;
@@ -97,7 +97,10 @@ struct core_proc *core_proc_get(CoreProg *prog); /* made on first use; NULL: exc
 
 /* The program of the calling goroutine, or RuntimeError "... outside a goroutine". */
 CoreProg *core_current(const char *what);
-static inline struct shm_g *core_g(struct core_proc *s, shm_gref g) { return shm_g(s->c, g); }
+static inline struct shm_g *core_g(struct core_proc *s, shm_gref g)
+{
+    return shm_g(s->c, g);
+}
 /* The running goroutine of this thread's loop, 0 if there is none (other thread, scheduler). */
 shm_gref core_curg(CoreProg *prog);
 
@@ -112,8 +115,8 @@ struct core_enc *core_venc_take(struct core_proc *s, struct core_enc *spare);
 void core_venc_give(struct core_proc *s, struct core_enc *e);
 /* Gives back the references of handles in bytes that will not be stored. */
 void core_enc_undo(struct shm_ctx *c, struct core_enc *e);
-PyObject *core_take_exc(void);     /* the exception that is set, with its traceback, as an object */
-int core_raise(PyObject *exc);     /* sets it (owned; NULL: nothing); always -1 */
+PyObject *core_take_exc(void); /* the exception that is set, with its traceback, as an object */
+int core_raise(PyObject *exc); /* sets it (owned; NULL: nothing); always -1 */
 int core_exc_store(CoreProg *prog, PyObject *exc, struct shm_val *val);
 /* Encodes v for prog into *val (references of its handles taken). -1: exception set. */
 int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val);
@@ -176,8 +179,8 @@ void core_handle_rest(struct core_proc *s); /* lets go of what it keeps alive */
 /* errors, imported from mpgort._errors once */
 extern struct core_err {
     PyObject *ChanError, *Closed, *Cancelled, *Killed, *SerializationError, *BadContinuation;
-    PyObject *Goexit;       /* goexit() raises it; private to this package */
-    PyObject *await_it;     /* async def f(x): return await x */
+    PyObject *Goexit;   /* goexit() raises it; private to this package */
+    PyObject *await_it; /* async def f(x): return await x */
     PyObject *make_panic, *make_death, *make_deadlock; /* mpgort._traceback: the texts */
 } core_err;
 

@@ -73,8 +73,8 @@ static int out_of_memory(CoreProg *prog, int err)
     PyObject *text;
     if (err == SHM_EGFULL)
         text = PyUnicode_FromFormat(
-            "all %u goroutine slots are in use: raise it with run(..., max_goroutines=%llu)", h->max_g,
-            (unsigned long long)h->max_g * 4);
+            "all %u goroutine slots are in use: raise it with run(..., max_goroutines=%llu)",
+            h->max_g, (unsigned long long)h->max_g * 4);
     else if (err == SHM_ENOMEM)
         text = PyUnicode_FromFormat(
             "the shared heap is full: %llu of %llu bytes are in use: raise it with run(..., "
@@ -84,7 +84,8 @@ static int out_of_memory(CoreProg *prog, int err)
     else
         text = PyUnicode_FromFormat(
             "/dev/shm has no room for more than the %llu bytes this program's heap has: make it "
-            "larger (docker run --shm-size=..., mount -o remount,size=... /dev/shm); heap_bytes=%llu "
+            "larger (docker run --shm-size=..., mount -o remount,size=... /dev/shm); "
+            "heap_bytes=%llu "
             "is only the ceiling",
             (unsigned long long)load_rlx(&h->heap_committed), /* as above */
             (unsigned long long)h->heap_bytes);
@@ -100,14 +101,16 @@ int core_shm_error(CoreProg *prog, int err)
     case SHM_EGFULL:
         if (prog != NULL && prog->loop.hdr != NULL)
             return out_of_memory(prog, err);
-        return raise_named("OutOfSharedMemory", PyExc_MemoryError,
-                           PyUnicode_FromFormat("/dev/shm: %s: make it larger (docker run --shm-size=...) "
-                                                "or ask for less: max_goroutines, heap_bytes",
-                                                shm_strerror(err)));
+        return raise_named(
+            "OutOfSharedMemory", PyExc_MemoryError,
+            PyUnicode_FromFormat("/dev/shm: %s: make it larger (docker run --shm-size=...) "
+                                 "or ask for less: max_goroutines, heap_bytes",
+                                 shm_strerror(err)));
     case SHM_EBADSEG:
         return raise_named("BadSegment", PyExc_ValueError, PyUnicode_FromString(shm_strerror(err)));
     case SHM_ECLOSED:
-        return raise_named("ChanError", PyExc_RuntimeError, PyUnicode_FromString(shm_strerror(err)));
+        return raise_named("ChanError", PyExc_RuntimeError,
+                           PyUnicode_FromString(shm_strerror(err)));
     case SHM_EDEAD:
         return raise_named("Killed", PyExc_RuntimeError,
                            PyUnicode_FromString("the runtime was shut down"));
@@ -115,8 +118,10 @@ int core_shm_error(CoreProg *prog, int err)
         PyErr_SetNone(PyExc_TimeoutError);
         return -1;
     case SHM_EFULL:
-        PyErr_Format(PyExc_RuntimeError, "a table of the segment is full: %d processes and threads, "
-                     "or the code objects or wait reasons it has room for", SHM_MAX_M);
+        PyErr_Format(PyExc_RuntimeError,
+                     "a table of the segment is full: %d processes and threads, "
+                     "or the code objects or wait reasons it has room for",
+                     SHM_MAX_M);
         return -1;
     case SHM_ESYS:
         errno = saved;
@@ -182,7 +187,7 @@ static const void *codes_payload(uint32_t id, size_t *n, uint8_t hash[16])
     return shm_code_payload(c, id, n, hash);
 }
 
-/* ---- INV nothing-left ------------------------------------------------------------------------- */
+/* ---- INV nothing-left ------------------------------------------------------------------------ */
 
 #define PDEATH_LOOK_NS 200000000L
 
@@ -209,10 +214,11 @@ static void on_pdeath(int sig)
     errno = saved;
 }
 
-PyDoc_STRVAR(arm_pdeathsig_doc,
-             "arm_pdeathsig(m0_pidfd, parent)\n--\n\n"
-             "From now on this process ends when the process behind m0_pidfd does, even if the parent "
-             "has ended before it. `parent` is the pid of the process that made this one.");
+PyDoc_STRVAR(
+    arm_pdeathsig_doc,
+    "arm_pdeathsig(m0_pidfd, parent)\n--\n\n"
+    "From now on this process ends when the process behind m0_pidfd does, even if the parent "
+    "has ended before it. `parent` is the pid of the process that made this one.");
 static PyObject *arm_pdeathsig(PyObject *self, PyObject *args)
 {
     int pidfd, parent;
@@ -249,10 +255,11 @@ static CoreProg *prog_new(PyTypeObject *type)
     return p;
 }
 
-PyDoc_STRVAR(create_doc,
-             "create(fd, procs, max_goroutines, heap_bytes, heavy_bytes, migrate, scrub, name)\n--\n\n"
-             "Sizes, formats and maps the empty shared-memory object fd, which it takes over; the caller "
-             "becomes M0.");
+PyDoc_STRVAR(
+    create_doc,
+    "create(fd, procs, max_goroutines, heap_bytes, heavy_bytes, migrate, scrub, name)\n--\n\n"
+    "Sizes, formats and maps the empty shared-memory object fd, which it takes over; the caller "
+    "becomes M0.");
 static PyObject *prog_create(PyObject *cls, PyObject *args)
 {
     int fd, scrub;
@@ -284,7 +291,8 @@ static PyObject *prog_create(PyObject *cls, PyObject *args)
     return (PyObject *)p;
 }
 
-PyDoc_STRVAR(attach_doc, "attach(fd)\n--\n\nMaps an existing segment and takes fd over. Raises BadSegment if it is not one.");
+PyDoc_STRVAR(attach_doc, "attach(fd)\n--\n\nMaps an existing segment and takes fd over. Raises "
+                         "BadSegment if it is not one.");
 static PyObject *prog_attach(PyObject *cls, PyObject *args)
 {
     int fd;
@@ -312,7 +320,8 @@ static void unmap(CoreProg *p)
     close(fd);
 }
 
-PyDoc_STRVAR(detach_doc, "detach()\n--\n\nUnmaps; handles raise from here on. Slots that are taken end with the segment.");
+PyDoc_STRVAR(detach_doc, "detach()\n--\n\nUnmaps; handles raise from here on. Slots that are taken "
+                         "end with the segment.");
 static PyObject *prog_detach(CoreProg *p, PyObject *noargs)
 {
     if (!p->attached)
@@ -328,10 +337,11 @@ static PyObject *prog_detach(CoreProg *p, PyObject *noargs)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(after_fork_doc,
-             "after_fork(stay)\n--\n\n"
-             "In a forked child: forgets the parent's M slots and loop. stay: the child is going to be "
-             "an M of the program; else handles raise in it.");
+PyDoc_STRVAR(
+    after_fork_doc,
+    "after_fork(stay)\n--\n\n"
+    "In a forked child: forgets the parent's M slots and loop. stay: the child is going to be "
+    "an M of the program; else handles raise in it.");
 static PyObject *prog_after_fork(CoreProg *p, PyObject *args)
 {
     int stay;
@@ -360,14 +370,15 @@ static void prog_dealloc(CoreProg *p)
     if (p->weakrefs != NULL)
         PyObject_ClearWeakRefs((PyObject *)p);
     core_proc_free(p);
-    p->attached = false; /* a slot that is still taken ends with the segment, or with this process */
+    p->attached =
+        false; /* a slot that is still taken ends with the segment, or with this process */
     unmap(p);
     Py_XDECREF(p->handles);
     Py_XDECREF(p->tick);
     Py_TYPE(p)->tp_free((PyObject *)p);
 }
 
-/* ---- an M's life ------------------------------------------------------------------------------ */
+/* ---- an M's life ----------------------------------------------------------------------------- */
 
 static bool usable(CoreProg *p)
 {
@@ -376,7 +387,9 @@ static bool usable(CoreProg *p)
     return p->attached;
 }
 
-PyDoc_STRVAR(minit_doc, "minit(kind)\n--\n\nTakes an M slot (M_M0, M_WORKER, M_KEEPER) for this process's loop.");
+PyDoc_STRVAR(
+    minit_doc,
+    "minit(kind)\n--\n\nTakes an M slot (M_M0, M_WORKER, M_KEEPER) for this process's loop.");
 static PyObject *prog_minit(CoreProg *p, PyObject *args)
 {
     unsigned int kind;
@@ -407,7 +420,8 @@ static PyObject *prog_mexit(CoreProg *p, PyObject *noargs)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(set_kick_fd_doc, "set_kick_fd(fd)\n--\n\nThe keeper's eventfd: written to when it must look up.");
+PyDoc_STRVAR(set_kick_fd_doc,
+             "set_kick_fd(fd)\n--\n\nThe keeper's eventfd: written to when it must look up.");
 static PyObject *prog_set_kick_fd(CoreProg *p, PyObject *args)
 {
     int fd;
@@ -417,18 +431,18 @@ static PyObject *prog_set_kick_fd(CoreProg *p, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(calibrate_doc, "calibrate()\n--\n\nMeasures what a wake costs on this machine (under 2 ms).");
+PyDoc_STRVAR(calibrate_doc,
+             "calibrate()\n--\n\nMeasures what a wake costs on this machine (under 2 ms).");
 static PyObject *prog_calibrate(CoreProg *p, PyObject *noargs)
 {
     if (!usable(p))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    shm_calibrate(&p->loop);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS shm_calibrate(&p->loop);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(work_doc, "work()\n--\n\nRuns goroutines until the program ends or this worker retires.");
+PyDoc_STRVAR(work_doc,
+             "work()\n--\n\nRuns goroutines until the program ends or this worker retires.");
 static PyObject *prog_work(CoreProg *p, PyObject *noargs)
 {
     if (!usable(p) || core_m_loop(p) < 0)
@@ -436,7 +450,8 @@ static PyObject *prog_work(CoreProg *p, PyObject *noargs)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(run_main_doc, "run_main(fn, args, kwargs)\n--\n\nRuns fn(*args, **kwargs) as goroutine 1 here.");
+PyDoc_STRVAR(run_main_doc,
+             "run_main(fn, args, kwargs)\n--\n\nRuns fn(*args, **kwargs) as goroutine 1 here.");
 static PyObject *prog_run_main(CoreProg *p, PyObject *args)
 {
     PyObject *fn, *a, *kw;
@@ -445,7 +460,7 @@ static PyObject *prog_run_main(CoreProg *p, PyObject *args)
     return core_main_loop(p, fn, a, kw);
 }
 
-/* ---- the keeper's part ------------------------------------------------------------------------- */
+/* ---- the keeper's part ----------------------------------------------------------------------- */
 
 /* Slot + 1 of the worker with this pid, 0: it has none (not yet, or no more). */
 static uint32_t slot_of(struct shm_ctx *c, uint32_t pid)
@@ -468,10 +483,11 @@ static PyObject *prog_slot_of(CoreProg *p, PyObject *args)
     return PyLong_FromLong((long)slot_of(&p->loop, pid) - 1);
 }
 
-PyDoc_STRVAR(keeper_wait_doc,
-             "keeper_wait(m0_pidfd, children)\n--\n\n"
-             "One round of sysmon. children: list of (slot or -1, pid, pidfd). Returns the index of one "
-             "that has died, or WAIT_M0_DIED, WAIT_NOTHING, WAIT_SHUTDOWN, WAIT_SPARE.");
+PyDoc_STRVAR(
+    keeper_wait_doc,
+    "keeper_wait(m0_pidfd, children)\n--\n\n"
+    "One round of sysmon. children: list of (slot or -1, pid, pidfd). Returns the index of one "
+    "that has died, or WAIT_M0_DIED, WAIT_NOTHING, WAIT_SHUTDOWN, WAIT_SPARE.");
 static PyObject *prog_keeper_wait(CoreProg *p, PyObject *args)
 {
     int m0, r;
@@ -484,16 +500,15 @@ static PyObject *prog_keeper_wait(CoreProg *p, PyObject *args)
         return PyErr_NoMemory();
     for (Py_ssize_t i = 0; i < n; i++) {
         int slot;
-        if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iii", &slot, &kids[i].pid, &kids[i].pidfd)) {
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(list, i), "iii", &slot, &kids[i].pid,
+                              &kids[i].pidfd)) {
             PyMem_Free(kids);
             return NULL;
         }
         kids[i].m1 = slot >= 0 ? (uint32_t)slot + 1 : slot_of(&p->loop, (uint32_t)kids[i].pid);
     }
-    Py_BEGIN_ALLOW_THREADS
-    r = shm_sysmon(&p->loop, m0, kids, (int)n);
-    Py_END_ALLOW_THREADS
-    PyMem_Free(kids);
+    Py_BEGIN_ALLOW_THREADS r = shm_sysmon(&p->loop, m0, kids, (int)n);
+    Py_END_ALLOW_THREADS PyMem_Free(kids);
     return PyLong_FromLong(r);
 }
 
@@ -509,10 +524,11 @@ static bool holds_nothing(struct shm_m *m)
     return true;
 }
 
-PyDoc_STRVAR(bury_keepers_doc,
-             "bury_keepers()\n--\n\n"
-             "Keeper only: gives back the slots of its predecessors, which are dead. While there is one, "
-             "nobody can tell whether the program is at rest.");
+PyDoc_STRVAR(
+    bury_keepers_doc,
+    "bury_keepers()\n--\n\n"
+    "Keeper only: gives back the slots of its predecessors, which are dead. While there is one, "
+    "nobody can tell whether the program is at rest.");
 static PyObject *prog_bury_keepers(CoreProg *p, PyObject *noargs)
 {
     if (!usable(p))
@@ -539,8 +555,9 @@ static void notify(struct shm_ctx *c, struct shm_m *m, uint32_t attn)
     shm_notewakeup(&m->note);
 }
 
-PyDoc_STRVAR(report_death_doc,
-             "report_death(slot, wait_status)\n--\n\nTells M0 that the worker of this slot has died.");
+PyDoc_STRVAR(
+    report_death_doc,
+    "report_death(slot, wait_status)\n--\n\nTells M0 that the worker of this slot has died.");
 static PyObject *prog_report_death(CoreProg *p, PyObject *args)
 {
     unsigned int slot;
@@ -551,7 +568,8 @@ static PyObject *prog_report_death(CoreProg *p, PyObject *args)
     struct shm_hdr *h = c->hdr;
     if (slot >= h->max_m)
         return PyErr_Format(PyExc_ValueError, "no M slot %u", slot);
-    if (load_acq(&h->death) == 0) { /* only the keeper writes it; the first death is what M0 raises */
+    if (load_acq(&h->death) ==
+        0) { /* only the keeper writes it; the first death is what M0 raises */
         uint64_t g = load_acq(&c->mtab[slot].curg); /* a dead M's word: nobody writes it any more */
         store_rlx(&h->death_status, (uint32_t)status);
         store_rlx(&h->death_g, shm_gidx(g) < h->max_g && g ? shm_g(c, g)->goid : 0);
@@ -561,7 +579,8 @@ static PyObject *prog_report_death(CoreProg *p, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(shutdown_doc, "shutdown()\n--\n\nEnds the program: every M leaves its loop at its next look.");
+PyDoc_STRVAR(shutdown_doc,
+             "shutdown()\n--\n\nEnds the program: every M leaves its loop at its next look.");
 static PyObject *prog_shutdown(CoreProg *p, PyObject *noargs)
 {
     if (!usable(p))
@@ -579,8 +598,9 @@ static PyObject *prog_shutdown(CoreProg *p, PyObject *noargs)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(forget_doc,
-             "forget()\n--\n\nDrops the goroutines that the program's end found at home in this process.");
+PyDoc_STRVAR(
+    forget_doc,
+    "forget()\n--\n\nDrops the goroutines that the program's end found at home in this process.");
 static PyObject *prog_forget(CoreProg *p, PyObject *noargs)
 {
     if (p->loop_thread == 0)
@@ -588,12 +608,13 @@ static PyObject *prog_forget(CoreProg *p, PyObject *noargs)
     Py_RETURN_NONE;
 }
 
-/* ---- looking at it ----------------------------------------------------------------------------- */
+/* ---- looking at it --------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(drain_wait_doc,
-             "drain_wait(seconds)\n--\n\n"
-             "True when no goroutine runs or can run again and no timer is pending, nobody from outside "
-             "being counted; False if that takes longer. M0 only, while no loop runs in it.");
+PyDoc_STRVAR(
+    drain_wait_doc,
+    "drain_wait(seconds)\n--\n\n"
+    "True when no goroutine runs or can run again and no timer is pending, nobody from outside "
+    "being counted; False if that takes longer. M0 only, while no loop runs in it.");
 static PyObject *prog_drain_wait(CoreProg *p, PyObject *args)
 {
     double seconds;
@@ -604,16 +625,15 @@ static PyObject *prog_drain_wait(CoreProg *p, PyObject *args)
     shm_noteclear(&c->m->note);
     if (shm_checkdead(c))
         Py_RETURN_TRUE;
-    Py_BEGIN_ALLOW_THREADS
-    shm_notetsleep(&c->m->note, (int64_t)(seconds * 1e9));
-    Py_END_ALLOW_THREADS
-    and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_CHECKDEAD);
+    Py_BEGIN_ALLOW_THREADS shm_notetsleep(&c->m->note, (int64_t)(seconds * 1e9));
+    Py_END_ALLOW_THREADS and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_CHECKDEAD);
     return PyBool_FromLong(shm_checkdead(c));
 }
 
-PyDoc_STRVAR(hold_doc,
-             "hold(n)\n--\n\nAdds n to the outside wakers that keep a program without work from being "
-             "taken for a deadlock.");
+PyDoc_STRVAR(
+    hold_doc,
+    "hold(n)\n--\n\nAdds n to the outside wakers that keep a program without work from being "
+    "taken for a deadlock.");
 static PyObject *prog_hold(CoreProg *p, PyObject *args)
 {
     int n;
@@ -623,7 +643,8 @@ static PyObject *prog_hold(CoreProg *p, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(slots_doc, "slots()\n--\n\nThe M slots in use: list of (slot, kind, pid, goid it runs or 0).");
+PyDoc_STRVAR(slots_doc,
+             "slots()\n--\n\nThe M slots in use: list of (slot, kind, pid, goid it runs or 0).");
 static PyObject *prog_slots(CoreProg *p, PyObject *noargs)
 {
     if (!usable(p))
@@ -645,10 +666,12 @@ static PyObject *prog_slots(CoreProg *p, PyObject *noargs)
     return list;
 }
 
-#define COUNTERS(X)                                                                                \
-    X(allocs) X(frees) X(alloc_bytes) X(free_bytes) X(cont_allocs) X(cont_frees) X(spawned)        \
-    X(finished) X(parks) X(readies) X(executed) X(steals) X(stolen) X(wakes) X(useful_wakes)       \
-    X(useless_wakes) X(sleeps) X(moves) X(home_parks) X(offloads) X(busy_ns) X(panics) X(preempted)
+#define COUNTERS(X)                                                                            \
+    X(allocs)                                                                                  \
+    X(frees) X(alloc_bytes) X(free_bytes) X(cont_allocs) X(cont_frees) X(spawned) X(finished)  \
+        X(parks) X(readies) X(executed) X(steals) X(stolen) X(wakes) X(useful_wakes)           \
+            X(useless_wakes) X(sleeps) X(moves) X(home_parks) X(offloads) X(busy_ns) X(panics) \
+                X(preempted)
 
 static int put(PyObject *d, const char *key, unsigned long long v)
 {
@@ -658,9 +681,10 @@ static int put(PyObject *d, const char *key, unsigned long long v)
     return r;
 }
 
-PyDoc_STRVAR(stats_doc,
-             "stats()\n--\n\nThe counters summed over all Ms ever, the heap's figures, and under 'ms' a row "
-             "per living M.");
+PyDoc_STRVAR(
+    stats_doc,
+    "stats()\n--\n\nThe counters summed over all Ms ever, the heap's figures, and under 'ms' a row "
+    "per living M.");
 static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
 {
     struct shm_ctx *c = core_ctx(p);
@@ -670,13 +694,13 @@ static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
     if (d == NULL || rows == NULL)
         goto fail;
     /* Each counter has one writer; relaxed: the sums are of about now, not of one instant. */
-#define X(name)                                                                                    \
-    {                                                                                              \
-        unsigned long long sum = 0;                                                                \
-        for (uint32_t i = 0; i < c->hdr->max_m; i++)                                               \
-            sum += load_rlx(&c->mtab[i].st.name);                                                  \
-        if (put(d, #name, sum) < 0)                                                                \
-            goto fail;                                                                             \
+#define X(name)                                      \
+    {                                                \
+        unsigned long long sum = 0;                  \
+        for (uint32_t i = 0; i < c->hdr->max_m; i++) \
+            sum += load_rlx(&c->mtab[i].st.name);    \
+        if (put(d, #name, sum) < 0)                  \
+            goto fail;                               \
     }
     COUNTERS(X)
 #undef X
@@ -730,9 +754,9 @@ static void collect(void *list, const char *text)
     Py_XDECREF(s);
 }
 
-PyDoc_STRVAR(check_doc,
-             "check(quiet)\n--\n\nWalks the segment; a list of texts, one per breach of an invariant. quiet: the "
-             "program has ended, nothing may be left.");
+PyDoc_STRVAR(check_doc, "check(quiet)\n--\n\nWalks the segment; a list of texts, one per breach of "
+                        "an invariant. quiet: the "
+                        "program has ended, nothing may be left.");
 static PyObject *prog_check(CoreProg *p, PyObject *args)
 {
     int quiet;
@@ -744,14 +768,16 @@ static PyObject *prog_check(CoreProg *p, PyObject *args)
     return list;
 }
 
-PyDoc_STRVAR(layout_doc, "layout()\n--\n\nThe segment's structs: list of (table, field, dtype, offset, size).");
+PyDoc_STRVAR(layout_doc,
+             "layout()\n--\n\nThe segment's structs: list of (table, field, dtype, offset, size).");
 static PyObject *prog_layout(PyObject *cls, PyObject *noargs)
 {
     size_t n;
     const struct shm_field *f = shm_layout(&n);
     PyObject *list = PyList_New((Py_ssize_t)n);
     for (size_t i = 0; list != NULL && i < n; i++) {
-        PyObject *row = Py_BuildValue("sssII", f[i].table, f[i].field, f[i].dtype, f[i].offset, f[i].size);
+        PyObject *row =
+            Py_BuildValue("sssII", f[i].table, f[i].field, f[i].dtype, f[i].offset, f[i].size);
         if (row == NULL)
             Py_CLEAR(list);
         else
@@ -778,11 +804,16 @@ static void prog_releasebuffer(PyObject *o, Py_buffer *b)
     unmap(p);
 }
 
-PyDoc_STRVAR(view_doc, "view()\n--\n\nThe whole mapping as a read-only memoryview. Reading a page that has no "
-             "memory yet gives it some: stay below what the header says is committed.");
-static PyObject *prog_view(PyObject *p, PyObject *noargs) { return PyMemoryView_FromObject(p); }
+PyDoc_STRVAR(
+    view_doc,
+    "view()\n--\n\nThe whole mapping as a read-only memoryview. Reading a page that has no "
+    "memory yet gives it some: stay below what the header says is committed.");
+static PyObject *prog_view(PyObject *p, PyObject *noargs)
+{
+    return PyMemoryView_FromObject(p);
+}
 
-/* ---- attributes -------------------------------------------------------------------------------- */
+/* ---- attributes ------------------------------------------------------------------------------ */
 
 enum { A_FD, A_PID0, A_PROCS, A_SHUTDOWN, A_NAME, A_M0_SLOT, A_ATTACHED };
 static PyObject *prog_get(CoreProg *p, void *which)
@@ -804,11 +835,15 @@ static PyObject *prog_get(CoreProg *p, void *which)
     case A_SHUTDOWN:
         return PyBool_FromLong(load_acq(&h->shutdown) != 0); /* pairs with shutdown() */
     default:
-        return PyUnicode_DecodeUTF8(h->name, (Py_ssize_t)strnlen(h->name, sizeof h->name), "replace");
+        return PyUnicode_DecodeUTF8(h->name, (Py_ssize_t)strnlen(h->name, sizeof h->name),
+                                    "replace");
     }
 }
 
-static PyObject *get_tick(CoreProg *p, void *closure) { return Py_NewRef(p->tick); }
+static PyObject *get_tick(CoreProg *p, void *closure)
+{
+    return Py_NewRef(p->tick);
+}
 static int set_tick(CoreProg *p, PyObject *v, void *closure)
 {
     Py_XSETREF(p->tick, Py_NewRef(v ? v : Py_None));
@@ -838,7 +873,8 @@ static PyGetSetDef prog_getset[] = {
     GET("name", A_NAME, "the program's name"),
     GET("attached", A_ATTACHED, "the mapping is there"),
     {"tick", (getter)get_tick, (setter)set_tick, "called by M0's loop about every 100 ms", NULL},
-    {"max_tasks", (getter)get_limit, (setter)set_limit, "goroutines after which a worker retires", NULL},
+    {"max_tasks", (getter)get_limit, (setter)set_limit, "goroutines after which a worker retires",
+     NULL},
     {"max_rss", (getter)get_limit, (setter)set_limit, "bytes at which a worker retires", (void *)1},
     {NULL},
 };
@@ -886,7 +922,8 @@ PyTypeObject CoreProg_Type = {
     .tp_getset = prog_getset,
 };
 
-PyDoc_STRVAR(current_doc, "current()\n--\n\nThe program whose goroutine the calling thread runs, or None.");
+PyDoc_STRVAR(current_doc,
+             "current()\n--\n\nThe program whose goroutine the calling thread runs, or None.");
 static PyObject *current(PyObject *self, PyObject *noargs)
 {
     return Py_NewRef(core_prog_cur ? (PyObject *)core_prog_cur : Py_None);
@@ -904,9 +941,9 @@ int core_prog_init(PyObject *mod)
         const char *name;
         long value;
     } constants[] = {
-        {"M_M0", SHM_M_M0},     {"M_WORKER", SHM_M_WORKER}, {"M_KEEPER", SHM_M_KEEPER},
-        {"M_AUX", SHM_M_AUX},   {"WAIT_M0_DIED", -1},       {"WAIT_NOTHING", -2},
-        {"WAIT_SHUTDOWN", -3},  {"WAIT_SPARE", -4},         {"MAX_PROCS", SHM_MAX_P - 1},
+        {"M_M0", SHM_M_M0},    {"M_WORKER", SHM_M_WORKER}, {"M_KEEPER", SHM_M_KEEPER},
+        {"M_AUX", SHM_M_AUX},  {"WAIT_M0_DIED", -1},       {"WAIT_NOTHING", -2},
+        {"WAIT_SHUTDOWN", -3}, {"WAIT_SPARE", -4},         {"MAX_PROCS", SHM_MAX_P - 1},
     };
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
         if (PyModule_AddIntConstant(mod, constants[i].name, constants[i].value) < 0)
@@ -917,7 +954,5 @@ int core_prog_init(PyObject *mod)
         local_codes = core_codes;
         core_codes = (struct core_codes){codes_intern, codes_payload};
     }
-    return PyModule_AddFunctions(mod, functions) < 0
-               ? -1
-               : PyModule_AddType(mod, &CoreProg_Type);
+    return PyModule_AddFunctions(mod, functions) < 0 ? -1 : PyModule_AddType(mod, &CoreProg_Type);
 }

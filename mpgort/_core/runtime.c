@@ -28,15 +28,13 @@ static PyObject *ScheduleExit; /* raised by what does not return; derives from B
 /* ---- G and M --------------------------------------------------------------------------------- */
 
 typedef struct {
-    PyObject_HEAD
-    CoreProg *prog;
+    PyObject_HEAD CoreProg *prog;
     shm_gref g;
     uint64_t goid;
 } GObject;
 
 typedef struct {
-    PyObject_HEAD
-    CoreProg *prog;
+    PyObject_HEAD CoreProg *prog;
     uint32_t index;
 } MObject;
 
@@ -77,7 +75,8 @@ static const char *status_name(unsigned st)
 
 static PyObject *g_repr(GObject *o)
 {
-    const char *st = o->prog->attached ? status_name(shm_readgstatus(&o->prog->loop, o->g)) : "ended";
+    const char *st =
+        o->prog->attached ? status_name(shm_readgstatus(&o->prog->loop, o->g)) : "ended";
     return PyUnicode_FromFormat("<mpgort.runtime.G %llu %s>", (unsigned long long)o->goid, st);
 }
 
@@ -88,14 +87,18 @@ static PyObject *g_status(GObject *o, void *_)
     return PyLong_FromLong(shm_readgstatus(&o->prog->loop, o->g));
 }
 
-static PyObject *g_goid(GObject *o, void *_) { return PyLong_FromUnsignedLongLong(o->goid); }
+static PyObject *g_goid(GObject *o, void *_)
+{
+    return PyLong_FromUnsignedLongLong(o->goid);
+}
 
 static PyObject *g_reduce(GObject *o, PyObject *_)
 {
     PyObject *mod = PyImport_ImportModule("mpgort._core");
     PyObject *f = mod ? PyObject_GetAttrString(mod, "_g_from") : NULL;
     Py_XDECREF(mod);
-    return f ? Py_BuildValue("N(KK)", f, (unsigned long long)o->g, (unsigned long long)o->goid) : NULL;
+    return f ? Py_BuildValue("N(KK)", f, (unsigned long long)o->g, (unsigned long long)o->goid)
+             : NULL;
 }
 
 static PyObject *g_from(PyObject *mod, PyObject *args)
@@ -122,7 +125,10 @@ static PyObject *g_richcompare(PyObject *a, PyObject *b, int op)
     return PyBool_FromLong((x->prog == y->prog && x->goid == y->goid) == (op == Py_EQ));
 }
 
-static Py_hash_t g_hash(GObject *o) { return (Py_hash_t)o->goid; }
+static Py_hash_t g_hash(GObject *o)
+{
+    return (Py_hash_t)o->goid;
+}
 
 static PyMethodDef g_methods[] = {{"__reduce__", (PyCFunction)g_reduce, METH_NOARGS, NULL}, {NULL}};
 static PyGetSetDef g_getset[] = {
@@ -148,9 +154,18 @@ static void m_dealloc(MObject *o)
     Py_DECREF(o->prog);
     PyObject_Free(o);
 }
-static struct shm_m *m_of(MObject *o) { return &o->prog->loop.mtab[o->index]; }
-static PyObject *m_repr(MObject *o) { return PyUnicode_FromFormat("<mpgort.runtime.M %u>", o->index); }
-static PyObject *m_id(MObject *o, void *_) { return PyLong_FromUnsignedLong(o->index); }
+static struct shm_m *m_of(MObject *o)
+{
+    return &o->prog->loop.mtab[o->index];
+}
+static PyObject *m_repr(MObject *o)
+{
+    return PyUnicode_FromFormat("<mpgort.runtime.M %u>", o->index);
+}
+static PyObject *m_id(MObject *o, void *_)
+{
+    return PyLong_FromUnsignedLong(o->index);
+}
 static PyObject *m_locks(MObject *o, void *_)
 {
     if (core_ctx(o->prog) == NULL)
@@ -193,9 +208,10 @@ static int reason_number(struct core_proc *s, PyObject *reason, unsigned *number
 {
     PyObject *key = PyObject_GetAttrString(reason, "_key");
     if (key == NULL) {
-        PyErr_Format(PyExc_TypeError,
-                     "gopark: reason must be a WaitReason (WaitReason.register(\"text\")), not %.200s",
-                     Py_TYPE(reason)->tp_name);
+        PyErr_Format(
+            PyExc_TypeError,
+            "gopark: reason must be a WaitReason (WaitReason.register(\"text\")), not %.200s",
+            Py_TYPE(reason)->tp_name);
         return -1;
     }
     PyObject *n = PyLong_CheckExact(key) ? key : PyDict_GetItemWithError(s->reasons, key);
@@ -302,7 +318,8 @@ static PyObject *mod_gopark(PyObject *mod, PyObject *args, PyObject *kw)
                                      &trace_ev, &traceskip))
         return NULL;
     if (unlockf != Py_None && !PyCallable_Check(unlockf)) {
-        PyErr_Format(PyExc_TypeError, "gopark: unlockf must be a function (g, lock) or None, not %.200s",
+        PyErr_Format(PyExc_TypeError,
+                     "gopark: unlockf must be a function (g, lock) or None, not %.200s",
                      Py_TYPE(unlockf)->tp_name);
         return NULL;
     }
@@ -430,7 +447,8 @@ static PyObject *mod_mcall(PyObject *mod, PyObject *fn)
     if (core_proc_cur != NULL && core_proc_cur->on_g0 > 0)
         return runtime_error("runtime: mcall called on m->g0 stack");
     if (!PyCallable_Check(fn)) {
-        PyErr_Format(PyExc_TypeError, "mcall: a function (g) is needed, not %.200s", Py_TYPE(fn)->tp_name);
+        PyErr_Format(PyExc_TypeError, "mcall: a function (g) is needed, not %.200s",
+                     Py_TYPE(fn)->tp_name);
         return NULL;
     }
     return core_park_for(PK_MCALL, fn);
@@ -441,8 +459,8 @@ static struct core_proc *on_g0(const char *what)
 {
     if (core_proc_cur != NULL && core_proc_cur->on_g0 > 0)
         return core_proc_cur;
-    PyErr_Format(PyExc_RuntimeError, "%s: only on the scheduler's stack (in fn of mcall or in unlockf)",
-                 what);
+    PyErr_Format(PyExc_RuntimeError,
+                 "%s: only on the scheduler's stack (in fn of mcall or in unlockf)", what);
     return NULL;
 }
 
@@ -474,7 +492,8 @@ static PyObject *mod_execute(PyObject *mod, PyObject *args)
         return NULL;
     unsigned st = shm_readgstatus(s->c, o->g);
     if (st != Grunnable) {
-        PyErr_Format(PyExc_RuntimeError, "execute: bad g->status: goroutine %llu is %s, not Grunnable",
+        PyErr_Format(PyExc_RuntimeError,
+                     "execute: bad g->status: goroutine %llu is %s, not Grunnable",
                      (unsigned long long)o->goid, status_name(st));
         return NULL;
     }
@@ -550,13 +569,15 @@ static PyObject *mod_casgstatus(PyObject *mod, PyObject *args)
     unsigned st = shm_readgstatus(c, o->g);
     if (st != from || !legal(from, to)) {
         PyErr_Format(PyExc_RuntimeError, "casgstatus: %s -> %s: %s, goroutine %llu is in %s",
-                     status_name(from), status_name(to), st != from ? "bad old status" : "illegal move",
-                     (unsigned long long)o->goid, status_name(st));
+                     status_name(from), status_name(to),
+                     st != from ? "bad old status" : "illegal move", (unsigned long long)o->goid,
+                     status_name(st));
         return NULL;
     }
     struct shm_g *g = shm_g(c, o->g);
     uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm */
-    if (from == Gwaiting && !(SHM_W_STATE(w) == SHM_W_ARMED && shm_wait_claim(c, o->g, SHM_W_EPOCH(w))))
+    if (from == Gwaiting &&
+        !(SHM_W_STATE(w) == SHM_W_ARMED && shm_wait_claim(c, o->g, SHM_W_EPOCH(w))))
         return runtime_error("casgstatus: Gwaiting -> Grunnable: somebody else is readying it");
     uint64_t epoch = shm_wait_next(g);
     if (!shm_casgstatus(c, o->g, from, to)) {
@@ -600,7 +621,8 @@ static PyObject *mod_releasem(PyObject *mod, PyObject *a)
     struct core_proc *s = core_proc_cur;
     if (s == NULL)
         return (PyObject *)core_current("releasem()");
-    if (!Py_IS_TYPE(a, &M_Type) || ((MObject *)a)->prog != s->prog || ((MObject *)a)->index + 1 != s->c->m1)
+    if (!Py_IS_TYPE(a, &M_Type) || ((MObject *)a)->prog != s->prog ||
+        ((MObject *)a)->index + 1 != s->c->m1)
         return runtime_error("releasem: not this goroutine's M");
     if (load_rlx(&s->c->m->locks) == 0) /* own word */
         return runtime_error("releasem: m.locks is 0");
@@ -619,35 +641,46 @@ static PyObject *mod_request_preempt(PyObject *mod, PyObject *_)
 
 static PyMethodDef functions[] = {
     {"gopark", (PyCFunction)(void (*)(void))mod_gopark, METH_VARARGS | METH_KEYWORDS,
-     "gopark(unlockf, lock, reason, trace_ev=None, traceskip=0)\n--\n\nAwaitable: puts the goroutine into "
-     "Gwaiting, then calls unlockf(g, lock) on the scheduler's stack.\n\nIf that returns a false value, "
+     "gopark(unlockf, lock, reason, trace_ev=None, traceskip=0)\n--\n\nAwaitable: puts the "
+     "goroutine into "
+     "Gwaiting, then calls unlockf(g, lock) on the scheduler's stack.\n\nIf that returns a false "
+     "value, "
      "the goroutine goes on at once; if it raises, the await raises.\nReturns the value goready() "
      "passed. Source: Go proc.go gopark, park_m."},
     {"goready", (PyCFunction)(void (*)(void))mod_goready, METH_VARARGS | METH_KEYWORDS,
      "goready(g, value=None)\n--\n\nMakes a goroutine parked in gopark or mcall runnable; from any "
-     "process.\n\nRaises RuntimeError \"bad g->status in ready\" otherwise. Source: Go proc.go ready."},
+     "process.\n\nRaises RuntimeError \"bad g->status in ready\" otherwise. Source: Go proc.go "
+     "ready."},
     {"mcall", mod_mcall, METH_O,
-     "mcall(fn)\n--\n\nAwaitable: leaves the goroutine and calls fn(g) on the scheduler's stack.\n\nfn records "
+     "mcall(fn)\n--\n\nAwaitable: leaves the goroutine and calls fn(g) on the scheduler's "
+     "stack.\n\nfn records "
      "g and ends in schedule(), execute() or park_m(), which do not return.\nSource: Go mcall."},
     {"schedule", mod_schedule, METH_NOARGS,
-     "schedule()\n--\n\nOn the scheduler's stack: finds the next goroutine and runs it. Does not return."},
+     "schedule()\n--\n\nOn the scheduler's stack: finds the next goroutine and runs it. Does not "
+     "return."},
     {"execute", mod_execute, METH_VARARGS,
-     "execute(g, inherit_time=False)\n--\n\nOn the scheduler's stack: runs g next, which must be Grunnable. "
+     "execute(g, inherit_time=False)\n--\n\nOn the scheduler's stack: runs g next, which must be "
+     "Grunnable. "
      "Does not return."},
     {"park_m", mod_park_m, METH_O,
      "park_m(g)\n--\n\nOn the scheduler's stack: g to Gwaiting, then schedule(). Does not return."},
-    {"dropg", mod_dropg, METH_NOARGS, "dropg()\n--\n\nOn the scheduler's stack: this M runs no goroutine now."},
+    {"dropg", mod_dropg, METH_NOARGS,
+     "dropg()\n--\n\nOn the scheduler's stack: this M runs no goroutine now."},
     {"globrunqput", mod_globrunqput, METH_O,
-     "globrunqput(g)\n--\n\nPuts a Grunnable g at the tail of the global queue (an at-home one: of its M's)."},
+     "globrunqput(g)\n--\n\nPuts a Grunnable g at the tail of the global queue (an at-home one: of "
+     "its M's)."},
     {"casgstatus", mod_casgstatus, METH_VARARGS,
-     "casgstatus(g, old, new)\n--\n\nMoves g's status; RuntimeError naming the statuses if it is not in `old` "
+     "casgstatus(g, old, new)\n--\n\nMoves g's status; RuntimeError naming the statuses if it is "
+     "not in `old` "
      "or the move is illegal."},
     {"getg", mod_getg, METH_NOARGS,
      "getg()\n--\n\nThe running goroutine as a G; None on the scheduler's stack and outside."},
     {"acquirem", mod_acquirem, METH_NOARGS,
-     "acquirem()\n--\n\nPins the goroutine to its M until releasem(m): m.locks + 1, nothing may park."},
+     "acquirem()\n--\n\nPins the goroutine to its M until releasem(m): m.locks + 1, nothing may "
+     "park."},
     {"releasem", mod_releasem, METH_O,
-     "releasem(m)\n--\n\nm.locks - 1; at 0 a waiting preempt request takes effect at the next await."},
+     "releasem(m)\n--\n\nm.locks - 1; at 0 a waiting preempt request takes effect at the next "
+     "await."},
     {"_request_preempt", mod_request_preempt, METH_NOARGS, NULL},
     {"_g_from", g_from, METH_VARARGS, NULL},
     {NULL},
@@ -664,8 +697,11 @@ int core_runtime_init(PyObject *mod)
     const struct {
         const char *name;
         int value;
-    } statuses[] = {{"Gidle", Gidle}, {"Grunnable", Grunnable}, {"Grunning", Grunning},
-                    {"Gwaiting", Gwaiting}, {"Gdead", Gdead}};
+    } statuses[] = {{"Gidle", Gidle},
+                    {"Grunnable", Grunnable},
+                    {"Grunning", Grunning},
+                    {"Gwaiting", Gwaiting},
+                    {"Gdead", Gdead}};
     for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
         if (PyModule_AddIntConstant(mod, statuses[i].name, statuses[i].value) < 0)
             return -1;

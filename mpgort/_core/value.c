@@ -182,4 +182,3 @@ PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val)
     shm_val_consumed(c, &copy);
     return exc;
 }
-

@@ -27,7 +27,7 @@ H_UNUSED static uint64_t h_rand(struct shm_ctx *c)
     return c->rng >> 33;
 }
 
-/* ---- values ----------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 H_UNUSED static struct shm_val v_int(uint64_t n)
 {
@@ -47,7 +47,10 @@ H_UNUSED static struct shm_val v_ref(struct shm_ctx *c, uint64_t n, shm_off obj)
     return v;
 }
 
-H_UNUSED static struct shm_val v_big(struct shm_ctx *c, uint64_t n) { return v_ref(c, n, 0); }
+H_UNUSED static struct shm_val v_big(struct shm_ctx *c, uint64_t n)
+{
+    return v_ref(c, n, 0);
+}
 
 H_UNUSED static uint64_t v_num(struct shm_ctx *c, const struct shm_val *v)
 {
@@ -70,7 +73,7 @@ H_UNUSED static uint64_t v_eat(struct shm_ctx *c, struct shm_val *v)
     return n;
 }
 
-/* ---- light ------------------------------------------------------------------------------------ */
+/* ---- light ----------------------------------------------------------------------------------- */
 
 /* Makes the calling thread a worker with P 0. */
 H_UNUSED static void l_worker(struct shm_ctx *c)
@@ -121,7 +124,7 @@ H_UNUSED static void l_end(struct shm_ctx *c, shm_gref r)
     shm_goexit0(c, r);
 }
 
-/* ---- outside ---------------------------------------------------------------------------------- */
+/* ---- outside --------------------------------------------------------------------------------- */
 
 H_UNUSED static shm_gref o_new(struct shm_ctx *c)
 {
@@ -133,7 +136,10 @@ H_UNUSED static shm_gref o_new(struct shm_ctx *c)
     return r;
 }
 
-H_UNUSED static void o_end(struct shm_ctx *c, shm_gref r) { shm_goexit0(c, r); }
+H_UNUSED static void o_end(struct shm_ctx *c, shm_gref r)
+{
+    shm_goexit0(c, r);
+}
 
 /* After SHM_PARKED: until readied. SHM_OK, SHM_ECLOSED, SHM_ETIME. */
 H_UNUSED static int o_wait(struct shm_ctx *c, shm_gref r, int64_t timeout_ns)

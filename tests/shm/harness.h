@@ -78,8 +78,8 @@ H_UNUSED static void h_dump(void)
     }
     for (uint32_t i = 0; i < c->hdr->max_p; i++) {
         struct shm_p *p = &c->ptab[i];
-        fprintf(stderr, "  P %u: status %u M %d ring %llu..%llu runnext %#llx debt %u timers %u\n", i,
-                SHM_ST_STATUS(load_acq(&p->status)), (int)SHM_ST_M1(load_acq(&p->status)) - 1,
+        fprintf(stderr, "  P %u: status %u M %d ring %llu..%llu runnext %#llx debt %u timers %u\n",
+                i, SHM_ST_STATUS(load_acq(&p->status)), (int)SHM_ST_M1(load_acq(&p->status)) - 1,
                 (unsigned long long)load_acq(&p->runqhead),
                 (unsigned long long)load_acq(&p->runqtail),
                 (unsigned long long)load_acq(&p->runnext), load_acq(&p->debt), p->timers_n);
@@ -105,8 +105,8 @@ H_UNUSED static void h_dump(void)
 
 _Noreturn H_UNUSED static void h_fail(const char *file, int line, const char *text)
 {
-    fprintf(stderr, "\n%s:%d: FAILED in %s%s: %s\n", file, line, h_name,
-            h_child ? " (child)" : "", text);
+    fprintf(stderr, "\n%s:%d: FAILED in %s%s: %s\n", file, line, h_name, h_child ? " (child)" : "",
+            text);
     h_dump();
     fflush(NULL);
     if (h_child)
@@ -114,10 +114,10 @@ _Noreturn H_UNUSED static void h_fail(const char *file, int line, const char *te
     abort();
 }
 
-#define CHECK(cond)                                                                                \
-    do {                                                                                           \
-        if (!(cond))                                                                               \
-            h_fail(__FILE__, __LINE__, #cond);                                                     \
+#define CHECK(cond)                            \
+    do {                                       \
+        if (!(cond))                           \
+            h_fail(__FILE__, __LINE__, #cond); \
     } while (0)
 
 #define CHECK_EQ(a, b)                                                                             \
@@ -131,10 +131,10 @@ _Noreturn H_UNUSED static void h_fail(const char *file, int line, const char *te
         }                                                                                          \
     } while (0)
 
-#define H_WAIT(cond)                                                                               \
-    do {                                                                                           \
-        while (!(cond))                                                                            \
-            sched_yield();                                                                         \
+#define H_WAIT(cond)       \
+    do {                   \
+        while (!(cond))    \
+            sched_yield(); \
     } while (0)
 
 H_UNUSED static bool h_storm(void)
@@ -328,11 +328,11 @@ H_UNUSED static int h_main(int argc, char **argv, const struct h_test *tests, si
 
 /* H_MAIN(T(test_a), T(test_b)): the program. With an argument it runs the tests whose name has it. */
 #define T(fn) {#fn, fn}
-#define H_MAIN(...)                                                                                \
-    int main(int argc, char **argv)                                                                \
-    {                                                                                              \
-        static const struct h_test tests[] = {__VA_ARGS__};                                        \
-        return h_main(argc, argv, tests, sizeof tests / sizeof *tests);                            \
+#define H_MAIN(...)                                                     \
+    int main(int argc, char **argv)                                     \
+    {                                                                   \
+        static const struct h_test tests[] = {__VA_ARGS__};             \
+        return h_main(argc, argv, tests, sizeof tests / sizeof *tests); \
     }
 
 #endif

@@ -1,7 +1,7 @@
 /* Tests of chan.c and of the queues in sudog.c: FIFO, hand-off, exactly once, close, cancel. */
 #include "gs.h"
 
-/* ---- one M ------------------------------------------------------------------------------------ */
+/* ---- one M ----------------------------------------------------------------------------------- */
 
 static void test_values_leave_a_buffer_in_the_order_in_which_they_came(void)
 {
@@ -299,7 +299,7 @@ static void test_handles_in_values_keep_their_objects_until_the_value_is_read_or
     h_seg_end(&c);
 }
 
-/* ---- many Ms ---------------------------------------------------------------------------------- */
+/* ---- many Ms --------------------------------------------------------------------------------- */
 
 struct traffic {
     shm_off ch[3];
@@ -327,7 +327,7 @@ static void took(struct shm_ctx *c, struct traffic *t, struct shm_val *v, uint64
 {
     uint64_t n = v_eat(c, v), who = n / t->each;
     CHECK(who < t->senders);
-    CHECK_EQ(add_rlx(&t->seen[n], 1), 0); /* exactly once */
+    CHECK_EQ(add_rlx(&t->seen[n], 1), 0);       /* exactly once */
     CHECK(last[who] == 0 || n + 1 > last[who]); /* each sender's in its order */
     last[who] = n + 1;
     add_rlx(&t->received, 1);
@@ -382,7 +382,8 @@ static void send_or_receive_then_close(struct shm_ctx *c, int i, void *arg)
         CHECK_EQ(shm_chan_close(c, t->ch[0]), SHM_OK);
 }
 
-static void run_traffic(uint32_t cap, uint32_t senders, uint32_t receivers, uint32_t each, bool cancel)
+static void run_traffic(uint32_t cap, uint32_t senders, uint32_t receivers, uint32_t each,
+                        bool cancel)
 {
     struct shm_ctx c;
     h_seg(&c, (struct shm_opts){0});
@@ -424,7 +425,7 @@ static void test_cancelled_sends_and_receives_neither_lose_nor_double_a_value(vo
         run_traffic(caps[i], 3, 3, (uint32_t)H_N(500, 30000), true);
 }
 
-/* ---- close against everything ----------------------------------------------------------------- */
+/* ---- close against everything ---------------------------------------------------------------- */
 
 static void close_race(struct shm_ctx *c, int i, void *arg)
 {

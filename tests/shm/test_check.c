@@ -10,17 +10,17 @@ static void collect(void *arg, const char *text)
 }
 
 /* Breaks word by `with`, looks, mends it again: something with `text` must have been said. */
-#define FINDS(c, word, with, text)                                                                 \
-    do {                                                                                           \
-        __typeof__(word) was_ = (word);                                                            \
-        (word) = (with);                                                                           \
-        said[0] = 0;                                                                               \
-        int n_ = shm_check(c, false, collect, NULL);                                               \
-        if (n_ == 0 || !strstr(said, text))                                                        \
-            fprintf(stderr, "wanted: %s\nsaid: %s\n", text, said);                                 \
-        CHECK(n_ > 0 && strstr(said, text) != NULL);                                               \
-        (word) = was_;                                                                             \
-        CHECK_SEGMENT(c);                                                                          \
+#define FINDS(c, word, with, text)                                 \
+    do {                                                           \
+        __typeof__(word) was_ = (word);                            \
+        (word) = (with);                                           \
+        said[0] = 0;                                               \
+        int n_ = shm_check(c, false, collect, NULL);               \
+        if (n_ == 0 || !strstr(said, text))                        \
+            fprintf(stderr, "wanted: %s\nsaid: %s\n", text, said); \
+        CHECK(n_ > 0 && strstr(said, text) != NULL);               \
+        (word) = was_;                                             \
+        CHECK_SEGMENT(c);                                          \
     } while (0)
 
 /* A program at rest with one of each: parked receiver, senders, select, sleeper, waiter, runnable. */
@@ -127,7 +127,8 @@ static void test_a_queue_that_is_not_whole_is_found(void)
     FINDS(c, full->sendq_first, 0x12345, "is no sudog");
     FINDS(c, full->sendq_first, UINT64_MAX - 7, "is no sudog");
     FINDS(c, shm_g(c, s.send[1])->sudog.prev, 0, "prev");
-    FINDS(c, shm_g(c, s.send[0])->sudog.next, shm_offof(c, &shm_g(c, s.send[0])->sudog), "its queue");
+    FINDS(c, shm_g(c, s.send[0])->sudog.next, shm_offof(c, &shm_g(c, s.send[0])->sudog),
+          "its queue");
     FINDS(c, shm_g(c, s.send[0])->sudog.linked, 1, "linked 1, wanted 2");
     FINDS(c, shm_g(c, s.send[0])->sudog.epoch, 77, "does not wait");
     FINDS(c, full->qcount, 1, "2 values from");
@@ -187,9 +188,17 @@ static void test_a_damaged_segment_is_reported_and_not_crashed_on(void)
     int found = 0, tries = H_N(3000, 100000);
     for (int i = 0; i < tries; i++) {
         uint64_t **span = spans[h_rand(c) % (sizeof spans / sizeof *spans)];
-        _Atomic uint64_t *w = (_Atomic uint64_t *)(span[0] + h_rand(c) % (uint64_t)(span[1] - span[0]));
-        uint64_t was = load_rlx(w), bad[] = {0, 1, UINT64_MAX, h_rand(c), s.full, was + 8, was ^ 1,
-                                             h_rand(c) << 32, c->hdr->heap_off + h_rand(c) % 65536};
+        _Atomic uint64_t *w =
+            (_Atomic uint64_t *)(span[0] + h_rand(c) % (uint64_t)(span[1] - span[0]));
+        uint64_t was = load_rlx(w), bad[] = {0,
+                                             1,
+                                             UINT64_MAX,
+                                             h_rand(c),
+                                             s.full,
+                                             was + 8,
+                                             was ^ 1,
+                                             h_rand(c) << 32,
+                                             c->hdr->heap_off + h_rand(c) % 65536};
         store_rlx(w, bad[h_rand(c) % (sizeof bad / sizeof *bad)]);
         said[0] = 0;
         found += shm_check(c, i % 2, i % 2 ? NULL : collect, NULL) > 0;

@@ -128,8 +128,8 @@ static void test_an_m_killed_while_adding_leaves_a_table_the_others_go_on_with(v
 {
     if (H_TSAN)
         return; /* needs a process to kill */
-    static const char *const where[] = {"undo.noted",   "undo.stored",  "undo.commit",
-                                        "code.counted", "lock.taken",   "lock.released",
+    static const char *const where[] = {"undo.noted",        "undo.stored",     "undo.commit",
+                                        "code.counted",      "lock.taken",      "lock.released",
                                         "heap.alloc.marked", "heap.bump.marked"};
     for (size_t w = 0; w < sizeof where / sizeof *where; w++)
         for (uint32_t nth = 1; nth <= 12; nth++) {

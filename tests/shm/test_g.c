@@ -17,19 +17,19 @@ static void on_throw(const char *text)
 }
 
 /* Whether stmt throws; its text is in thrown[]. */
-#define THROWS(stmt)                                                                               \
-    ({                                                                                             \
-        jmp_buf jb_;                                                                               \
-        volatile bool threw_ = true;                                                               \
-        shm_throw_hook = on_throw;                                                                 \
-        if (setjmp(jb_) == 0) {                                                                    \
-            catching = &jb_;                                                                       \
-            stmt;                                                                                  \
-            threw_ = false;                                                                        \
-        }                                                                                          \
-        catching = NULL;                                                                           \
-        shm_throw_hook = NULL;                                                                     \
-        threw_;                                                                                    \
+#define THROWS(stmt)                 \
+    ({                               \
+        jmp_buf jb_;                 \
+        volatile bool threw_ = true; \
+        shm_throw_hook = on_throw;   \
+        if (setjmp(jb_) == 0) {      \
+            catching = &jb_;         \
+            stmt;                    \
+            threw_ = false;          \
+        }                            \
+        catching = NULL;             \
+        shm_throw_hook = NULL;       \
+        threw_;                      \
     })
 
 static const unsigned statuses[] = {Gidle, Grunnable, Grunning, Gwaiting, Gdead};

@@ -18,7 +18,7 @@ int posix_fallocate(int fd, off_t at, off_t n)
     return fallocate(fd, 0, at, n) ? errno : 0;
 }
 
-/* ---- looking ---------------------------------------------------------------------------------- */
+/* ---- looking --------------------------------------------------------------------------------- */
 
 static uint64_t outside; /* bytes of the object that are not the heap's */
 
@@ -67,7 +67,7 @@ static uint64_t backed(struct shm_ctx *c)
     return heap;
 }
 
-/* ---- sizes ------------------------------------------------------------------------------------ */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 static void test_a_block_is_large_enough_aligned_and_wastes_at_most_a_quarter(void)
 {
@@ -123,7 +123,7 @@ static void test_the_block_freed_last_is_used_first(void)
     h_seg_end(&c);
 }
 
-/* ---- many Ms ---------------------------------------------------------------------------------- */
+/* ---- many Ms --------------------------------------------------------------------------------- */
 
 #define BOX 4096
 struct exchange {
@@ -223,7 +223,7 @@ static void test_what_other_ms_freed_is_allocated_again(void)
     h_seg_end(&c);
 }
 
-/* ---- page runs -------------------------------------------------------------------------------- */
+/* ---- page runs ------------------------------------------------------------------------------- */
 
 static void test_freed_runs_merge_and_go_back_to_the_system(void)
 {
@@ -325,7 +325,7 @@ static void test_runs_of_many_ms_do_not_overlap(void)
     h_seg_end(&c);
 }
 
-/* ---- no memory -------------------------------------------------------------------------------- */
+/* ---- no memory ------------------------------------------------------------------------------- */
 
 static void test_at_the_ceiling_nothing_changes_and_a_free_helps(void)
 {
@@ -393,7 +393,7 @@ static void test_without_room_nothing_changes_and_a_later_try_succeeds(void)
     h_seg_end(&c);
 }
 
-/* ---- values, continuations, handles ----------------------------------------------------------- */
+/* ---- values, continuations, handles ---------------------------------------------------------- */
 
 static shm_off new_obj(struct shm_ctx *c, uint32_t refs)
 {
@@ -533,7 +533,7 @@ static void test_the_last_of_many_ms_frees_the_object_once(void)
     h_seg_end(&c);
 }
 
-/* ---- death ------------------------------------------------------------------------------------ */
+/* ---- death ----------------------------------------------------------------------------------- */
 
 struct death {
     const char *where;
@@ -578,9 +578,9 @@ static void test_a_dead_ms_blocks_are_neither_lost_nor_free_twice(void)
     if (H_TSAN)
         return; /* needs a process to kill */
     static const char *const where[] = {
-        "heap.alloc.marked", "heap.bump.marked",   "heap.free.owned",    "heap.free.stored",
-        "heap.large.taken",  "heap.large.punched", "handle.unref.last",  "handle.released",
-        "undo.noted",        "undo.counted",       "undo.stored",        "undo.commit",
+        "heap.alloc.marked", "heap.bump.marked",   "heap.free.owned",   "heap.free.stored",
+        "heap.large.taken",  "heap.large.punched", "handle.unref.last", "handle.released",
+        "undo.noted",        "undo.counted",       "undo.stored",       "undo.commit",
         "undo.committed",    "lock.taken",         "lock.released"};
     for (size_t w = 0; w < sizeof where / sizeof *where; w++)
         for (uint32_t nth = 1; nth < 200; nth = nth * 2 + 1) {

@@ -278,7 +278,10 @@ static void test_a_sleep_is_not_shorter_than_its_limit_and_leaves_the_note_clear
     CHECK(!shm_notetsleep(&note, 0));
 }
 
-static void on_usr1(int sig) { (void)sig; }
+static void on_usr1(int sig)
+{
+    (void)sig;
+}
 
 struct sleeper {
     _Atomic uint32_t note;
@@ -321,7 +324,6 @@ H_MAIN(T(test_a_lock_excludes),
        T(test_a_waiter_waits_for_a_dead_owner_until_it_is_reaped),
        T(test_reaping_leaves_a_lock_that_the_dead_one_only_wanted),
        T(test_a_slot_given_to_a_new_m_does_not_own_the_former_ones_lock),
-       T(test_no_wakeup_of_a_note_is_lost),
-       T(test_a_wakeup_that_races_with_the_time_limit_is_seen),
+       T(test_no_wakeup_of_a_note_is_lost), T(test_a_wakeup_that_races_with_the_time_limit_is_seen),
        T(test_a_sleep_is_not_shorter_than_its_limit_and_leaves_the_note_clear),
        T(test_a_signal_ends_the_sleep_and_is_no_wakeup))

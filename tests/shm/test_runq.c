@@ -267,7 +267,8 @@ static void test_a_home_queue_is_first_in_first_out(void)
         gs[i] = runnable(&c);
     for (int i = 0; i < 4; i++)
         shm_homeqput(&c, c.m, gs[i]);
-    CHECK_EQ(shm_homeqget(&c), gs[0]); /* 1..3 are turned round now, the next ones come behind them */
+    CHECK_EQ(shm_homeqget(&c),
+             gs[0]); /* 1..3 are turned round now, the next ones come behind them */
     for (int i = 4; i < 10; i++)
         shm_homeqput(&c, c.m, gs[i]);
     CHECK_EQ(load_acq(&c.m->homeq_n), 9);

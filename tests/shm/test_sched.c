@@ -12,7 +12,7 @@
 struct place {
     shm_lockword lock;
     uint32_t aborts; /* who waits here may go away by itself: its entry is stale then */
-    shm_gref g; /* who waits here, under lock */
+    shm_gref g;      /* who waits here, under lock */
     uint64_t epoch;
 };
 
@@ -38,7 +38,10 @@ static shm_gref meet(struct shm_ctx *c, struct place *pl, shm_gref r)
     return other;
 }
 
-static shm_gref take_out(struct shm_ctx *c, struct place *pl) { return meet(c, pl, 0); }
+static shm_gref take_out(struct shm_ctx *c, struct place *pl)
+{
+    return meet(c, pl, 0);
+}
 
 static struct place *places(struct shm_ctx *c, uint32_t n)
 {
@@ -318,7 +321,7 @@ static void test_a_p_belongs_to_one_m_and_a_spare_finds_none(void)
     CHECK_EQ(next_g(&spare), 0);
     CHECK(spare.p == NULL);
     uint32_t pi = c.p->index;
-    shm_handoffp(&c); /* the P and its queue are for the taking */
+    shm_handoffp(&c);                      /* the P and its queue are for the taking */
     CHECK_EQ(load_acq(&c.hdr->want_m), 1); /* nobody slept: a spare M is wanted */
     CHECK_EQ(next_g(&spare), a);
     CHECK_EQ(spare.p->index, pi);
@@ -523,8 +526,8 @@ static void storm_m(struct shm_ctx *c, int i, void *arg)
 }
 
 /* nworkers Ms, M0 and ntok tokens, each with its turns. Nothing is lost, doubled or forgotten asleep. */
-static void storm(uint32_t nprocs, uint32_t nworkers, uint32_t ntok, uint32_t nplaces, uint32_t turns,
-                  uint64_t spin_ns, uint32_t sleep_ns, uint32_t migrate)
+static void storm(uint32_t nprocs, uint32_t nworkers, uint32_t ntok, uint32_t nplaces,
+                  uint32_t turns, uint64_t spin_ns, uint32_t sleep_ns, uint32_t migrate)
 {
     struct shm_ctx c;
     h_seg(&c, (struct shm_opts){.nprocs = nprocs, .migrate = migrate});

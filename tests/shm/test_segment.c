@@ -104,11 +104,11 @@ static void test_attach_refuses_what_is_no_segment_of_ours(void)
     struct shm_ctx c;
     h_seg(&c, (struct shm_opts){0});
     struct shm_hdr good = *c.hdr;
-#define WRONG(field, value)                                                                        \
-    do {                                                                                           \
-        c.hdr->field = value;                                                                      \
-        expect_refused(c.fd, #field " " #value);                                                   \
-        memcpy((void *)c.hdr, &good, sizeof good);                                                 \
+#define WRONG(field, value)                        \
+    do {                                           \
+        c.hdr->field = value;                      \
+        expect_refused(c.fd, #field " " #value);   \
+        memcpy((void *)c.hdr, &good, sizeof good); \
     } while (0)
     WRONG(magic, good.magic + 1);
     WRONG(version, SHM_LAYOUT_VERSION + 1);
@@ -285,7 +285,7 @@ static void test_an_m_killed_at_any_store_leaves_all_or_nothing(void)
 {
     if (H_TSAN)
         return; /* needs a process to kill */
-    static const char *const where[] = {"undo.noted",  "undo.counted", "undo.stored",
+    static const char *const where[] = {"undo.noted",  "undo.counted",   "undo.stored",
                                         "undo.commit", "undo.committed", "lock.named",
                                         "lock.taken",  "lock.released"};
     for (size_t k = 0; k < sizeof where / sizeof *where; k++) {
@@ -358,8 +358,7 @@ static void test_a_reaper_that_dies_in_a_rollback_is_followed_by_another(void)
 H_MAIN(T(test_every_byte_of_a_struct_is_in_exactly_one_row),
        T(test_an_attached_segment_is_the_created_one),
        T(test_without_workers_the_one_p_may_be_stolen_from), T(test_creation_touches_little),
-       T(test_attach_refuses_what_is_no_segment_of_ours),
-       T(test_creation_refuses_impossible_sizes),
+       T(test_attach_refuses_what_is_no_segment_of_ours), T(test_creation_refuses_impossible_sizes),
        T(test_each_m_has_a_slot_of_its_own_and_the_table_grows),
        T(test_a_full_table_of_ms_is_an_error),
        T(test_a_rollback_restores_the_oldest_value_of_each_word),

@@ -25,7 +25,7 @@ static void end(struct shm_ctx *c)
     h_seg_end(c);
 }
 
-/* ---- one M ------------------------------------------------------------------------------------ */
+/* ---- one M ----------------------------------------------------------------------------------- */
 
 /* Go runtime/chan_test.go TestSelectFairness: |r - p| < 4.89 sqrt(p (1 - p) / n), one false alarm in
  * a million. Stricter: every number of ready cases, among others that are not. */
@@ -68,8 +68,8 @@ static void test_a_case_is_ready_exactly_when_its_operation_would_not_wait(void)
         bool closed;
         int recv, send;
     } table[] = {
-        {0, 0, false, SHM_EAGAIN, SHM_EAGAIN}, {1, 0, false, SHM_EAGAIN, SHM_OK},
-        {1, 1, false, SHM_OK, SHM_EAGAIN},     {2, 1, false, SHM_OK, SHM_OK},
+        {0, 0, false, SHM_EAGAIN, SHM_EAGAIN},  {1, 0, false, SHM_EAGAIN, SHM_OK},
+        {1, 1, false, SHM_OK, SHM_EAGAIN},      {2, 1, false, SHM_OK, SHM_OK},
         {0, 0, true, SHM_ECLOSED, SHM_ECLOSED}, {1, 1, true, SHM_OK, SHM_ECLOSED},
         {2, 1, true, SHM_OK, SHM_ECLOSED},
     };
@@ -278,7 +278,7 @@ static void test_a_select_may_have_sixty_four_cases(void)
     end(&c);
 }
 
-/* ---- many Ms ---------------------------------------------------------------------------------- */
+/* ---- many Ms --------------------------------------------------------------------------------- */
 
 enum { CHANS = 4, PARTIES = 3 };
 struct traffic {

@@ -1,6 +1,7 @@
 """What a goroutine keeps, where it stays, and how threads and plain functions meet it.
 
-Context variables, cancel, blocking calls, home goroutines (pinned, heavy), questions (status, goid)."""
+Context variables, cancel, blocking calls, home goroutines (pinned, heavy), questions (status,
+goid)."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await gosched()
 
 
-# ---- context variables ----------------------------------------------------------------------------
+# ---- context variables ---------------------------------------------------------------------------
 
 
 async def who(parks: int) -> list[str]:
@@ -96,7 +97,7 @@ def test_contexts_of_interleaved_goroutines_do_not_mix(procs: int) -> None:
     assert mpgort.run(many_contexts, procs=procs)
 
 
-# ---- cancel ---------------------------------------------------------------------------------------
+# ---- cancel --------------------------------------------------------------------------------------
 
 
 async def parked(ch: Chan, log: Chan) -> None:
@@ -183,7 +184,7 @@ def test_a_cancel_is_never_lost_whatever_its_target_is_doing(procs: int) -> None
     assert mpgort.run(cancel_storm, 200, procs=procs) == 200
 
 
-# ---- threads and plain functions ------------------------------------------------------------------
+# ---- threads and plain functions -----------------------------------------------------------------
 
 
 async def echo(requests: Chan, replies: Chan) -> None:
@@ -288,7 +289,7 @@ def test_a_plain_function_on_a_worker_that_nobody_can_wake_is_a_deadlock(procs: 
         mpgort.run(waits_for_plain_deadlock, procs=procs)
 
 
-# ---- home -----------------------------------------------------------------------------------------
+# ---- home ----------------------------------------------------------------------------------------
 
 
 async def holds_a_file(path: str, gate: Chan) -> list[Any]:
@@ -353,7 +354,7 @@ def test_a_heavy_goroutine_is_not_copied_at_each_park(procs: int) -> None:
     with Runtime(procs=procs) as rt:
         assert rt.spawn(heavy_main, n).result(timeout=60) == sum(range(n))
         stats = rt.stats()
-    # All of it encoded at every park would be ~ n * n * 4 bytes; a few tries at a 16 KiB budget are not.
+    # All of it encoded at every park would be ~ n * n * 4 bytes; tries at a 16 KiB budget are few.
     assert stats["alloc_bytes"] < 100 * 1024 * n / 10
 
 
@@ -386,7 +387,7 @@ def test_heavy_goroutines_leave_a_busy_m_for_an_idle_one() -> None:
     assert len(set().union(*sets)) == 2
 
 
-# ---- questions ------------------------------------------------------------------------------------
+# ---- questions -----------------------------------------------------------------------------------
 
 
 async def questions() -> list[Any]:

@@ -1,6 +1,7 @@
-"""mpgort.runtime: the contracts of gopark, goready, mcall and their neighbours, one test per sentence.
+"""mpgort.runtime: the contracts of gopark, goready, mcall and neighbours, one test a sentence.
 
-Each would fail if the order it names changed. All run in one process (procs=0) and with two workers.
+Each would fail if the order it names changed. All run in one process (procs=0) and with two
+workers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ async def in_worker(fn: Any, *args: Any) -> Any:
     return await spawn(fn, *args)
 
 
-# ---- gopark ---------------------------------------------------------------------------------------
+# ---- gopark --------------------------------------------------------------------------------------
 
 
 async def statuses_in_unlockf() -> list[Any]:
@@ -206,7 +207,7 @@ def test_timers_expire_while_two_goroutines_keep_the_scheduler_busy() -> None:
     assert mpgort.run(main, procs=0)
 
 
-# ---- mcall ----------------------------------------------------------------------------------------
+# ---- mcall ---------------------------------------------------------------------------------------
 
 
 async def yield_by_hand() -> list[str]:
@@ -304,7 +305,7 @@ def test_schedule_execute_park_m_and_dropg_are_refused_on_a_goroutines_stack(run
     assert run(scheduler_calls_on_a_goroutine) == ["schedule", "execute", "park_m", "dropg"]
 
 
-# ---- statuses, locks, preemption ------------------------------------------------------------------
+# ---- statuses, locks, preemption -----------------------------------------------------------------
 
 
 async def bad_cas() -> list[str]:
@@ -375,7 +376,7 @@ def test_a_preempt_request_under_acquirem_takes_effect_when_locks_reach_zero() -
     ]
 
 
-# ---- wait reasons ---------------------------------------------------------------------------------
+# ---- wait reasons --------------------------------------------------------------------------------
 
 
 def test_registering_a_reason_twice_is_an_error_and_built_in_texts_are_taken() -> None:
