@@ -122,8 +122,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(o)
 
 
-def dumps(objects: list[Any], seen: Callable[[Any], None] | None, left: int, moving: bool) -> Any:
-    """The pickle of the list; None when it is longer than `left` bytes."""
+def dumps(objects: list[Any], seen: Callable[[Any], Any], left: int, moving: bool) -> Any:
+    """The pickle of the list; None when it is longer than `left` bytes.
+
+    `seen` is asked about every object: what it answers, if not None, stands for the object."""
     sink = _Budget(left)
 
     def large(buffer: pickle.PickleBuffer) -> bool:
@@ -134,8 +136,7 @@ def dumps(objects: list[Any], seen: Callable[[Any], None] | None, left: int, mov
 
     pickler = _Pickler(sink, 5, buffer_callback=large)
     pickler.moving = moving
-    if seen is not None:
-        pickler.persistent_id = seen
+    pickler.persistent_id = seen
     try:
         pickler.dump(objects)
     except _OverBudget:
@@ -143,25 +144,39 @@ def dumps(objects: list[Any], seen: Callable[[Any], None] | None, left: int, mov
     return sink.getvalue()
 
 
-def loads(data: bytes) -> list[Any]:
-    return pickle.loads(data)  # type: ignore[no-any-return]
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, load: Callable[[Any], Any]) -> None:
+        super().__init__(io.BytesIO(data))
+        self.load_handle = load
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.load_handle(pid)
+
+
+def loads(data: bytes, load: Callable[[Any], Any] | None) -> Any:
+    """The list again; `load` makes an object from what `seen` has answered for it."""
+    return pickle.loads(data) if load is None else _Unpickler(data, load).load()
+
+
+def _plain(o: object) -> None:
+    """For pickles without handles: nothing stands for anything."""
 
 
 # ---- whose fault it was --------------------------------------------------------------------------
 
 
 def blame(
-    objects: list[Any], exc: BaseException, moving: bool
+    objects: list[Any], exc: BaseException, moving: bool, seen: Callable[[Any], Any]
 ) -> tuple[int, str, str, BaseException]:
     """(number, path within, reason, error) of the object in the list that cannot be pickled."""
     for number, o in enumerate(objects):
-        error = _error(o, moving)
+        error = _error(o, moving, seen)
         if error is None:
             continue
         path = ""
         for _ in range(50):
             for step, part in _parts(o):
-                inner = _error(part, moving)
+                inner = _error(part, moving, seen)
                 if inner is not None:
                     path, o, error = path + step, part, inner
                     break
@@ -177,9 +192,9 @@ def _reason(o: object, error: BaseException) -> str:
     return f"{type(o).__qualname__}: {type(error).__name__}: {error}"
 
 
-def _error(o: object, moving: bool) -> BaseException | None:
+def _error(o: object, moving: bool, seen: Callable[[Any], Any]) -> BaseException | None:
     try:
-        dumps([o], None, 1 << 62, moving)
+        dumps([o], seen, 1 << 62, moving)
     except Exception as e:
         return e
     return None
@@ -282,7 +297,7 @@ def _one(exc: BaseException) -> bytes | None:
         return _pickled(type(exc))
     data = _pickled(exc)
     try:
-        back = loads(data)[0] if data is not None else None
+        back = loads(data, None)[0] if data is not None else None
     except Exception:
         return None
     return data if type(back).__qualname__ == type(exc).__qualname__ else None
@@ -294,7 +309,7 @@ def _one_as(kind: type, exc: BaseException) -> bytes | None:
     for args in (exc.args, (str(exc),), ()):
         try:
             data = _pickled(kind(*args))
-            if data is not None and isinstance(loads(data)[0], kind):
+            if data is not None and isinstance(loads(data, None)[0], kind):
                 return data
         except Exception:
             continue
@@ -303,7 +318,7 @@ def _one_as(kind: type, exc: BaseException) -> bytes | None:
 
 def _pickled(o: object) -> bytes | None:
     try:
-        return dumps([o], None, 1 << 62, False)  # type: ignore[no-any-return]
+        return dumps([o], _plain, 1 << 62, False)  # type: ignore[no-any-return]
     except Exception:
         return None
 
@@ -324,7 +339,7 @@ def _unflat(flat: Any) -> BaseException | None:
         return None
     body, notes, cause, context, suppress, group, message = flat
     try:
-        exc = loads(body)[0]
+        exc = loads(body, None)[0]
         if group:
             inner = [e for e in map(_unflat, group) if e is not None]
             exc = exc(message, inner) if isinstance(exc, type) else exc

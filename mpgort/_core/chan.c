@@ -8,90 +8,26 @@
  * shm_val) until the park takes them over, so a value that cannot cross fails at the call, and what
  * the sender changes after the call is not seen.
  *
- * A handle is (program, offset, direction). Views of one direction are handles of the same channel:
- * they are equal and hash alike, but for their kind in bytes. */
+ * Views of one direction are handles of the same channel: they are equal and hash alike, but for
+ * their kind in bytes. */
 #include "proc.h"
 #include <stddef.h>
 
 enum { DIR_BOTH = 0, DIR_SEND = 1, DIR_RECV = 2 };
-enum { HANDLE_CHAN = 1 }; /* kind in bytes: 1 + direction */
-
-typedef struct {
-    PyObject_HEAD CoreProg *prog; /* NULL: nilchan */
-    shm_off off;
-    uint32_t slot, holder_m1; /* shm_handle_hold: which slot of whose; both only under the GIL */
-    uint8_t dir;
-    PyObject *weakrefs;
-} Chan;
 
 /* Chan and its two views, by direction: the codec knows a handle's kind by its type. */
 static PyTypeObject chan_types[3];
 #define Chan_Type chan_types[DIR_BOTH]
-static Chan *nilchan;
+static CoreHandle *nilchan;
 
-static uint64_t chan_key(shm_off off, uint8_t dir)
+static uint8_t dir_of(const CoreHandle *ch)
 {
-    return off | (uint64_t)dir << 60;
+    return (uint8_t)(ch->kind - HANDLE_CHAN);
 }
 
-static struct shm_chan *hchan(Chan *ch)
+static struct shm_chan *hchan(CoreHandle *ch)
 {
     return shm_at(&ch->prog->loop, ch->off);
-}
-
-/* A handle on off; takes over one reference. */
-static PyObject *chan_wrap(CoreProg *prog, shm_off off, uint8_t dir)
-{
-    struct shm_ctx *c = core_ctx(prog);
-    if (c == NULL)
-        return NULL;
-    PyObject *known = core_handle_get(prog, chan_key(off, dir));
-    if (known != NULL) {
-        shm_obj_unref(c, off);
-        return Py_NewRef(known);
-    }
-    uint32_t slot;
-    int r = shm_handle_hold(c, off, &slot);
-    if (r < 0) {
-        shm_obj_unref(c, off);
-        core_shm_error(prog, r);
-        return NULL;
-    }
-    Chan *ch = PyObject_New(Chan, &chan_types[dir]);
-    if (ch == NULL) {
-        shm_handle_release(c, c->m1, slot);
-        return NULL;
-    }
-    ch->prog = (CoreProg *)Py_NewRef((PyObject *)prog);
-    ch->off = off;
-    ch->slot = slot;
-    ch->holder_m1 = c->m1;
-    ch->dir = dir;
-    ch->weakrefs = NULL;
-    if (core_handle_put(prog, chan_key(off, dir), (PyObject *)ch) < 0) {
-        Py_DECREF(ch);
-        return NULL;
-    }
-    return (PyObject *)ch;
-}
-
-static void chan_dealloc(Chan *ch)
-{
-    if (ch->weakrefs != NULL)
-        PyObject_ClearWeakRefs((PyObject *)ch);
-    if (ch->prog != NULL) {
-        core_handle_del(ch->prog, chan_key(ch->off, ch->dir));
-        if (ch->prog->attached) {
-            PyObject *type, *value, *tb;
-            PyErr_Fetch(&type, &value, &tb);
-            struct shm_ctx *c = core_ctx(ch->prog);
-            if (c != NULL)
-                shm_handle_release(c, ch->holder_m1, ch->slot);
-            PyErr_Restore(type, value, tb);
-        }
-        Py_DECREF(ch->prog);
-    }
-    PyObject_Free(ch);
 }
 
 static PyObject *chan_error(const char *text)
@@ -104,7 +40,7 @@ static PyObject *chan_error(const char *text)
 
 static int send_try(CorePark *pk, PyObject **result)
 {
-    Chan *ch = (Chan *)pk->a;
+    CoreHandle *ch = (CoreHandle *)pk->a;
     struct core_proc *s = core_try_begin(ch->prog);
     struct shm_val v;
     if (s == NULL || core_val_encode(ch->prog, pk->b, &v) < 0)
@@ -138,7 +74,7 @@ static void send_drop(struct shm_ctx *c, CorePark *pk)
 
 static int send_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
-    Chan *ch = (Chan *)pk->a;
+    CoreHandle *ch = (CoreHandle *)pk->a;
     struct shm_g *g = shm_g(c, gr);
     struct shm_val v;
     memcpy(&v, pk->u, sizeof v);
@@ -167,7 +103,7 @@ static PyObject *send_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
 
 static int recv_try(CorePark *pk, PyObject **result)
 {
-    Chan *ch = (Chan *)pk->a;
+    CoreHandle *ch = (CoreHandle *)pk->a;
     struct core_proc *s = core_try_begin(ch->prog);
     if (s == NULL)
         return -1;
@@ -185,7 +121,7 @@ static int recv_try(CorePark *pk, PyObject **result)
 
 static int recv_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
-    Chan *ch = (Chan *)pk->a;
+    CoreHandle *ch = (CoreHandle *)pk->a;
     struct shm_g *g = shm_g(c, gr);
     struct shm_val v = {.tag = SHM_VAL_NONE};
     shm_obj_ref(c, ch->off);
@@ -252,16 +188,16 @@ PyObject *core_park_forever(unsigned reason)
 
 /* ---- methods --------------------------------------------------------------------------------- */
 
-static bool may(Chan *ch, uint8_t dir)
+static bool may(CoreHandle *ch, uint8_t dir)
 {
-    if (ch->dir == DIR_BOTH || ch->dir == dir)
+    if (dir_of(ch) == DIR_BOTH || dir_of(ch) == dir)
         return true;
     PyErr_SetString(PyExc_TypeError, dir == DIR_SEND ? "send on a receive-only channel"
                                                      : "receive on a send-only channel");
     return false;
 }
 
-static PyObject *chan_send(Chan *ch, PyObject *v)
+static PyObject *chan_send(CoreHandle *ch, PyObject *v)
 {
     if (!may(ch, DIR_SEND))
         return NULL;
@@ -275,7 +211,7 @@ static PyObject *chan_send(Chan *ch, PyObject *v)
     return (PyObject *)pk;
 }
 
-static PyObject *recv_any(Chan *ch, int op)
+static PyObject *recv_any(CoreHandle *ch, int op)
 {
     if (!may(ch, DIR_RECV))
         return NULL;
@@ -283,27 +219,27 @@ static PyObject *recv_any(Chan *ch, int op)
         return core_park_forever(SHM_WR_CHAN_RECV_NIL);
     return core_park_for(op, (PyObject *)ch);
 }
-static PyObject *chan_recv(Chan *ch, PyObject *_)
+static PyObject *chan_recv(CoreHandle *ch, PyObject *_)
 {
     return recv_any(ch, PK_RECV);
 }
-static PyObject *chan_recv_ok(Chan *ch, PyObject *_)
+static PyObject *chan_recv_ok(CoreHandle *ch, PyObject *_)
 {
     return recv_any(ch, PK_RECV_OK);
 }
 static PyObject *chan_anext(PyObject *ch)
 {
-    return recv_any((Chan *)ch, PK_ANEXT);
+    return recv_any((CoreHandle *)ch, PK_ANEXT);
 }
 
 static PyObject *chan_aiter(PyObject *ch)
 {
-    return may((Chan *)ch, DIR_RECV) ? Py_NewRef(ch) : NULL;
+    return may((CoreHandle *)ch, DIR_RECV) ? Py_NewRef(ch) : NULL;
 }
 
-static PyObject *chan_close(Chan *ch, PyObject *_)
+static PyObject *chan_close(CoreHandle *ch, PyObject *_)
 {
-    if (ch->dir == DIR_RECV) {
+    if (dir_of(ch) == DIR_RECV) {
         PyErr_SetString(PyExc_TypeError, "close of a receive-only channel");
         return NULL;
     }
@@ -322,7 +258,7 @@ static PyObject *chan_close(Chan *ch, PyObject *_)
     Py_RETURN_NONE;
 }
 
-static PyObject *chan_put(Chan *ch, PyObject *args, PyObject *kw)
+static PyObject *chan_put(CoreHandle *ch, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"v", "timeout", NULL};
     PyObject *v, *timeout = Py_None;
@@ -358,7 +294,7 @@ static PyObject *chan_put(Chan *ch, PyObject *args, PyObject *kw)
     return res;
 }
 
-static PyObject *chan_get(Chan *ch, PyObject *args, PyObject *kw)
+static PyObject *chan_get(CoreHandle *ch, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"timeout", NULL};
     PyObject *timeout = Py_None;
@@ -394,30 +330,30 @@ static PyObject *chan_get(Chan *ch, PyObject *args, PyObject *kw)
     return NULL;
 }
 
-static PyObject *view(Chan *ch, uint8_t dir)
+static PyObject *view(CoreHandle *ch, uint8_t dir)
 {
     if (!may(ch, dir))
         return NULL;
-    if (ch->prog == NULL || ch->dir == dir)
+    if (ch->prog == NULL || dir_of(ch) == dir)
         return Py_NewRef((PyObject *)ch);
     struct shm_ctx *c = core_ctx(ch->prog);
     if (c == NULL)
         return NULL;
     shm_obj_ref(c, ch->off);
-    return chan_wrap(ch->prog, ch->off, dir);
+    return core_handle_wrap(ch->prog, (uint8_t)(HANDLE_CHAN + dir), ch->off);
 }
-static PyObject *chan_send_only(Chan *ch, PyObject *_)
+static PyObject *chan_send_only(CoreHandle *ch, PyObject *_)
 {
     return view(ch, DIR_SEND);
 }
-static PyObject *chan_recv_only(Chan *ch, PyObject *_)
+static PyObject *chan_recv_only(CoreHandle *ch, PyObject *_)
 {
     return view(ch, DIR_RECV);
 }
 
 static Py_ssize_t chan_len(PyObject *self)
 {
-    Chan *ch = (Chan *)self;
+    CoreHandle *ch = (CoreHandle *)self;
     if (ch->prog == NULL)
         return 0;
     if (core_ctx(ch->prog) == NULL)
@@ -425,7 +361,7 @@ static Py_ssize_t chan_len(PyObject *self)
     return load_acq(&hchan(ch)->qcount); /* a glance: pairs with the stores under the lock */
 }
 
-static PyObject *chan_cap(Chan *ch, void *_)
+static PyObject *chan_cap(CoreHandle *ch, void *_)
 {
     if (ch->prog == NULL)
         return PyLong_FromLong(0);
@@ -434,11 +370,13 @@ static PyObject *chan_cap(Chan *ch, void *_)
     return PyLong_FromUnsignedLong(hchan(ch)->cap);
 }
 
-static PyObject *chan_repr(Chan *ch)
+static PyObject *chan_repr(CoreHandle *ch)
 {
     if (ch->prog == NULL)
         return PyUnicode_FromString("<mpgort.nilchan>");
-    const char *dir = ch->dir == DIR_SEND ? " send-only" : ch->dir == DIR_RECV ? " recv-only" : "";
+    const char *dir = dir_of(ch) == DIR_SEND   ? " send-only"
+                      : dir_of(ch) == DIR_RECV ? " recv-only"
+                                               : "";
     if (!ch->prog->attached)
         return PyUnicode_FromFormat("<mpgort.Chan of an ended runtime%s>", dir);
     struct shm_chan *h = hchan(ch);
@@ -447,74 +385,17 @@ static PyObject *chan_repr(Chan *ch)
                                 load_acq(&h->closed) ? " closed" : "");
 }
 
-static PyObject *chan_richcompare(PyObject *a, PyObject *b, int op)
-{
-    if (!PyObject_TypeCheck(b, &Chan_Type) || (op != Py_EQ && op != Py_NE))
-        Py_RETURN_NOTIMPLEMENTED;
-    Chan *x = (Chan *)a, *y = (Chan *)b;
-    return PyBool_FromLong((x->prog == y->prog && x->off == y->off) == (op == Py_EQ));
-}
-
-/* From the channel's number, which is the same in every process (an address would not be). */
-static Py_hash_t chan_hash(Chan *ch)
-{
-    return ch->prog != NULL ? (Py_hash_t)(ch->off * 0x9E3779B97F4A7C15ULL >> 8) : 1;
-}
-
-static PyObject *chan_reduce(Chan *ch, PyObject *_)
+static PyObject *chan_reduce(CoreHandle *ch, PyObject *_)
 {
     if (ch->prog == NULL)
         return PyUnicode_FromString("nilchan");
-    PyErr_SetString(PyExc_TypeError,
-                    "a channel crosses as an argument, message, result or local of a goroutine; it "
-                    "cannot be pickled for anywhere else");
-    return NULL;
+    return core_handle_reduce((PyObject *)ch, NULL);
 }
 
 static int chan_bool(PyObject *ch)
 {
     return 1;
 } /* though len() may be 0 */
-
-/* ---- crossing -------------------------------------------------------------------------------- */
-
-static int chan_word(PyObject *o, uint64_t *off)
-{
-    Chan *ch = (Chan *)o;
-    if (ch->prog == NULL) {
-        *off = 0;
-        return 0;
-    }
-    if (ch->prog != core_prog_cur) {
-        PyErr_SetString(core_err.SerializationError,
-                        "a channel cannot cross to another runtime than the one that made it");
-        return -1;
-    }
-    struct shm_ctx *c = core_ctx(ch->prog);
-    if (c == NULL)
-        return -1;
-    shm_obj_ref(c, ch->off);
-    *off = ch->off;
-    return 0;
-}
-
-static PyObject *chan_make(uint8_t kind, uint64_t off)
-{
-    if (off == 0)
-        return Py_NewRef((PyObject *)nilchan);
-    if (core_prog_cur == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "a channel arrived where no runtime is");
-        return NULL;
-    }
-    return chan_wrap(core_prog_cur, off, (uint8_t)(kind - HANDLE_CHAN));
-}
-
-static void chan_drop(uint8_t kind, uint64_t off)
-{
-    struct shm_ctx *c = off != 0 && core_prog_cur != NULL ? core_ctx(core_prog_cur) : NULL;
-    if (c != NULL)
-        shm_obj_unref(c, off);
-}
 
 /* ---- the module's part ----------------------------------------------------------------------- */
 
@@ -537,7 +418,7 @@ static PyObject *chan_new(CoreProg *prog, PyObject *size)
         core_shm_error(prog, r);
         return NULL;
     }
-    return chan_wrap(prog, off, DIR_BOTH);
+    return core_handle_wrap(prog, HANDLE_CHAN, off);
 }
 
 static PyObject *mod_chan(PyObject *mod, PyObject *args, PyObject *kw)
@@ -597,24 +478,18 @@ static PyGetSetDef chan_getset[] = {
 static PyAsyncMethods chan_async = {.am_aiter = chan_aiter, .am_anext = chan_anext};
 static PySequenceMethods chan_sequence = {.sq_length = chan_len};
 static PyNumberMethods chan_number = {.nb_bool = chan_bool};
-#define CHAN_TYPE(name, doc, base)                                                             \
-    {                                                                                          \
-        PyVarObject_HEAD_INIT(NULL, 0).tp_name = name,                                         \
-        .tp_doc = doc,                                                                         \
-        .tp_base = base,                                                                       \
-        .tp_basicsize = sizeof(Chan),                                                          \
-        .tp_dealloc = (destructor)chan_dealloc,                                                \
-        .tp_repr = (reprfunc)chan_repr,                                                        \
-        .tp_as_async = &chan_async,                                                            \
-        .tp_as_sequence = &chan_sequence,                                                      \
-        .tp_as_number = &chan_number,                                                          \
-        .tp_hash = (hashfunc)chan_hash,                                                        \
-        .tp_richcompare = chan_richcompare,                                                    \
-        .tp_flags =                                                                            \
-            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, \
-        .tp_weaklistoffset = offsetof(Chan, weakrefs),                                         \
-        .tp_methods = chan_methods,                                                            \
-        .tp_getset = chan_getset,                                                              \
+#define CHAN_TYPE(name, doc, base)                     \
+    {                                                  \
+        PyVarObject_HEAD_INIT(NULL, 0).tp_name = name, \
+        .tp_doc = doc,                                 \
+        .tp_base = base,                               \
+        CORE_HANDLE_SLOTS,                             \
+        .tp_repr = (reprfunc)chan_repr,                \
+        .tp_as_async = &chan_async,                    \
+        .tp_as_sequence = &chan_sequence,              \
+        .tp_as_number = &chan_number,                  \
+        .tp_methods = chan_methods,                    \
+        .tp_getset = chan_getset,                      \
     }
 static PyTypeObject chan_types[3] = {
     CHAN_TYPE("mpgort.Chan",
@@ -641,13 +516,13 @@ int core_chan_init(PyObject *mod)
     if (PyModule_AddFunctions(mod, functions) < 0 ||
         PyModule_AddObjectRef(mod, "Chan", (PyObject *)&Chan_Type) < 0)
         return -1;
-    nilchan = PyObject_New(Chan, &Chan_Type);
+    nilchan = PyObject_New(CoreHandle, &Chan_Type);
     if (nilchan == NULL)
         return -1;
     nilchan->prog = NULL;
     nilchan->off = 0;
     nilchan->slot = 0;
-    nilchan->dir = DIR_BOTH;
+    nilchan->kind = HANDLE_CHAN;
     nilchan->weakrefs = NULL;
     if (PyModule_AddObjectRef(mod, "nilchan", (PyObject *)nilchan) < 0)
         return -1;
@@ -659,10 +534,9 @@ int core_chan_init(PyObject *mod)
     core_park_tries[PK_SEND] = send_try;
     core_park_tries[PK_RECV] = core_park_tries[PK_RECV_OK] = core_park_tries[PK_ANEXT] = recv_try;
     for (uint8_t dir = DIR_BOTH; dir <= DIR_RECV; dir++) {
-        struct core_handle_type t = {&chan_types[dir], (uint8_t)(HANDLE_CHAN + dir), chan_word,
-                                     chan_make, chan_drop};
-        if (core_handle_register(&t) < 0)
+        if (core_handle_kind(&chan_types[dir], (uint8_t)(HANDLE_CHAN + dir)) < 0)
             return -1;
+        core_handle_nil((uint8_t)(HANDLE_CHAN + dir), (PyObject *)nilchan);
     }
     return 0;
 }

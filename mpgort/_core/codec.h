@@ -1,8 +1,8 @@
 /* codec.h — what frame.c and the codec_*.c files share: the format, the encoder, the decoder.
  *
- * THE FORMAT. A blob is `magic, flags, body`, and if the flags say so `pickle, its length (4 bytes)`.
- * The body is one value; a value is a tag byte and what the tag says follows. Numbers are little-endian, counts are varints (seven bits a
- * byte). Bit 7 of a tag, TAG_MEMO, says "remember this one": the n-th remembered object is what
+ * THE FORMAT. A blob is `magic, BLOB_*, body`, and if that says so `pickle, its length (4 bytes)`.
+ * The body is one value; a value is a tag byte and what the tag says follows. Numbers are
+ * little-endian, counts are varints (seven bits a byte). Bit 7 of a tag, TAG_MEMO, says "remember this one": the n-th remembered object is what
  * TAG_REF n means later, so identity and cycles inside one blob survive. Only an object that somebody
  * else refers to as well (reference count > 1) can be met twice, so only those are remembered.
  * A container is made and remembered before its items are read; what must be complete to exist
@@ -75,6 +75,7 @@ enum {
 #define SMALL_MAX 58
 #define BLOB_MAGIC_CHAIN (0xC0 | (PY_MINOR_VERSION & 0xf)) /* frames are bound to the version */
 #define BLOB_MAGIC_VALUE (0xA0 | (PY_MINOR_VERSION & 0xf))
+enum { BLOB_BARE = 0, BLOB_PICKLE = 1, BLOB_PICKLE_HANDLES = 2 /* with handles in it */ };
 #define DEPTH_MAX 3000 /* nesting of values and frames in one blob */
 
 /* ---- code.c ---------------------------------------------------------------------------------- */
@@ -192,6 +193,8 @@ uint8_t *enc_traceback(struct enc *E, uint8_t *p, PyObject *tb); /* codec_exc.c 
 uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o);  /* codec_exc.c */
 uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o);    /* codec_pickle.c */
 int enc_pickle_all(struct enc *E, uint8_t **p);
+/* Takes a handle's word (kind << 56 | offset) into the blob's list of them; -1: E->status says why. */
+int enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h, uint64_t *word);
 int enc_run(struct enc *E, PyObject *root, uint8_t magic); /* codec.c: one blob into E->out */
 struct enc *enc_take(struct core_enc *out, bool moving);
 void enc_give(struct enc *E);
@@ -224,6 +227,7 @@ const char *enc_kind_name(PyObject *o);                /* "an open file (_io.Tex
 bool is_plain_instance(PyTypeObject *type);
 void core_handles_drop(struct core_enc *out, uint32_t from);
 const struct core_handle_type *core_handle_type_of(uint8_t kind);
+const struct core_handle_type *core_handle_type_for(PyTypeObject *type);
 PyObject *chain_park(PyObject *root); /* the request it stands at; borrowed, NULL: none */
 uint32_t closure_owner(PyObject *fn); /* the number of a named function with cells, or 0 */
 PyObject *awaited_by(PyObject *o);    /* codec_types.c: through asend, athrow, coroutine_wrapper */
@@ -285,6 +289,8 @@ PyObject *dec_value(struct dec *D); /* new reference, or NULL with an exception 
 PyObject *dec_gen(struct dec *D, bool memo);
 PyObject *dec_other(struct dec *D, int tag, bool memo);
 PyObject *dec_exception(struct dec *D, bool memo);
+PyObject *dec_pickle(const char *p, size_t n,
+                     bool handles); /* codec_pickle.c: the list of objects */
 PyObject *dec_traceback(struct dec *D, bool memo);
 void *dec_bad(const char *fmt, ...); /* BadContinuation, returns NULL */
 int dec_varint(struct dec *D, uint64_t *v);

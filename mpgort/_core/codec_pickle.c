@@ -5,6 +5,10 @@
  * pickler asks about every object it meets (`seen`), and one that the tagged part has written too
  * sends the encoder back for another try, in which the pickle has it alone.
  *
+ * A handle inside an object (a dataclass with a channel in it) is a word of the blob like any other:
+ * `seen` takes it, and the pickle has the word as a persistent id, one for each time it is met, so
+ * that unpickling takes over as many references as were written.
+ *
  * Pickling runs code of the user's. Meanwhile all frames of the graph are marked EXECUTING: nobody
  * can resume or close what is being encoded. The check for sharing with the outside is done before.
  *
@@ -62,11 +66,17 @@ uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o)
     return put_varint(p, (uint64_t)n);
 }
 
-/* The pickler's persistent_id: asked about every object it meets, answers None. */
+/* The pickler's persistent_id: asked about every object it meets. A handle's word, else None. */
 static PyObject *seen(PyObject *capsule, PyObject *o)
 {
     struct enc *E = PyCapsule_GetPointer(capsule, NULL);
-    struct memo_entry *m = E != NULL ? enc_find(E, o) : NULL;
+    const struct core_handle_type *h = core_handle_type_for(Py_TYPE(o));
+    if (h != NULL) {
+        uint64_t word;
+        return E != NULL && enc_handle_word(E, o, h, &word) == 0 ? PyLong_FromUnsignedLongLong(word)
+                                                                 : NULL;
+    }
+    struct memo_entry *m = E != NULL && E->moving ? enc_find(E, o) : NULL;
     if (m != NULL && (m->flags & MEMO_CHECK) && !(m->flags & MEMO_PICKLED)) {
         if (gen_is(o) || (m->flags & MEMO_UNNAMED)) {
             PyErr_Format(PyExc_TypeError, "it shares a %.80s with the frame", Py_TYPE(o)->tp_name);
@@ -85,14 +95,36 @@ static PyObject *seen(PyObject *capsule, PyObject *o)
 }
 static PyMethodDef seen_def = {"seen", seen, METH_O, NULL};
 
+/* The same for a pickle that is made only to see whether it can be. */
+static PyObject *seen_dry(PyObject *none, PyObject *o)
+{
+    return Py_NewRef(core_handle_type_for(Py_TYPE(o)) != NULL ? Py_True : Py_None);
+}
+static PyMethodDef seen_dry_def = {"seen", seen_dry, METH_O, NULL};
+
+/* The unpickler's persistent_load. */
+static PyObject *unseen(PyObject *none, PyObject *o)
+{
+    uint64_t word = PyLong_AsUnsignedLongLong(o);
+    if (word == (uint64_t)-1 && PyErr_Occurred())
+        return NULL;
+    const struct core_handle_type *h = core_handle_type_of((uint8_t)(word >> 56));
+    return h != NULL ? h->make(h->kind, word & ((1ull << 56) - 1))
+                     : dec_bad("a handle of no known kind in a pickle");
+}
+static PyMethodDef unseen_def = {"unseen", unseen, METH_O, NULL};
+
 /* What `dumps` raised: (number, path, reason) of the culprit, where it could be found. */
 static int blame(struct enc *E)
 {
     if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
         return E->status = ENC_ERROR;
     PyObject *exc = take_exception();
-    PyObject *t = PyObject_CallMethod(core_pickle, "blame", "OOO", E->pickled, exc,
-                                      E->moving ? Py_True : Py_False);
+    PyObject *dry = PyCFunction_New(&seen_dry_def, NULL);
+    PyObject *t = dry == NULL ? NULL
+                              : PyObject_CallMethod(core_pickle, "blame", "OOOO", E->pickled, exc,
+                                                    E->moving ? Py_True : Py_False, dry);
+    Py_XDECREF(dry);
     Py_ssize_t number;
     const char *path, *reason;
     PyObject *cause;
@@ -117,8 +149,8 @@ int enc_pickle_all(struct enc *E, uint8_t **pp)
 {
     uint8_t *p = *pp;
     PyObject *capsule = PyCapsule_New(E, NULL, NULL);
-    PyObject *fn =
-        capsule != NULL && E->moving ? PyCFunction_New(&seen_def, capsule) : Py_NewRef(Py_None);
+    PyObject *fn = capsule != NULL ? PyCFunction_New(&seen_def, capsule) : NULL;
+    uint32_t nh = E->out->nh;
     Py_XDECREF(capsule);
     size_t budget = E->out->budget, used = (size_t)(p - E->start);
     Py_ssize_t left = budget == SIZE_MAX ? PY_SSIZE_T_MAX
@@ -163,8 +195,19 @@ int enc_pickle_all(struct enc *E, uint8_t **pp)
     }
     memcpy(p, PyBytes_AS_STRING(bytes), n);
     memcpy(p + n, &len, 4);
-    E->start[1] = 1;
+    E->start[1] = E->out->nh > nh ? BLOB_PICKLE_HANDLES : BLOB_PICKLE;
     *pp = p + n + 4;
     Py_DECREF(bytes);
     return ENC_OK;
+}
+
+PyObject *dec_pickle(const char *p, size_t n, bool handles)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(p, (Py_ssize_t)n), *list = NULL;
+    PyObject *fn = handles ? PyCFunction_New(&unseen_def, NULL) : Py_NewRef(Py_None);
+    if (bytes != NULL && fn != NULL)
+        list = PyObject_CallMethod(core_pickle, "loads", "OO", bytes, fn);
+    Py_XDECREF(bytes);
+    Py_XDECREF(fn);
+    return list;
 }

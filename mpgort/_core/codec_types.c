@@ -58,6 +58,14 @@ const struct core_handle_type *core_handle_type_of(uint8_t kind)
     return NULL;
 }
 
+const struct core_handle_type *core_handle_type_for(PyTypeObject *type)
+{
+    for (int i = 0; i < n_handle_types; i++)
+        if (handle_types[i].type == type)
+            return &handle_types[i];
+    return NULL;
+}
+
 PyFunctionObject *core_ended_function(int kind)
 {
     return ended[kind];
@@ -1117,29 +1125,38 @@ static PyObject *dec_module(struct dec *D)
 
 /* ---- dispatch -------------------------------------------------------------------------------- */
 
-static uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h)
+int enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h, uint64_t *word)
 {
-    uint8_t memo;
-    uint32_t at;
     struct core_enc *out = E->out;
-    MEET(o, 0, memo, at);
     if (out->nh == out->hcap) {
         uint32_t cap = out->hcap ? out->hcap * 2 : 16;
         uint64_t *t = realloc(out->h, cap * sizeof *t);
         if (t == NULL) {
             PyErr_NoMemory();
-            return enc_fail(E, ENC_ERROR);
+            return -1;
         }
         out->h = t;
         out->hcap = cap;
     }
     uint64_t off;
     if (h->word(o, &off) < 0)
+        return -1;
+    *word = out->h[out->nh++] = (uint64_t)h->kind << 56 | off;
+    return 0;
+}
+
+static uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h)
+{
+    uint8_t memo;
+    uint32_t at;
+    uint64_t word;
+    MEET(o, 0, memo, at);
+    if (enc_handle_word(E, o, h, &word) < 0)
         return enc_fail_by_exception(E);
-    out->h[out->nh++] = (uint64_t)h->kind << 56 | off;
+    word &= (1ull << 56) - 1;
     *p++ = TAG_HANDLE | memo;
     *p++ = h->kind;
-    memcpy(p, &off, 8);
+    memcpy(p, &word, 8);
     return p + 8;
 }
 
@@ -1175,9 +1192,9 @@ uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o)
     PyTypeObject *t = Py_TYPE(o);
     if (t == &PyCell_Type)
         return enc_cell(E, p, o);
-    for (int i = 0; i < n_handle_types; i++)
-        if (handle_types[i].type == t)
-            return enc_handle(E, p, o, &handle_types[i]);
+    const struct core_handle_type *h = core_handle_type_for(t);
+    if (h != NULL)
+        return enc_handle(E, p, o, h);
     if (t == &PyRangeIter_Type)
         return enc_rangeiter(E, p, o);
     for (int i = 0; i < N_SEQ; i++)

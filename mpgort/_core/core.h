@@ -99,11 +99,13 @@ CorePark *core_park_new(int kind);                  /* new reference; from the f
  * primitives set it): 1 done, *result owned: the coroutine does not suspend; 0 must park: the park
  * is yielded; -1 exception set. NULL: always yield. */
 typedef int (*core_park_try)(CorePark *park, PyObject **result);
-extern core_park_try core_park_tries[32];
+#define CORE_PARK_KINDS 64
+extern core_park_try core_park_tries[CORE_PARK_KINDS];
 
 /* ---- hooks the codec calls ------------------------------------------------------------------- */
 
-/* Runtime handles (Chan, Goroutine, ...) cross as one word. Each handle type registers itself. */
+/* Runtime handles (Chan, Goroutine, ...) cross as one word: kind << 56 | offset. Who counts what the
+ * word refers to is the registrar's business (handle.c). */
 struct core_handle_type {
     PyTypeObject *type;
     uint8_t kind;                                  /* 1..127, unique */

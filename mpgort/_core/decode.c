@@ -411,12 +411,12 @@ int dec_begin(struct dec *D, const uint8_t *p, size_t n, uint8_t magic)
     D->owner = NULL;
     D->p = p;
     D->end = p + n;
-    if (n < 3 || p[0] != magic || p[1] > 1) {
+    if (n < 3 || p[0] != magic || p[1] > BLOB_PICKLE_HANDLES) {
         dec_bad("not a %s of this Python version", D->moving ? "continuation" : "value");
         return -1;
     }
     D->p += 2;
-    if (p[1] == 0)
+    if (p[1] == BLOB_BARE)
         return 0;
     uint32_t len;
     if (n < 7)
@@ -425,11 +425,7 @@ int dec_begin(struct dec *D, const uint8_t *p, size_t n, uint8_t magic)
     if (len > n - 6)
         goto bad;
     D->end = p + n - 4 - len;
-    PyObject *bytes = PyBytes_FromStringAndSize((const char *)D->end, (Py_ssize_t)len);
-    if (bytes == NULL)
-        return -1;
-    D->pickled = PyObject_CallMethod(core_pickle, "loads", "O", bytes);
-    Py_DECREF(bytes);
+    D->pickled = dec_pickle((const char *)D->end, len, p[1] == BLOB_PICKLE_HANDLES);
     if (D->pickled == NULL)
         return -1;
     if (PyList_CheckExact(D->pickled))

@@ -34,7 +34,7 @@ bool fast_forward_on = true;
 #define PARK_POOL 64
 static CorePark *park_pool[PARK_POOL];
 static int n_park_pool;
-core_park_try core_park_tries[32];
+core_park_try core_park_tries[CORE_PARK_KINDS];
 
 CorePark *core_park_new(int kind)
 {
@@ -94,7 +94,8 @@ static PySendResult park_step(CorePark *pk, PyObject *value, PyObject **out)
     PyObject *result = NULL;
     *out = NULL;
     if (pk->state == 0) {
-        core_park_try try = pk->kind >= 0 && pk->kind < 32 ? core_park_tries[pk->kind] : NULL;
+        core_park_try try =
+            pk->kind >= 0 && pk->kind < CORE_PARK_KINDS ? core_park_tries[pk->kind] : NULL;
         int r = try != NULL ? try(pk, &result) : 0;
         if (r < 0) {
             pk->state = 2;

@@ -11,72 +11,9 @@
 #include <math.h>
 #include <stddef.h>
 
-enum { HANDLE_GOROUTINE = 8 };
-
-typedef struct {
-    PyObject_HEAD CoreProg *prog;
-    shm_off off;              /* join object */
-    uint32_t slot, holder_m1; /* shm_handle_hold: which slot of whose; both only under the GIL */
-    PyObject *weakrefs;
-} Goroutine;
-
-static PyTypeObject Goroutine_Type;
-
-static struct shm_join *join_of(Goroutine *h)
+static struct shm_join *join_of(CoreHandle *h)
 {
     return shm_at(&h->prog->loop, h->off);
-}
-
-/* A handle on the join object off; takes over one reference. */
-static PyObject *goroutine_wrap(CoreProg *prog, shm_off off)
-{
-    struct shm_ctx *c = core_ctx(prog);
-    if (c == NULL)
-        return NULL;
-    PyObject *known = core_handle_get(prog, off);
-    if (known != NULL) {
-        shm_obj_unref(c, off);
-        return Py_NewRef(known);
-    }
-    uint32_t slot;
-    int r = shm_handle_hold(c, off, &slot);
-    if (r < 0) {
-        shm_obj_unref(c, off);
-        core_shm_error(prog, r);
-        return NULL;
-    }
-    Goroutine *h = PyObject_New(Goroutine, &Goroutine_Type);
-    if (h == NULL) {
-        shm_handle_release(c, c->m1, slot);
-        return NULL;
-    }
-    h->prog = (CoreProg *)Py_NewRef((PyObject *)prog);
-    h->off = off;
-    h->slot = slot;
-    h->holder_m1 = c->m1;
-    h->weakrefs = NULL;
-    if (core_handle_put(prog, off, (PyObject *)h) < 0) {
-        Py_DECREF(h);
-        return NULL;
-    }
-    return (PyObject *)h;
-}
-
-static void goroutine_dealloc(Goroutine *h)
-{
-    if (h->weakrefs != NULL)
-        PyObject_ClearWeakRefs((PyObject *)h);
-    core_handle_del(h->prog, h->off);
-    if (h->prog->attached) {
-        PyObject *type, *value, *tb;
-        PyErr_Fetch(&type, &value, &tb);
-        struct shm_ctx *c = core_ctx(h->prog);
-        if (c != NULL)
-            shm_handle_release(c, h->holder_m1, h->slot);
-        PyErr_Restore(type, value, tb);
-    }
-    Py_DECREF(h->prog);
-    PyObject_Free(h);
 }
 
 /* ---- results --------------------------------------------------------------------------------- */
@@ -110,7 +47,7 @@ static PyObject *join_result(CoreProg *prog, shm_off off)
 
 static int join_try(CorePark *pk, PyObject **result)
 {
-    Goroutine *h = (Goroutine *)pk->a;
+    CoreHandle *h = (CoreHandle *)pk->a;
     if (core_try_begin(h->prog) == NULL)
         return -1;
     if (load_acq(&join_of(h)->state) == SHM_J_PENDING) /* pairs as in join_exception() */
@@ -121,7 +58,7 @@ static int join_try(CorePark *pk, PyObject **result)
 
 static int join_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
-    Goroutine *h = (Goroutine *)pk->a;
+    CoreHandle *h = (CoreHandle *)pk->a;
     struct shm_g *g = shm_g(c, gr);
     g->value.tag = SHM_VAL_NONE;
     shm_obj_ref(c, h->off);
@@ -150,7 +87,7 @@ static PyObject *goroutine_await(PyObject *h)
     return core_park_for(PK_JOIN, h);
 }
 
-static PyObject *goroutine_result(Goroutine *h, PyObject *args, PyObject *kw)
+static PyObject *goroutine_result(CoreHandle *h, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"timeout", NULL};
     PyObject *timeout = Py_None;
@@ -166,7 +103,7 @@ static PyObject *goroutine_result(Goroutine *h, PyObject *args, PyObject *kw)
     return v;
 }
 
-static PyObject *goroutine_exception(Goroutine *h, PyObject *_)
+static PyObject *goroutine_exception(CoreHandle *h, PyObject *_)
 {
     if (core_ctx(h->prog) == NULL)
         return NULL;
@@ -178,14 +115,14 @@ static PyObject *goroutine_exception(Goroutine *h, PyObject *_)
     return exc;
 }
 
-static PyObject *goroutine_done(Goroutine *h, PyObject *_)
+static PyObject *goroutine_done(CoreHandle *h, PyObject *_)
 {
     if (core_ctx(h->prog) == NULL)
         return NULL;
     return PyBool_FromLong(load_acq(&join_of(h)->state) != SHM_J_PENDING); /* as above */
 }
 
-static PyObject *goroutine_status(Goroutine *h, PyObject *_)
+static PyObject *goroutine_status(CoreHandle *h, PyObject *_)
 {
     static const char *ended[] = {"", "done", "failed", "cancelled", "killed", "died"};
     struct shm_ctx *c = core_ctx(h->prog);
@@ -211,7 +148,7 @@ static PyObject *goroutine_status(Goroutine *h, PyObject *_)
     }
 }
 
-static PyObject *goroutine_cancel(Goroutine *h, PyObject *_)
+static PyObject *goroutine_cancel(CoreHandle *h, PyObject *_)
 {
     struct shm_ctx *c = core_ctx(h->prog);
     if (c == NULL)
@@ -231,14 +168,14 @@ static PyObject *goroutine_cancel(Goroutine *h, PyObject *_)
     Py_RETURN_TRUE;
 }
 
-static PyObject *goroutine_id(Goroutine *h, void *_)
+static PyObject *goroutine_id(CoreHandle *h, void *_)
 {
     if (core_ctx(h->prog) == NULL)
         return NULL;
     return PyLong_FromUnsignedLongLong(join_of(h)->goid);
 }
 
-static PyObject *goroutine_repr(Goroutine *h)
+static PyObject *goroutine_repr(CoreHandle *h)
 {
     if (!h->prog->attached)
         return PyUnicode_FromString("<mpgort.Goroutine of an ended runtime>");
@@ -249,59 +186,6 @@ static PyObject *goroutine_repr(Goroutine *h)
                                           (unsigned long long)join_of(h)->goid, status);
     Py_DECREF(status);
     return text;
-}
-
-static PyObject *goroutine_richcompare(PyObject *a, PyObject *b, int op)
-{
-    if (!Py_IS_TYPE(b, &Goroutine_Type) || (op != Py_EQ && op != Py_NE))
-        Py_RETURN_NOTIMPLEMENTED;
-    Goroutine *x = (Goroutine *)a, *y = (Goroutine *)b;
-    return PyBool_FromLong((x->prog == y->prog && x->off == y->off) == (op == Py_EQ));
-}
-
-static Py_hash_t goroutine_hash(Goroutine *h)
-{
-    return (Py_hash_t)(h->off * 0x9E3779B97F4A7C15ULL >> 8);
-}
-
-static PyObject *goroutine_reduce(Goroutine *h, PyObject *_)
-{
-    PyErr_SetString(PyExc_TypeError,
-                    "a goroutine's handle crosses as an argument, message, result or local of a "
-                    "goroutine; it cannot be pickled for anywhere else");
-    return NULL;
-}
-
-static int goroutine_word(PyObject *o, uint64_t *off)
-{
-    Goroutine *h = (Goroutine *)o;
-    if (h->prog != core_prog_cur) {
-        PyErr_SetString(core_err.SerializationError,
-                        "a goroutine's handle cannot cross to another runtime than its own");
-        return -1;
-    }
-    struct shm_ctx *c = core_ctx(h->prog);
-    if (c == NULL)
-        return -1;
-    shm_obj_ref(c, h->off);
-    *off = h->off;
-    return 0;
-}
-
-static PyObject *goroutine_make(uint8_t kind, uint64_t off)
-{
-    if (core_prog_cur == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "a goroutine's handle arrived where no runtime is");
-        return NULL;
-    }
-    return goroutine_wrap(core_prog_cur, off);
-}
-
-static void goroutine_drop(uint8_t kind, uint64_t off)
-{
-    struct shm_ctx *c = core_prog_cur != NULL ? core_ctx(core_prog_cur) : NULL;
-    if (c != NULL)
-        shm_obj_unref(c, off);
 }
 
 /* ---- go, spawn ------------------------------------------------------------------------------- */
@@ -370,7 +254,7 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
         shm_obj_unref(c, off);
         return NULL;
     }
-    return goroutine_wrap(prog, off);
+    return core_handle_wrap(prog, HANDLE_GOROUTINE, off);
 }
 
 typedef PyObject *starter(CoreProg *, PyObject *, PyObject *, PyObject *);
@@ -554,7 +438,7 @@ static PyMethodDef goroutine_methods[] = {
      "cancel()\n--\n\nRaises Cancelled in it where it is parked, or at its next park; False if it "
      "has "
      "ended."},
-    {"__reduce__", (PyCFunction)goroutine_reduce, METH_NOARGS, NULL},
+    CORE_HANDLE_REDUCE,
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL},
 };
@@ -567,14 +451,9 @@ static PyTypeObject Goroutine_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpgort.Goroutine",
     .tp_doc = "A handle of a goroutine, made by spawn(): `await h` gives its value or raises its "
               "exception,\nin any process, for any number of waiters.",
-    .tp_basicsize = sizeof(Goroutine),
-    .tp_dealloc = (destructor)goroutine_dealloc,
+    CORE_HANDLE_SLOTS,
     .tp_repr = (reprfunc)goroutine_repr,
     .tp_as_async = &goroutine_async,
-    .tp_hash = (hashfunc)goroutine_hash,
-    .tp_richcompare = goroutine_richcompare,
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
-    .tp_weaklistoffset = offsetof(Goroutine, weakrefs),
     .tp_methods = goroutine_methods,
     .tp_getset = goroutine_getset,
 };
@@ -620,7 +499,5 @@ int core_goroutine_init(PyObject *mod)
     core_park_tries[PK_GOSCHED] = core_park_tries[PK_SLEEP] = core_park_tries[PK_FOREVER] =
         loop_try;
     core_park_tries[PK_JOIN] = join_try;
-    struct core_handle_type t = {&Goroutine_Type, HANDLE_GOROUTINE, goroutine_word, goroutine_make,
-                                 goroutine_drop};
-    return core_handle_register(&t);
+    return core_handle_kind(&Goroutine_Type, HANDLE_GOROUTINE);
 }

@@ -18,7 +18,7 @@ static uint32_t slot_of(uint64_t key, uint32_t cap)
     return (uint32_t)((key * 0x9E3779B97F4A7C15ULL) >> 32) & (cap - 1);
 }
 
-PyObject *core_handle_get(CoreProg *prog, uint64_t key)
+static PyObject *handle_get(CoreProg *prog, uint64_t key)
 {
     struct core_proc *s = prog->proc;
     if (s == NULL || s->slots_cap == 0)
@@ -31,7 +31,7 @@ PyObject *core_handle_get(CoreProg *prog, uint64_t key)
     }
 }
 
-int core_handle_put(CoreProg *prog, uint64_t key, PyObject *o)
+static int handle_put(CoreProg *prog, uint64_t key, PyObject *o)
 {
     struct core_proc *s = core_proc_get(prog);
     if (s == NULL)
@@ -71,7 +71,7 @@ void core_handle_rest(struct core_proc *s)
         Py_CLEAR(s->recent[i]);
 }
 
-void core_handle_del(CoreProg *prog, uint64_t key)
+static void handle_del(CoreProg *prog, uint64_t key)
 {
     struct core_proc *s = prog->proc;
     if (s == NULL || s->slots_cap == 0)
@@ -95,4 +95,143 @@ void core_handle_del(CoreProg *prog, uint64_t key)
         s->slots[i] = s->slots[j];
         i = j;
     }
+}
+
+/* ---- the object ------------------------------------------------------------------------------ */
+
+static struct kind {
+    PyTypeObject *type;
+    PyObject *nil;
+} kinds[128];
+
+PyObject *core_handle_wrap(CoreProg *prog, uint8_t kind, shm_off off)
+{
+    struct shm_ctx *c = core_ctx(prog);
+    uint64_t key = SHM_HANDLE(kind, off);
+    if (c == NULL)
+        return NULL;
+    PyObject *known = handle_get(prog, key);
+    if (known != NULL) {
+        shm_obj_unref(c, off);
+        return Py_NewRef(known);
+    }
+    uint32_t slot;
+    int r = shm_handle_hold(c, off, &slot);
+    if (r < 0) {
+        shm_obj_unref(c, off);
+        core_shm_error(prog, r);
+        return NULL;
+    }
+    CoreHandle *h = PyObject_New(CoreHandle, kinds[kind].type);
+    if (h == NULL) {
+        shm_handle_release(c, c->m1, slot);
+        return NULL;
+    }
+    h->prog = (CoreProg *)Py_NewRef((PyObject *)prog);
+    h->off = off;
+    h->slot = slot;
+    h->holder_m1 = c->m1;
+    h->kind = kind;
+    h->weakrefs = NULL;
+    if (handle_put(prog, key, (PyObject *)h) < 0)
+        Py_CLEAR(h);
+    return (PyObject *)h;
+}
+
+void core_handle_dealloc(PyObject *o)
+{
+    CoreHandle *h = (CoreHandle *)o;
+    if (h->weakrefs != NULL)
+        PyObject_ClearWeakRefs(o);
+    if (h->prog != NULL) {
+        handle_del(h->prog, SHM_HANDLE(h->kind, h->off));
+        if (h->prog->attached) {
+            PyObject *type, *value, *tb;
+            PyErr_Fetch(&type, &value, &tb);
+            struct shm_ctx *c = core_ctx(h->prog);
+            if (c != NULL)
+                shm_handle_release(c, h->holder_m1, h->slot);
+            PyErr_Restore(type, value, tb);
+        }
+        Py_DECREF(h->prog);
+    }
+    PyObject_Free(o);
+}
+
+/* From the offset, which is the same in every process (an address would not be). */
+Py_hash_t core_handle_hash(PyObject *o)
+{
+    CoreHandle *h = (CoreHandle *)o;
+    return h->prog != NULL ? (Py_hash_t)(h->off * 0x9E3779B97F4A7C15ULL >> 8) : 1;
+}
+
+PyObject *core_handle_richcompare(PyObject *a, PyObject *b, int op)
+{
+    if (Py_TYPE(b)->tp_richcompare != core_handle_richcompare || (op != Py_EQ && op != Py_NE))
+        Py_RETURN_NOTIMPLEMENTED;
+    CoreHandle *x = (CoreHandle *)a, *y = (CoreHandle *)b;
+    return PyBool_FromLong((x->prog == y->prog && x->off == y->off) == (op == Py_EQ));
+}
+
+PyObject *core_handle_reduce(PyObject *h, PyObject *none)
+{
+    PyErr_Format(
+        PyExc_TypeError,
+        "a %s crosses as an argument, message, result or local of a goroutine; it cannot be "
+        "pickled for anywhere else",
+        Py_TYPE(h)->tp_name);
+    return NULL;
+}
+
+/* ---- crossing -------------------------------------------------------------------------------- */
+
+static int handle_word(PyObject *o, uint64_t *off)
+{
+    CoreHandle *h = (CoreHandle *)o;
+    *off = 0;
+    if (h->prog == NULL)
+        return 0;
+    if (h->prog != core_prog_cur) {
+        PyErr_Format(core_err.SerializationError,
+                     "a %s cannot cross to another runtime than the one that made it",
+                     Py_TYPE(o)->tp_name);
+        return -1;
+    }
+    struct shm_ctx *c = core_ctx(h->prog);
+    if (c == NULL)
+        return -1;
+    shm_obj_ref(c, h->off);
+    *off = h->off;
+    return 0;
+}
+
+static PyObject *handle_make(uint8_t kind, uint64_t off)
+{
+    if (off == 0 && kinds[kind].nil != NULL)
+        return Py_NewRef(kinds[kind].nil);
+    if (core_prog_cur == NULL) {
+        PyErr_Format(PyExc_RuntimeError, "a %s arrived where no runtime is",
+                     kinds[kind].type->tp_name);
+        return NULL;
+    }
+    return core_handle_wrap(core_prog_cur, kind, off);
+}
+
+static void handle_drop(uint8_t kind, uint64_t off)
+{
+    struct shm_ctx *c = off != 0 && core_prog_cur != NULL ? core_ctx(core_prog_cur) : NULL;
+    if (c != NULL)
+        shm_obj_unref(c, off);
+}
+
+int core_handle_kind(PyTypeObject *type, uint8_t kind)
+{
+    struct core_handle_type t = {type, kind, handle_word, handle_make, handle_drop};
+    kinds[kind].type = type;
+    return core_handle_register(&t);
+}
+
+void core_handle_nil(uint8_t kind, PyObject *nil)
+{
+    kinds[kind].nil = nil;
 }

@@ -34,7 +34,7 @@
 
 #define REST_NS 20000000 /* how long an M that runs dry keeps handles it may need again */
 
-struct core_park_op core_park_ops[32];
+struct core_park_op core_park_ops[CORE_PARK_KINDS];
 struct core_err core_err;
 _Thread_local struct core_proc *core_proc_cur;
 
@@ -294,7 +294,7 @@ static PyObject *resume_value(struct core_proc *s, struct shm_g *g, unsigned op)
         g->value.tag = SHM_VAL_NONE;
         if (s->interrupt == NULL || !(g->flags & SHM_GF_MAIN))
             PyErr_SetNone(core_err.Cancelled);
-    } else if (op < 32 && core_park_ops[op].resume != NULL) {
+    } else if (op < CORE_PARK_KINDS && core_park_ops[op].resume != NULL) {
         v = core_park_ops[op].resume(s->prog, s->c, g);
     } else {
         PyErr_Format(PyExc_RuntimeError, "goroutine %llu is parked in an unknown operation %u",
@@ -370,7 +370,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
         core_park_drop(c, pk);
         return GO_ON;
     }
-    if (op >= 32 || (core_park_ops[op].park == NULL && op != PK_GOSCHED)) {
+    if (op >= CORE_PARK_KINDS || (core_park_ops[op].park == NULL && op != PK_GOSCHED)) {
         PyErr_Format(PyExc_RuntimeError, "a park request of kind %u reached the loop", op);
         *exc = core_take_exc();
         return GO_ON;

@@ -8,6 +8,7 @@
 #define MPGORT_PROC_H
 
 #include "core.h"
+#include <stddef.h>
 
 /* Which operation a park request stands for; also g->op while the goroutine is parked. */
 enum {
@@ -35,7 +36,7 @@ struct core_park_op {
     void (*drop)(struct shm_ctx *c, CorePark *pk);
 };
 #define CORE_EXC (-100) /* park(): an exception is set */
-extern struct core_park_op core_park_ops[32];
+extern struct core_park_op core_park_ops[CORE_PARK_KINDS];
 
 /* A goroutine that is live in this process between two of its turns. */
 struct core_home {
@@ -85,7 +86,7 @@ struct core_proc {
     PyObject *loose;   /* runtime.c: set of grefs, NULL until used */
     PyObject *recent[CORE_RECENT]; /* handle.c: kept alive a while longer */
     uint64_t rested_ns;            /* when they were last let go */
-    /* interned handles of this process: (offset, direction) -> object, borrowed */
+    /* interned handles of this process: their word -> object, borrowed */
     struct core_slot {
         uint64_t key;
         PyObject *obj;
@@ -170,11 +171,36 @@ int64_t core_timeout_ns(PyObject *o);
 int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
                  uint8_t flags);
 
-/* handle.c: one Python object per (offset, direction) and process. */
-PyObject *core_handle_get(CoreProg *prog, uint64_t key); /* borrowed, or NULL */
-int core_handle_put(CoreProg *prog, uint64_t key, PyObject *o);
-void core_handle_del(CoreProg *prog, uint64_t key);
-void core_handle_rest(struct core_proc *s); /* lets go of what it keeps alive */
+/* handle.c: a Python object that stands for a counted object of the segment. One per (kind, offset)
+ * and process; equal and hashing alike wherever they are. A type of handles has this as its struct,
+ * CORE_HANDLE_SLOTS as its slots, and registers with core_handle_kind(). */
+typedef struct {
+    PyObject_HEAD CoreProg *prog; /* NULL: stands for no object (nilchan) */
+    shm_off off;
+    uint32_t slot, holder_m1; /* shm_handle_hold: which slot of whose; both only under the GIL */
+    uint8_t kind;
+    PyObject *weakrefs;
+} CoreHandle;
+enum {                  /* kind in bytes */
+       HANDLE_CHAN = 1, /* .. 3, with the direction */
+       HANDLE_GOROUTINE = 8,
+};
+/* The handle of this process on off; takes over one reference, also on failure. */
+PyObject *core_handle_wrap(CoreProg *prog, uint8_t kind, shm_off off);
+int core_handle_kind(PyTypeObject *type, uint8_t kind);
+/* The same type's object for a word without an offset (nilchan); none: NULL. */
+void core_handle_nil(uint8_t kind, PyObject *nil);
+void core_handle_dealloc(PyObject *h);
+Py_hash_t core_handle_hash(PyObject *h);
+PyObject *core_handle_richcompare(PyObject *a, PyObject *b, int op);
+PyObject *core_handle_reduce(PyObject *h, PyObject *none); /* TypeError: only by the codec */
+void core_handle_rest(struct core_proc *s);                /* lets go of what it keeps alive */
+#define CORE_HANDLE_SLOTS                                                                          \
+    .tp_basicsize = sizeof(CoreHandle), .tp_dealloc = core_handle_dealloc,                         \
+    .tp_hash = core_handle_hash, .tp_richcompare = core_handle_richcompare,                        \
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, \
+    .tp_weaklistoffset = offsetof(CoreHandle, weakrefs)
+#define CORE_HANDLE_REDUCE {"__reduce__", core_handle_reduce, METH_NOARGS, NULL}
 
 /* errors, imported from mpgort._errors once */
 extern struct core_err {

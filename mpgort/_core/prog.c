@@ -666,12 +666,12 @@ static PyObject *prog_slots(CoreProg *p, PyObject *noargs)
     return list;
 }
 
-#define COUNTERS(X)                                                                            \
-    X(allocs)                                                                                  \
-    X(frees) X(alloc_bytes) X(free_bytes) X(cont_allocs) X(cont_frees) X(spawned) X(finished)  \
-        X(parks) X(readies) X(executed) X(steals) X(stolen) X(wakes) X(useful_wakes)           \
-            X(useless_wakes) X(sleeps) X(moves) X(home_parks) X(offloads) X(busy_ns) X(panics) \
-                X(preempted)
+#define COUNTERS(X)                                                                           \
+    X(allocs)                                                                                 \
+    X(frees)                                                                                  \
+    X(alloc_bytes) X(free_bytes) X(cont_allocs) X(cont_frees) X(spawned) X(finished) X(parks) \
+        X(readies) X(executed) X(steals) X(stolen) X(wakes) X(useful_wakes) X(useless_wakes)  \
+            X(sleeps) X(moves) X(home_parks) X(offloads) X(busy_ns) X(panics) X(preempted)
 
 static int put(PyObject *d, const char *key, unsigned long long v)
 {
