@@ -485,8 +485,12 @@ static uint64_t check_queue(struct check *k, shm_off obj, shm_off first, shm_off
             return n;
         }
         if (s->prev != prev || s->linked != dir)
-            say(k, "object %#llx: sudog %#llx: prev %#llx, wanted %#llx; linked %u, wanted %u",
+            say(k,
+                "object %#llx: sudog %#llx in its queue: prev %#llx, wanted %#llx; linked %u, "
+                "wanted %u",
                 LLU(obj), LLU(off), LLU(s->prev), LLU(prev), s->linked, dir);
+        if (s->prev != prev) /* a circle is met here the second time round */
+            return n;
         *selects += s->isselect;
         const struct shm_g *g = meet(k, s->g, 0, "sudog");
         uint64_t w = g ? load_acq(&g->wait) : 0;

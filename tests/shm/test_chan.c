@@ -334,6 +334,15 @@ static void took(struct shm_ctx *c, struct traffic *t, struct shm_val *v, uint64
     add_rlx(&t->received_sum, n);
 }
 
+/* A third of the operations has a limit, and half of those the limit 0: to park is to be cancelled,
+ * unless a peer comes in between. */
+static int64_t some_limit(struct shm_ctx *c, const struct traffic *t)
+{
+    if (!t->cancel || h_rand(c) % 3)
+        return -1;
+    return h_rand(c) % 2 ? (int64_t)(h_rand(c) % 20000) : 0;
+}
+
 static void send_or_receive(struct shm_ctx *c, int i, void *arg)
 {
     struct traffic *t = arg;
@@ -341,7 +350,7 @@ static void send_or_receive(struct shm_ctx *c, int i, void *arg)
     if ((uint32_t)i < t->senders) {
         for (uint32_t k = 0; k < t->each; k++) {
             uint64_t n = (uint64_t)i * t->each + k;
-            int64_t limit = t->cancel && h_rand(c) % 3 == 0 ? (int64_t)(h_rand(c) % 20000) : -1;
+            int64_t limit = some_limit(c, t);
             struct shm_val v = t->big && n % 2 ? v_ref(c, n, t->ch[1]) : v_int(n);
             int e = o_send(c, r, t->ch[0], v, limit);
             if (e == SHM_ECLOSED)
@@ -358,7 +367,7 @@ static void send_or_receive(struct shm_ctx *c, int i, void *arg)
         uint64_t last[64] = {0};
         struct shm_val v;
         for (;;) {
-            int64_t limit = t->cancel && h_rand(c) % 3 == 0 ? (int64_t)(h_rand(c) % 20000) : -1;
+            int64_t limit = some_limit(c, t);
             int e = o_recv(c, r, t->ch[0], &v, limit);
             if (e == SHM_ECLOSED)
                 break;
@@ -382,8 +391,9 @@ static void send_or_receive_then_close(struct shm_ctx *c, int i, void *arg)
         CHECK_EQ(shm_chan_close(c, t->ch[0]), SHM_OK);
 }
 
-static void run_traffic(uint32_t cap, uint32_t senders, uint32_t receivers, uint32_t each,
-                        bool cancel)
+/* How many were cancelled. */
+static uint64_t run_traffic(uint32_t cap, uint32_t senders, uint32_t receivers, uint32_t each,
+                            bool cancel)
 {
     struct shm_ctx c;
     h_seg(&c, (struct shm_opts){0});
@@ -397,7 +407,7 @@ static void run_traffic(uint32_t cap, uint32_t senders, uint32_t receivers, uint
     CHECK_EQ(t->received, t->sent);
     CHECK_EQ(t->received_sum, t->sent_sum);
     CHECK_EQ(t->received + (cancel ? t->timeouts_send : 0), (uint64_t)senders * each);
-    CHECK_EQ(cancel, t->timeouts_send + t->timeouts_recv > 0); /* there were some */
+    uint64_t cancelled = t->timeouts_send + t->timeouts_recv;
     CHECK_SEGMENT(&c);
     struct shm_chan *p = shm_at(&c, t->ch[1]);
     CHECK_EQ(load_acq(&p->obj.refs), 1); /* no handle was lost or counted twice */
@@ -407,6 +417,7 @@ static void run_traffic(uint32_t cap, uint32_t senders, uint32_t receivers, uint
     traffic_end(t);
     shm_mexit(&c);
     h_seg_end(&c);
+    return cancelled;
 }
 
 static void test_every_value_is_received_exactly_once_and_in_its_senders_order(void)
@@ -415,14 +426,16 @@ static void test_every_value_is_received_exactly_once_and_in_its_senders_order(v
     for (size_t i = 0; i < sizeof caps / sizeof *caps; i++)
         for (uint32_t s = 1; s <= 4; s += 3)
             for (uint32_t r = 1; r <= 4; r += 3)
-                run_traffic(caps[i], s, r, (uint32_t)H_N(500, 50000), false);
+                CHECK_EQ(run_traffic(caps[i], s, r, (uint32_t)H_N(500, 50000), false), 0);
 }
 
 static void test_cancelled_sends_and_receives_neither_lose_nor_double_a_value(void)
 {
     static const uint32_t caps[] = {0, 1, 5};
+    uint64_t cancelled = 0;
     for (size_t i = 0; i < sizeof caps / sizeof *caps; i++)
-        run_traffic(caps[i], 3, 3, (uint32_t)H_N(500, 30000), true);
+        cancelled += run_traffic(caps[i], 3, 3, (uint32_t)H_N(500, 30000), true);
+    CHECK(cancelled > 0); /* with capacity 0 whoever comes first parks */
 }
 
 /* ---- close against everything ---------------------------------------------------------------- */

@@ -5,8 +5,8 @@ static char said[16384];
 static void collect(void *arg, const char *text)
 {
     (void)arg;
-    strncat(said, text, sizeof said - strlen(said) - 2);
-    strcat(said, "\n");
+    size_t at = strlen(said);
+    snprintf(said + at, sizeof said - at, "%s\n", text);
 }
 
 /* Breaks word by `with`, looks, mends it again: something with `text` must have been said. */

@@ -493,7 +493,7 @@ static void test_an_m_that_leaves_gives_back_every_handle_it_holds(void)
         for (int k = 0; k < i; k++)
             CHECK(slot[i] != slot[k]);
     for (int i = 0; i < 100; i += 2)
-        shm_handle_release(&c, slot[i]);
+        shm_handle_release(&c, c.m1, slot[i]);
     CHECK_EQ(refs(&c, b), 50);
     CHECK_EQ(c.m->handles_n, 50);
     uint32_t cap = c.m->handles_cap;
