@@ -666,12 +666,14 @@ static PyObject *prog_slots(CoreProg *p, PyObject *noargs)
     return list;
 }
 
-#define COUNTERS(X)                                                                           \
-    X(allocs)                                                                                 \
-    X(frees)                                                                                  \
-    X(alloc_bytes) X(free_bytes) X(cont_allocs) X(cont_frees) X(spawned) X(finished) X(parks) \
-        X(readies) X(executed) X(steals) X(stolen) X(wakes) X(useful_wakes) X(useless_wakes)  \
-            X(sleeps) X(moves) X(home_parks) X(offloads) X(busy_ns) X(panics) X(preempted)
+/* Each run of clang-format lays them out in another way. */
+/* clang-format off */
+#define COUNTERS(X) \
+    X(allocs) X(frees) X(alloc_bytes) X(free_bytes) X(cont_allocs) X(cont_frees) X(spawned) \
+    X(finished) X(parks) X(readies) X(executed) X(steals) X(stolen) \
+    X(wakes) X(useful_wakes) X(useless_wakes) X(sleeps) X(moves) X(home_parks) \
+    X(offloads) X(busy_ns) X(panics) X(preempted)
+/* clang-format on */
 
 static int put(PyObject *d, const char *key, unsigned long long v)
 {
