@@ -20,6 +20,7 @@ import pickle
 import select
 import socket
 import subprocess
+import sys
 import threading
 import traceback
 import types
@@ -361,11 +362,31 @@ def context_items(context: contextvars.Context) -> tuple[tuple[str, str, Any], .
     """(module, name, value) of each variable that a module's global leads to."""
     found = []
     for var, value in context.items():
-        named = _code.variable_of(var)
-        if named is not None:
-            _, module, name = _code.unpack(named[1])
-            found.append((module, name, value))
+        where = _where(var)
+        if where is not None:
+            found.append((*where, value))
     return tuple(found)
+
+
+# Where a variable was found, or None and how many modules there were then. The look through all
+# modules takes milliseconds, and every `go` asks.
+_found: dict[contextvars.ContextVar[Any], tuple[str, str] | int] = {}
+
+
+def _where(var: contextvars.ContextVar[Any]) -> tuple[str, str] | None:
+    known = _found.get(var)
+    if isinstance(known, tuple):
+        if getattr(sys.modules.get(known[0]), known[1], None) is var:
+            return known
+    elif known == len(sys.modules):
+        return None
+    named = _code.variable_of(var)
+    if named is None:
+        _found[var] = len(sys.modules)
+        return None
+    _, module, name = _code.unpack(named[1])
+    _found[var] = (module, name)
+    return module, name
 
 
 def context_set(items: tuple[tuple[str, str, Any], ...]) -> None:
