@@ -44,7 +44,7 @@ struct shm_selcase {
     struct shm_sudog sudog;
     struct shm_val v; /* to send */
     shm_off ch;
-    uint32_t dir, pad_;
+    uint32_t dir, tag;
 };
 struct shm_selblk {
     uint32_t n;

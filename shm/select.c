@@ -5,7 +5,8 @@
  *     channel lock; offsets are the same in every process, addresses are not). The cases are looked
  *     at in a uniformly random order and the first that is ready is done. So a select sees all its
  *     channels at one moment, and of several ready cases none is preferred.
- *   2 None ready: a sudog per case joins its channel's queue, the G waits, all locks are given back.
+ *   2 None ready: a sudog per case joins its channel's queue, in that same random order (two cases
+ *     on one channel must be as likely), the G waits, all locks are given back.
  *     Whoever claims the G by one sudog (INV one-waker) has the whole wait; that sudog leaves its
  *     queue and `winner` says which case it was. Those who meet the others lose the claim.
  *   3 The G, running again, locks all channels once more, takes its other sudogs out, and frees them.
@@ -17,8 +18,8 @@
  * pass 3 finds nothing linked.
  *
  * INV touch-nothing holds from the arming on for the block too, so the order in which to unlock is
- * kept on the stack of the M. A channel stays as long as its locks are held: pass 3 gives back the
- * G's references to it, and comes only after having had each lock.
+ * kept on the stack of the M. A channel stays as long as its locks are held: the wait has a
+ * reference per case, pass 3 gives them back, and comes only after having had each lock.
  *
  * Two cases may name the same channel, in both directions too. It is locked once. A G never meets
  * itself: its own sudogs are linked only after pass 1. */
@@ -92,10 +93,9 @@ static void shuffle(struct shm_ctx *c, uint8_t *order, uint32_t n)
     }
 }
 
-static int pass1(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, uint32_t *which,
-                 struct shm_val *v, shm_gref *peer)
+static int pass1(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, uint8_t *order,
+                 uint32_t *which, struct shm_val *v, shm_gref *peer)
 {
-    uint8_t order[SHM_SELECT_MAX];
     shuffle(c, order, n);
     for (uint32_t i = 0; i < n; i++) {
         const struct shm_case *k = &cases[order[i]];
@@ -115,9 +115,10 @@ int shm_select_try(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, 
 {
     struct locks l;
     shm_gref peer = 0;
+    uint8_t order[SHM_SELECT_MAX];
     locks_of(c, cases, n, &l);
     locks_take(c, &l);
-    int e = pass1(c, cases, n, which, v, &peer);
+    int e = pass1(c, cases, n, order, which, v, &peer);
     locks_give(c, &l);
     if (peer)
         shm_ready(c, peer, true);
@@ -132,8 +133,8 @@ static size_t blk_bytes(uint32_t n)
 }
 
 /* All locks held, nothing is ready; `off` is a block of this M's. */
-static void enqueue(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, shm_gref r,
-                    shm_off off)
+static void enqueue(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
+                    const uint8_t *order, shm_gref r, shm_off off)
 {
     struct shm_g *g = shm_g(c, r);
     struct shm_selblk *b = shm_at(c, off);
@@ -150,6 +151,7 @@ static void enqueue(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
         k->v = cases[i].dir == SHM_DIR_SEND ? cases[i].v : (struct shm_val){.tag = SHM_VAL_NONE};
         k->ch = cases[i].ch;
         k->dir = cases[i].dir;
+        k->tag = cases[i].tag;
     }
     g->value.tag = SHM_VAL_NONE;
     g->waitkind = SHM_WAIT_SELECT;
@@ -157,8 +159,9 @@ static void enqueue(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
     shm_tx_begin(c);
     shm_publish(c, off);
     for (uint32_t i = 0; i < n; i++) {
-        shm_val_publish(c, &b->cs[i].v);
-        shm_sudog_put(c, queue_of(chan_at(c, b->cs[i].ch), b->cs[i].dir), &b->cs[i].sudog);
+        struct shm_selcase *k = &b->cs[order[i]];
+        shm_val_publish(c, &k->v);
+        shm_sudog_put(c, queue_of(chan_at(c, k->ch), k->dir), &k->sudog);
     }
     shm_tx_commit(c);
     FAILPOINT("select.linked");
@@ -170,22 +173,28 @@ int shm_select_park(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
 {
     struct locks l;
     shm_gref peer = 0;
+    uint8_t order[SHM_SELECT_MAX];
     shm_off blk;
     locks_of(c, cases, n, &l);
     int e = shm_alloc(c, blk_bytes(n), &blk);
     if (e)
         return e;
+    for (uint32_t i = 0; i < n; i++)
+        shm_obj_ref(c, cases[i].ch); /* the wait's; before anybody can end it */
     locks_take(c, &l);
-    e = pass1(c, cases, n, which, v, &peer);
+    e = pass1(c, cases, n, order, which, v, &peer);
     if (e == SHM_EAGAIN) {
-        enqueue(c, cases, n, r, blk);
+        enqueue(c, cases, n, order, r, blk);
         e = SHM_PARKED;
     }
     locks_give(c, &l);
-    if (e != SHM_PARKED)
-        shm_free(c, blk);
     if (peer)
         shm_ready(c, peer, true);
+    if (e != SHM_PARKED) {
+        shm_free(c, blk);
+        for (uint32_t i = 0; i < n; i++)
+            shm_obj_unref(c, cases[i].ch);
+    }
     return e;
 }
 
@@ -207,7 +216,7 @@ void shm_select_unlink(struct shm_ctx *c, shm_off off)
     locks_give(c, &l);
 }
 
-int shm_select_done(struct shm_ctx *c, shm_gref r)
+int shm_select_done(struct shm_ctx *c, shm_gref r, uint32_t *tag)
 {
     struct shm_g *g = shm_g(c, r);
     shm_off off = g->waitobj;
@@ -216,11 +225,19 @@ int shm_select_done(struct shm_ctx *c, shm_gref r)
         shm_throw("select: goroutine %llu was not in select", (unsigned long long)g->goid);
     shm_select_unlink(c, off);
     int winner = (int)b->winner - 1;
+    *tag = winner < 0 ? 0 : b->cs[winner].tag;
     FAILPOINT("select.unlinked");
-    g->waitkind = 0;
-    g->waitobj = 0;
+    shm_tx_begin(c); /* nothing of the wait is left in the segment; this M has it, to free */
+    shm_adopt(c, off);
     for (uint32_t i = 0; i < b->n; i++)
+        shm_val_adopt(c, &b->cs[i].v);
+    shm_tx_store64(c, &g->waitobj, 0);
+    shm_tx_commit(c);
+    g->waitkind = 0;
+    for (uint32_t i = 0; i < b->n; i++) {
         shm_val_drop(c, &b->cs[i].v); /* what was sent left NONE behind */
+        shm_obj_unref(c, b->cs[i].ch);
+    }
     shm_free(c, off);
     return winner;
 }

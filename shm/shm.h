@@ -695,7 +695,7 @@ enum { SHM_DIR_RECV = 1, SHM_DIR_SEND = 2 };
 struct shm_case {
     shm_off ch; /* no nil channel: the caller leaves such a case out */
     uint32_t dir;
-    uint32_t pad_;
+    uint32_t tag;     /* the caller's; shm_select_done() gives it back */
     struct shm_val v; /* to send */
 };
 /* One atomic look at all channels; of the cases that are ready, one chosen uniformly at random is
@@ -703,13 +703,15 @@ struct shm_case {
  * is a receive from a channel closed and drained, or a send on a closed one. SHM_EAGAIN. */
 SHM_MUSTUSE int shm_select_try(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
                                uint32_t *which, struct shm_val *v);
-/* As above, but a G for which none is ready is parked (SHM_PARKED): then all values are moved. After
- * its resumption, cancelled or not, it calls shm_select_done() once. */
+/* As above, but a G for which none is ready is parked (SHM_PARKED): then all values are moved, and
+ * the wait holds a reference on each channel. After its resumption, cancelled or not, it calls
+ * shm_select_done() once. */
 SHM_MUSTUSE int shm_select_park(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
                                 shm_gref g, uint32_t *which, struct shm_val *v);
-/* The case that ended the wait, with g->ok and g->value as after a park on its channel; -1: none
- * (cancelled, timed out). Takes the G out of the other queues and drops what was not sent. */
-int shm_select_done(struct shm_ctx *c, shm_gref g);
+/* The case that ended the wait, and its tag, with g->ok and g->value as after a park on its channel;
+ * -1: none (cancelled, timed out). Takes the G out of the other queues, drops what was not sent and
+ * gives back the channels. */
+int shm_select_done(struct shm_ctx *c, shm_gref g, uint32_t *tag);
 
 /* ---- join.c ---------------------------------------------------------------------------------- */
 

@@ -197,7 +197,7 @@ H_UNUSED static int o_select(struct shm_ctx *c, shm_gref r, struct shm_case *cas
     int e = shm_select_park(c, cases, n, r, which, v);
     if (e == SHM_PARKED) {
         e = o_wait(c, r, timeout_ns);
-        *which = (uint32_t)shm_select_done(c, r);
+        *which = (uint32_t)shm_select_done(c, r, &(uint32_t){0});
         *v = shm_g(c, r)->value;
         CHECK((e == SHM_ETIME) == (*which == UINT32_MAX));
         return e;

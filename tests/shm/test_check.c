@@ -71,7 +71,7 @@ static void wake(struct shm_ctx *c, shm_gref r)
     shm_ready(c, r, true);
     CHECK_EQ(l_next(c), r);
     if (shm_g(c, r)->waitkind == SHM_WAIT_SELECT)
-        shm_select_done(c, r);
+        shm_select_done(c, r, &(uint32_t){0});
     shm_val_drop(c, &shm_g(c, r)->value);
     l_end(c, r);
 }

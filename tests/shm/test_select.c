@@ -123,7 +123,7 @@ static void test_whoever_wakes_a_select_decides_its_case_and_the_losers_leave_th
                      SHM_EAGAIN);
         }
         CHECK_EQ(l_next(&c), r);
-        CHECK_EQ(shm_select_done(&c, r), winner);
+        CHECK_EQ(shm_select_done(&c, r, &(uint32_t){0}), winner);
         CHECK_EQ(shm_g(&c, r)->ok, 1);
         if (winner % 2 == 0)
             CHECK_EQ(v_eat(&c, &shm_g(&c, r)->value), 100 + winner);
@@ -154,7 +154,7 @@ static void test_a_losing_case_at_the_end_of_a_queue_leaves_the_queue_whole(void
     v = v_int(1);
     CHECK_EQ(shm_chan_trysend(&c, c2, &v), SHM_OK);
     CHECK_EQ(l_next(&c), sel);
-    CHECK_EQ(shm_select_done(&c, sel), 1);
+    CHECK_EQ(shm_select_done(&c, sel, &(uint32_t){0}), 1);
     l_end(&c, sel);
     shm_gref third = l_new(&c);
     CHECK_EQ(shm_chan_recv_park(&c, c1, &v, third), SHM_PARKED);
@@ -180,25 +180,37 @@ static void test_a_select_never_meets_itself_and_may_name_a_channel_twice(void)
     begin(&c);
     shm_off ch = chan_with(&c, 0, 0);
     struct shm_case cases[4] = {s_send(ch, v_int(5)), s_recv(ch), s_recv(ch), s_send(ch, v_int(6))};
+    for (uint32_t i = 0; i < 4; i++)
+        cases[i].tag = 10 + i;
     CHECK_EQ(shm_select_try(&c, cases, 4, &which, &v), SHM_EAGAIN);
-    for (int send = 0; send < 2; send++) {
+    uint32_t won[4] = {0};
+    for (int i = 0; i < 400; i++) {
+        int send = i % 2, winner;
+        uint32_t tag = 0;
         shm_gref r = l_new(&c);
         CHECK_EQ(shm_select_park(&c, cases, 4, r, &which, &v), SHM_PARKED);
         CHECK_SEGMENT(&c);
         v = v_int(7);
         CHECK_EQ(send ? shm_chan_trysend(&c, ch, &v) : shm_chan_tryrecv(&c, ch, &v), SHM_OK);
-        CHECK_EQ(v_num(&c, &v), send ? 7 : 5);
         CHECK_EQ(l_next(&c), r);
-        CHECK_EQ(shm_select_done(&c, r), send ? 1 : 0);
+        winner = shm_select_done(&c, r, &tag);
+        CHECK(winner >= 0 && winner < 4);
+        CHECK_EQ(tag, 10 + (uint32_t)winner);
+        CHECK_EQ(v_num(&c, &v), send ? 7 : winner == 0 ? 5 : 6);
+        won[winner]++;
         l_end(&c, r);
     }
+    /* Go TestPseudoRandomSend: of two cases alike, either. 200 tosses of a coin. */
+    for (int i = 0; i < 4; i++)
+        CHECK(won[i] > 40);
+    CHECK_EQ(won[0] + won[3], 200);
     /* Two selects on both sides of it do meet. */
     shm_gref r1 = l_new(&c), r2;
     CHECK_EQ(shm_select_park(&c, cases, 2, r1, &which, &v), SHM_PARKED);
     r2 = l_new(&c);
     CHECK_EQ(shm_select_park(&c, cases, 2, r2, &which, &v), SHM_OK);
     CHECK_EQ(l_next(&c), r1);
-    CHECK_EQ(shm_select_done(&c, r1), 1 - (int)which);
+    CHECK_EQ(shm_select_done(&c, r1, &(uint32_t){0}), 1 - (int)which);
     l_end(&c, r1);
     CHECK(shm_casgstatus(&c, r2, Grunning, Grunnable));
     CHECK(shm_execute(&c, r2, false));
@@ -224,7 +236,7 @@ static void test_close_ends_a_select_in_either_direction(void)
         CHECK_EQ(l_next(&c), r);
         CHECK_EQ(l_next(&c), 0);
         CHECK_EQ(shm_g(&c, r)->ok, 0);
-        CHECK_EQ(shm_select_done(&c, r), send ? 0 : 1);
+        CHECK_EQ(shm_select_done(&c, r, &(uint32_t){0}), send ? 0 : 1);
         l_end(&c, r);
         shm_obj_unref(&c, c1);
         shm_obj_unref(&c, c2);
@@ -247,7 +259,7 @@ static void test_a_cancelled_select_has_no_case_and_drops_what_it_would_have_sen
     CHECK_EQ(shm_chan_tryrecv(&c, c1, &v), SHM_EAGAIN);
     CHECK_EQ(l_next(&c), r);
     CHECK_EQ(shm_g(&c, r)->ok, 2);
-    CHECK_EQ(shm_select_done(&c, r), -1);
+    CHECK_EQ(shm_select_done(&c, r, &(uint32_t){0}), -1);
     l_end(&c, r);
     shm_obj_unref(&c, c1);
     shm_obj_unref(&c, c2);
@@ -271,7 +283,7 @@ static void test_a_select_may_have_sixty_four_cases(void)
     CHECK_EQ(shm_chan_tryrecv(&c, cases[40].ch, &v), SHM_OK);
     v_eat(&c, &v);
     CHECK_EQ(l_next(&c), r);
-    CHECK_EQ(shm_select_done(&c, r), 40);
+    CHECK_EQ(shm_select_done(&c, r, &(uint32_t){0}), 40);
     l_end(&c, r);
     for (uint32_t i = 0; i < SHM_SELECT_MAX; i++)
         shm_obj_unref(&c, cases[i].ch);
