@@ -8,6 +8,7 @@ from mpgort import _traceback as _traceback  # gives _core its texts
 from mpgort._core import Chan as Chan
 from mpgort._core import Goroutine as Goroutine
 from mpgort._core import chan as chan
+from mpgort._core import default as default
 from mpgort._core import go as go
 from mpgort._core import goexit as goexit
 from mpgort._core import goid as goid
@@ -15,6 +16,7 @@ from mpgort._core import gomaxprocs as gomaxprocs
 from mpgort._core import gosched as gosched
 from mpgort._core import nilchan as nilchan
 from mpgort._core import num_goroutine as num_goroutine
+from mpgort._core import select as select
 from mpgort._core import sleep as sleep
 from mpgort._core import spawn as spawn
 from mpgort._errors import BadContinuation as BadContinuation

@@ -26,6 +26,13 @@ nilchan: Chan[Any]
 def chan(size: int = 0) -> Chan[Any]: ...
 def chan_in(prog: Program, size: int = 0, /) -> Chan[Any]: ...
 
+# select.c
+class Default: ...
+
+default: Default
+
+def select(*cases: Any) -> Awaitable[tuple[int, Any]]: ...
+
 # goroutine.c
 class Goroutine(Generic[T_co]):
     id: int

@@ -237,6 +237,25 @@ static PyObject *chan_aiter(PyObject *ch)
     return may((CoreHandle *)ch, DIR_RECV) ? Py_NewRef(ch) : NULL;
 }
 
+bool core_is_chan(PyObject *o)
+{
+    return PyObject_TypeCheck(o, &Chan_Type);
+}
+
+int core_chan_method(PyObject *o, CoreHandle **ch)
+{
+    if (!PyCFunction_Check(o) || PyCFunction_GET_SELF(o) == NULL ||
+        !core_is_chan(PyCFunction_GET_SELF(o)))
+        return 0;
+    PyCFunction f = PyCFunction_GET_FUNCTION(o);
+    int op = f == (PyCFunction)chan_send      ? PK_SEND
+             : f == (PyCFunction)chan_recv    ? PK_RECV
+             : f == (PyCFunction)chan_recv_ok ? PK_RECV_OK
+                                              : 0;
+    *ch = (CoreHandle *)PyCFunction_GET_SELF(o);
+    return op != 0 && !may(*ch, op == PK_SEND ? DIR_SEND : DIR_RECV) ? -1 : op;
+}
+
 static PyObject *chan_close(CoreHandle *ch, PyObject *_)
 {
     if (dir_of(ch) == DIR_RECV) {

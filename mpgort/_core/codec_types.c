@@ -1141,7 +1141,9 @@ int enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h
     uint64_t off;
     if (h->word(o, &off) < 0)
         return -1;
-    *word = out->h[out->nh++] = (uint64_t)h->kind << 56 | off;
+    *word = (uint64_t)h->kind << 56 | off;
+    if (off != 0) /* nilchan and default refer to nothing that is counted */
+        out->h[out->nh++] = *word;
     return 0;
 }
 

@@ -277,7 +277,10 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
 /* The wait's hold on its object ends. */
 void core_wait_end(struct shm_ctx *c, struct shm_g *g)
 {
-    if (g->waitkind == SHM_OBJ_CHAN || g->waitkind == SHM_OBJ_JOIN) {
+    uint32_t tag;
+    if (g->waitkind == SHM_WAIT_SELECT) { /* cancelled, timed out: no resume() has done it */
+        shm_select_done(c, core_gref(c, g), &tag);
+    } else if (g->waitkind != 0 && g->waitkind < SHM_WAIT_SELECT) {
         shm_off o = g->waitobj;
         g->waitkind = 0;
         g->waitobj = 0;

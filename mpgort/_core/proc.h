@@ -23,6 +23,7 @@ enum {
     PK_FOREVER, /* nil channel, empty select */
     PK_GOPARK,
     PK_MCALL,
+    PK_SELECT = 20,
 };
 
 struct core_proc;
@@ -101,6 +102,10 @@ CoreProg *core_current(const char *what);
 static inline struct shm_g *core_g(struct core_proc *s, shm_gref g)
 {
     return shm_g(s->c, g);
+}
+static inline shm_gref core_gref(struct shm_ctx *c, struct shm_g *g) /* of a G that is ours */
+{
+    return (uint64_t)SHM_ST_GEN(load_rlx(&g->status)) << 32 | (uint32_t)(g - c->gtab);
 }
 /* The running goroutine of this thread's loop, 0 if there is none (other thread, scheduler). */
 shm_gref core_curg(CoreProg *prog);
@@ -183,6 +188,7 @@ typedef struct {
 } CoreHandle;
 enum {                  /* kind in bytes */
        HANDLE_CHAN = 1, /* .. 3, with the direction */
+       HANDLE_DEFAULT = 4,
        HANDLE_GOROUTINE = 8,
 };
 /* The handle of this process on off; takes over one reference, also on failure. */
@@ -219,6 +225,12 @@ PyObject *core_park_forever(unsigned reason);
 void core_dump_homes(struct core_proc *s);
 void core_home_note_free(struct core_proc *s, struct shm_g *g);
 
+/* chan.c, for select: which operation of which channel this bound method is. PK_SEND, PK_RECV,
+ * PK_RECV_OK; 0: it is none; -1: one that the direction of the view forbids (exception set). */
+int core_chan_method(PyObject *o, CoreHandle **ch);
+bool core_is_chan(PyObject *o);
+
+int core_select_init(PyObject *mod);
 int core_runtime_init(PyObject *mod);
 int core_dump_init(PyObject *mod);
 
