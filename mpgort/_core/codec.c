@@ -54,6 +54,25 @@ void core_enc_reset(struct core_enc *e)
     e->reason[0] = 0;
 }
 
+int core_enc_append(struct core_enc *e, const void *bytes, size_t n)
+{
+    size_t used = (size_t)(e->p - e->base);
+    if ((size_t)(e->end - e->p) < n) {
+        size_t cap = 2 * used + n;
+        uint8_t *base = realloc(e->base, cap);
+        if (base == NULL) {
+            PyErr_NoMemory();
+            return ENC_ERROR;
+        }
+        e->base = base;
+        e->end = base + cap;
+        e->p = base + used;
+    }
+    memcpy(e->p, bytes, n);
+    e->p += n;
+    return ENC_OK;
+}
+
 void core_enc_free(struct core_enc *e)
 {
     free(e->base);

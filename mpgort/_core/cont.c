@@ -1,58 +1,17 @@
 /* cont.c — where a goroutine is between two turns: bytes in the segment, or live at home.
  *
- * It owns `homes` (the goroutines that are live in this process), the layout of a stored continuation
- * and which context is entered.
+ * It owns `homes` (the goroutines that are live in this process) and the layout of a stored
+ * continuation: [chain or call], and where the goroutine has context variables (SHM_GF_CONTEXT)
+ * [context][u32 length of the context]; the handle words of both at the block's end.
  *
  * AT HOME. main (its frame is the caller's), pinned (cannot be encoded: home->reason says which local
  * and why), heavy (over the budget). The live coroutine stays in `homes`, g->home_m1 names this M, and
  * ready() queues it here. A pinned or heavy one is tried again after 1, 2, 4 ... 128 parks, so a G moves
- * again once its file is closed, and a reducer with a large dict does not pay for it at every park.
- *
- * CONTEXT VARIABLES. Goroutines that set none share one empty context; only one that has some pays
- * for its own: its items end the continuation (SHM_GF_CONTEXT). */
+ * again once its file is closed, and a reducer with a large dict does not pay for it at every park. */
 #include "proc.h"
 #include <string.h>
 
 #define BACKOFF_MAX 128
-
-/* ---- context variables ----------------------------------------------------------------------- */
-
-bool core_context_empty(PyObject *ctx)
-{
-    return ctx == NULL || PyObject_Size(ctx) <= 0;
-}
-
-/* Enters ctx (a new reference is taken) instead of what the loop has entered now. */
-int core_context_switch(struct core_proc *s, PyObject *ctx)
-{
-    if (s->ctx == ctx)
-        return 0;
-    if (s->ctx != NULL) {
-        if (PyContext_Exit(s->ctx) < 0)
-            return -1;
-        Py_CLEAR(s->ctx);
-    }
-    if (ctx != NULL) {
-        if (PyContext_Enter(ctx) < 0)
-            return -1;
-        s->ctx = Py_NewRef(ctx);
-    }
-    return 0;
-}
-
-/* Back to the empty context that all share; one that a goroutine has written to is its own now. */
-int core_context_base(struct core_proc *s)
-{
-    if (s->ctx == s->base_ctx && core_context_empty(s->ctx))
-        return 0;
-    if (s->ctx == s->base_ctx) {
-        PyObject *fresh = PyContext_New();
-        if (fresh == NULL)
-            return -1;
-        Py_XSETREF(s->base_ctx, fresh);
-    }
-    return core_context_switch(s, s->base_ctx);
-}
 
 /* ---- home ------------------------------------------------------------------------------------ */
 
@@ -108,56 +67,24 @@ int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, str
                     PyObject *ctx)
 {
     shm_off off;
-    int r;
-    size_t n = (size_t)(e->p - e->base);
-    if (core_context_empty(ctx)) {
-        if (n > UINT32_MAX)
-            return core_enc_undo(c, e), core_shm_error(s->prog, SHM_ENOMEM);
-        r = shm_cont_make(c, &off, e->base, (uint32_t)n, e->h, e->nh);
-        g->flags &= (uint8_t)~SHM_GF_CONTEXT;
-    } else {
-        /* [chain or call][context][u32 length of the context]; handles of both at the end. */
-        struct core_enc spare, *ce = core_venc_take(s, &spare);
-        if (ce == NULL)
+    uint8_t has = 0;
+    if (!core_context_empty(ctx)) {
+        size_t before = (size_t)(e->p - e->base);
+        int r = core_context_put(ctx, e);
+        uint32_t n = (uint32_t)((size_t)(e->p - e->base) - before);
+        if (r == ENC_OK)
+            r = core_enc_append(e, &n, sizeof n);
+        if (r != ENC_OK)
             return core_enc_undo(c, e), -1;
-        r = core_context_encode(ctx, ce);
-        if (r != ENC_OK) {
-            core_enc_undo(c, ce);
-            core_enc_undo(c, e);
-            core_venc_give(s, ce);
-            return -1;
-        }
-        uint32_t m = (uint32_t)(ce->p - ce->base);
-        size_t total = n + m + sizeof m;
-        uint8_t *buf = PyMem_Malloc(total + 1);
-        uint64_t *h = PyMem_Malloc((e->nh + ce->nh + 1) * sizeof *h);
-        if (buf == NULL || h == NULL || total > UINT32_MAX) {
-            core_enc_undo(c, ce);
-            core_enc_undo(c, e);
-            core_venc_give(s, ce);
-            PyMem_Free(buf);
-            PyMem_Free(h);
-            PyErr_NoMemory();
-            return -1;
-        }
-        memcpy(buf, e->base, n);
-        memcpy(buf + n, ce->base, m);
-        memcpy(buf + n + m, &m, sizeof m);
-        memcpy(h, e->h, e->nh * sizeof *h);
-        memcpy(h + e->nh, ce->h, ce->nh * sizeof *h);
-        r = shm_cont_make(c, &off, buf, (uint32_t)total, h, e->nh + ce->nh);
-        if (r < 0)
-            core_enc_undo(c, ce);
-        PyMem_Free(buf);
-        PyMem_Free(h);
-        core_venc_give(s, ce);
-        g->flags |= SHM_GF_CONTEXT;
-        n = total;
+        has = SHM_GF_CONTEXT;
     }
+    size_t n = (size_t)(e->p - e->base);
+    int r = n > UINT32_MAX ? SHM_ENOMEM : shm_cont_make(c, &off, e->base, (uint32_t)n, e->h, e->nh);
     if (r < 0) {
         core_enc_undo(c, e);
         return core_shm_error(s->prog, r);
     }
+    g->flags = (uint8_t)((g->flags & ~SHM_GF_CONTEXT) | has);
     g->cont_off = off;
     g->cont_len = (uint32_t)n;
     return 0;

@@ -37,6 +37,7 @@ enum {
 int core_enc_init(struct core_enc *e);
 void core_enc_reset(struct core_enc *e); /* empties, keeps the buffer */
 void core_enc_free(struct core_enc *e);
+int core_enc_append(struct core_enc *e, const void *bytes, size_t n); /* ENC_OK or ENC_ERROR */
 
 /* Encodes the suspended await chain rooted at `root`, which stands at the native park request
  * `park` (an object of the exact type CoreParkType on the leaf's stack). On ENC_OK the bytes are in

@@ -28,6 +28,7 @@
 #include "internal/pycore_frame.h"
 #include "internal/pycore_pystate.h"
 #endif
+#include "internal/pycore_context.h"
 #if PY_VERSION_HEX >= 0x030d0000
 #include "internal/pycore_ceval.h"
 #include "internal/pycore_setobject.h" /* _PySet_NextEntry became internal */
@@ -53,6 +54,12 @@ typedef struct _PyInterpreterFrame Frame;
 #else
 #define GEN_SUSPENDED_AWAIT FRAME_SUSPENDED
 #endif
+
+/* The immutable mapping that a context's variables are; borrowed. */
+static inline PyObject *context_vars(PyObject *ctx)
+{
+    return (PyObject *)((PyContext *)ctx)->ctx_vars;
+}
 
 static inline bool gen_is(PyObject *o)
 {

@@ -488,16 +488,26 @@ static int drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult 
     }
 }
 
+/* Enters the goroutine's own context, if its continuation has one; *chain: how many bytes of it are
+ * the await chain or call. */
+static int open_cont(struct core_proc *s, const struct shm_g *g, const uint8_t *p, size_t *chain)
+{
+    size_t ctx;
+    if (!core_cont_split(g, p, g->cont_len, chain, &ctx)) {
+        PyErr_SetString(core_err.BadContinuation, "the lengths in a continuation do not fit");
+        return -1;
+    }
+    return ctx == 0 ? 0 : core_context_enter(s, p + *chain, ctx);
+}
+
 /* Step 2 for a goroutine that has not started: makes its call. */
 static int start(struct core_proc *s, shm_gref gr)
 {
     struct shm_g *g = core_g(s, gr);
     const uint8_t *p = shm_at(s->c, g->cont_off);
-    size_t chain, ctx;
+    size_t chain;
     PyObject *call = NULL, *v = NULL;
-    if (!core_cont_split(g, p, g->cont_len, &chain, &ctx))
-        PyErr_SetString(core_err.BadContinuation, "the call of a new goroutine is damaged");
-    else if ((ctx == 0 || core_context_decode(p + chain, ctx) == 0))
+    if (open_cont(s, g, p, &chain) == 0)
         call = core_value_decode(p, chain);
     shm_cont_consumed(s->c, g->cont_off);
     g->cont_off = 0;
@@ -534,7 +544,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
     struct shm_g *g = core_g(s, gr);
     struct shm_ctx *c = s->c;
     unsigned op = g->op;
-    PyObject *root, *park = NULL, *ctx_owned = NULL;
+    PyObject *root, *park = NULL;
     struct core_home *h = g->home_m1 == c->m1 ? core_home_get(s, gr) : NULL;
     s->curg = gr;
     s->curhome = h;
@@ -573,20 +583,10 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         return finish(s, gr, NULL);
     } else {
         const uint8_t *p = shm_at(c, g->cont_off);
-        size_t chain, ctx;
-        if (g->flags & SHM_GF_CONTEXT) {
-            /* Its variables live in a context of its own from here on. */
-            if ((ctx_owned = PyContext_New()) == NULL || core_context_switch(s, ctx_owned) < 0)
-                PyErr_Clear();
-            Py_XDECREF(ctx_owned);
-        }
+        size_t chain;
         if (!(g->flags & SHM_GF_STARTED))
             return start(s, gr);
-        root = NULL;
-        if (!core_cont_split(g, p, g->cont_len, &chain, &ctx))
-            PyErr_SetString(core_err.BadContinuation, "the lengths in a continuation do not fit");
-        else if (ctx == 0 || core_context_decode(p + chain, ctx) == 0)
-            root = core_chain_decode(p, chain, &park);
+        root = open_cont(s, g, p, &chain) == 0 ? core_chain_decode(p, chain, &park) : NULL;
         shm_cont_consumed(c, g->cont_off);
         g->cont_off = 0;
         g->flags &= (uint8_t)~SHM_GF_CONTEXT;

@@ -143,10 +143,14 @@ struct core_proc *core_try_begin(CoreProg *prog);
  * a preemption is due, which the loop grants with the result in g; -1: exception. */
 int core_try_done(struct core_proc *s, CorePark *pk, PyObject **result);
 
-/* cont.c */
+/* context.c */
 bool core_context_empty(PyObject *ctx);
 int core_context_switch(struct core_proc *s, PyObject *ctx); /* enters ctx, leaves the former */
 int core_context_base(struct core_proc *s);                  /* back to the shared empty one */
+int core_context_put(PyObject *ctx, struct core_enc *e);
+int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n);
+
+/* cont.c */
 struct core_home *core_home_get(struct core_proc *s, shm_gref gr);
 struct core_home *core_home_make(struct core_proc *s, shm_gref gr);
 void core_home_drop(struct core_proc *s, struct core_home *h);

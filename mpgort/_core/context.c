@@ -1,0 +1,155 @@
+/* context.c — the context variables of goroutines: which context is entered, and how it crosses.
+ *
+ * Goroutines that set none share one empty context; only one that has some pays for its own: its
+ * items end the continuation (SHM_GF_CONTEXT).
+ *
+ * KNOWN CONTEXTS. To encode a context costs some ten microseconds of Python (each variable's module
+ * is looked for), at every park of a program whose main has set one variable. But a context's
+ * variables are one immutable mapping, replaced as a whole by each set(): copies share it, and as
+ * long as it is the same object it has the same bytes. So mappings whose bytes were made once, and
+ * bytes of which a context was made once, are kept, if all values are immutable and no handles. A
+ * goroutine that moves back and forth with its request's id never runs Python for it. */
+#include "codec.h"
+#include "proc.h"
+
+#define KNOWN 64 /* a power of two */
+
+/* Direct-mapped: a newcomer takes the place. */
+static struct {
+    PyObject *vars; /* the mapping; held, so that its address stays its own */
+    PyObject *bytes;
+} written[KNOWN]; /* by the address of vars */
+static struct {
+    PyObject *bytes;
+    PyObject *ctx; /* what was made of them; never entered */
+} made[KNOWN];     /* by bytes */
+
+bool core_context_empty(PyObject *ctx)
+{
+    return ctx == NULL || PyObject_Size(ctx) <= 0;
+}
+
+/* Enters ctx (a new reference is taken) instead of what the loop has entered now. */
+int core_context_switch(struct core_proc *s, PyObject *ctx)
+{
+    if (s->ctx == ctx)
+        return 0;
+    if (s->ctx != NULL) {
+        if (PyContext_Exit(s->ctx) < 0)
+            return -1;
+        Py_CLEAR(s->ctx);
+    }
+    if (ctx != NULL) {
+        if (PyContext_Enter(ctx) < 0)
+            return -1;
+        s->ctx = Py_NewRef(ctx);
+    }
+    return 0;
+}
+
+/* Back to the empty context that all share; one that a goroutine has written to is its own now. */
+int core_context_base(struct core_proc *s)
+{
+    if (s->ctx == s->base_ctx && core_context_empty(s->ctx))
+        return 0;
+    if (s->ctx == s->base_ctx) {
+        PyObject *fresh = PyContext_New();
+        if (fresh == NULL)
+            return -1;
+        Py_XSETREF(s->base_ctx, fresh);
+    }
+    return core_context_switch(s, s->base_ctx);
+}
+
+/* ---- known contexts -------------------------------------------------------------------------- */
+
+static unsigned place_of_bytes(const uint8_t *p, size_t n)
+{
+    uint64_t h = n;
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ p[i]) * 0x9E3779B97F4A7C15ull;
+    return h >> 32 & (KNOWN - 1);
+}
+
+static unsigned place_of_vars(PyObject *vars)
+{
+    return hash_address(vars) & (KNOWN - 1);
+}
+
+/* No value of it can change, or is a handle, whose references somebody counts. */
+static bool immutable(PyObject *o)
+{
+    PyTypeObject *t = Py_TYPE(o);
+    if (t == &PyTuple_Type) {
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(o); i++)
+            if (!immutable(PyTuple_GET_ITEM(o, i)))
+                return false;
+        return true;
+    }
+    return o == Py_None || t == &PyLong_Type || t == &PyUnicode_Type || t == &PyBytes_Type ||
+           t == &PyFloat_Type || t == &PyBool_Type;
+}
+
+/* The bytes of a context that may be kept, or NULL. To keep it is never needed: what fails here is
+ * forgotten. Asks what crosses of it: the rest is in neither. */
+static PyObject *keepable(PyObject *ctx, const uint8_t *p, size_t n)
+{
+    PyObject *items = PyObject_CallMethod(core_pickle, "context_items", "O", ctx);
+    bool yes = items != NULL && immutable(items);
+    Py_XDECREF(items);
+    PyObject *bytes = yes ? PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)n) : NULL;
+    PyErr_Clear();
+    return bytes;
+}
+
+static void keep_written(PyObject *vars, PyObject *bytes)
+{
+    unsigned i = place_of_vars(vars);
+    Py_XSETREF(written[i].vars, Py_NewRef(vars));
+    Py_XSETREF(written[i].bytes, Py_NewRef(bytes));
+}
+
+/* ---- crossing -------------------------------------------------------------------------------- */
+
+/* Appends what of ctx can cross to e: ENC_OK, or ENC_ERROR with an exception. */
+int core_context_put(PyObject *ctx, struct core_enc *e)
+{
+    PyObject *vars = context_vars(ctx), *bytes;
+    unsigned i = place_of_vars(vars);
+    if (written[i].vars == vars)
+        return core_enc_append(e, PyBytes_AS_STRING(written[i].bytes),
+                               (size_t)PyBytes_GET_SIZE(written[i].bytes));
+    size_t from = (size_t)(e->p - e->base), budget = e->budget;
+    e->budget = SIZE_MAX;
+    int r = core_context_encode(ctx, e);
+    e->budget = budget;
+    if (r == ENC_OK &&
+        (bytes = keepable(ctx, e->base + from, (size_t)(e->p - e->base) - from)) != NULL) {
+        keep_written(vars, bytes);
+        Py_DECREF(bytes);
+    }
+    return r;
+}
+
+/* Enters a fresh context with the variables in these bytes: 0, or -1 with an exception. */
+int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n)
+{
+    unsigned i = place_of_bytes(p, n);
+    PyObject *bytes = made[i].bytes;
+    bool knew = bytes != NULL && (size_t)PyBytes_GET_SIZE(bytes) == n &&
+                memcmp(PyBytes_AS_STRING(bytes), p, n) == 0;
+    PyObject *ctx = knew ? PyContext_Copy(made[i].ctx) : PyContext_New(), *copy;
+    int r = ctx == NULL ? -1 : core_context_switch(s, ctx);
+    if (r == 0 && !knew && (r = core_context_decode(p, n)) == 0 &&
+        (bytes = keepable(ctx, p, n)) != NULL) {
+        if ((copy = PyContext_Copy(ctx)) != NULL) {
+            Py_XSETREF(made[i].bytes, Py_NewRef(bytes));
+            Py_XSETREF(made[i].ctx, copy);
+            keep_written(context_vars(ctx), bytes);
+        }
+        PyErr_Clear();
+        Py_DECREF(bytes);
+    }
+    Py_XDECREF(ctx);
+    return r;
+}
