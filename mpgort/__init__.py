@@ -1,12 +1,13 @@
 """mpgort: Go's goroutine runtime for Python, over processes instead of threads.
 
 Layout, in order of dependence (imports go left only):
-_errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime | _run | demos, cli.
+_errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime, _group | _run | demos, cli.
 """
 
 from mpgort import _traceback as _traceback  # gives _core its texts
 from mpgort._core import Chan as Chan
 from mpgort._core import Goroutine as Goroutine
+from mpgort._core import Group as Group
 from mpgort._core import chan as chan
 from mpgort._core import default as default
 from mpgort._core import go as go

@@ -128,6 +128,11 @@ static struct block *mark(struct check *k, shm_off off, uint64_t n, const char *
     return b;
 }
 
+static bool is_object_kind(uint32_t kind)
+{
+    return (kind >= SHM_OBJ_CHAN && kind <= SHM_OBJ_USER) || kind == SHM_OBJ_GROUP;
+}
+
 /* counted: one of the references in obj->refs. */
 static void mark_object(struct check *k, shm_off off, bool counted, const char *what)
 {
@@ -135,10 +140,11 @@ static void mark_object(struct check *k, shm_off off, bool counted, const char *
     if (!b)
         return;
     const struct shm_obj *o = shm_at(k->c, off);
-    uint64_t need = o->kind == SHM_OBJ_CHAN   ? sizeof(struct shm_chan)
-                    : o->kind == SHM_OBJ_JOIN ? sizeof(struct shm_join)
-                                              : sizeof(struct shm_obj);
-    if (o->kind < SHM_OBJ_CHAN || o->kind > SHM_OBJ_USER || b->usable < need) {
+    uint64_t need = o->kind == SHM_OBJ_CHAN    ? sizeof(struct shm_chan)
+                    : o->kind == SHM_OBJ_JOIN  ? sizeof(struct shm_join)
+                    : o->kind == SHM_OBJ_GROUP ? sizeof(struct shm_group)
+                                               : sizeof(struct shm_obj);
+    if (!is_object_kind(o->kind) || b->usable < need) {
         say(k, "%s: object %#llx has kind %u in %llu bytes", what, LLU(off), o->kind,
             LLU(b->usable));
         return;
@@ -392,6 +398,7 @@ static void check_wait(struct check *k, const struct shm_g *g)
         break;
     case SHM_OBJ_CHAN:
     case SHM_OBJ_JOIN:
+    case SHM_OBJ_GROUP:
         mark_object(k, g->waitobj, false, "waitobj");
         break;
     case SHM_WAIT_SELECT:
@@ -560,6 +567,62 @@ static void check_join(struct check *k, shm_off off)
     if (load_acq(&j->state) != SHM_J_PENDING && n && !drained(k, off))
         say(k, "join %#llx: ended, and %llu wait", LLU(off), LLU(n));
     mark_value(k, &j->value, "result");
+    if (j->group)
+        mark_object(k, j->group, true, "group of a goroutine");
+    if (j->owns)
+        mark_object(k, j->owns, true, "group a goroutine is in");
+}
+
+/* The joins of one of its lists; returns how many. */
+static uint64_t check_joins(struct check *k, shm_off off, shm_off first, shm_off last,
+                            uint32_t listed)
+{
+    uint64_t n = 0;
+    shm_off prev = 0;
+    for (shm_off at = first; at && n <= k->nblocks; n++) {
+        mark_object(k, at, true, "join in a group");
+        const struct block *b = block_at(k, at);
+        const struct shm_join *j = shm_at(k->c, at);
+        if (!b || !b->object || j->obj.kind != SHM_OBJ_JOIN)
+            return n;
+        if (j->listed != listed || j->gprev != prev || (listed == 1 && j->group != off))
+            say(k,
+                "group %#llx: join %#llx: listed %u, wanted %u; prev %#llx, wanted %#llx; in "
+                "group %#llx",
+                LLU(off), LLU(at), j->listed, listed, LLU(j->gprev), LLU(prev), LLU(j->group));
+        prev = at;
+        at = j->gnext;
+    }
+    if (prev != last)
+        say(k, "group %#llx: a list ends with %#llx, last is %#llx", LLU(off), LLU(prev),
+            LLU(last));
+    return n;
+}
+
+static void check_group(struct check *k, shm_off off)
+{
+    const struct shm_group *gr = shm_at(k->c, off);
+    uint64_t selects = 0;
+    check_lock(k, &gr->lock, "group");
+    uint64_t w = check_queue(k, off, gr->waiters_first, gr->waiters_last, SHM_DIR_RECV, &selects);
+    uint64_t q = check_queue(k, off, gr->queue_first, gr->queue_last, SHM_DIR_SEND, &selects);
+    uint64_t kids = check_joins(k, off, gr->kids_first, gr->kids_last, 1);
+    check_joins(k, off, gr->errs_first, gr->errs_last, 2);
+    uint32_t pending = load_acq(&gr->pending);
+    if (kids > pending || gr->running > pending || q > pending)
+        say(k, "group %#llx: %u children, %llu listed, %u let in, %llu queued", LLU(off), pending,
+            LLU(kids), gr->running, LLU(q));
+    if (pending == 0 && w && !drained(k, off))
+        say(k, "group %#llx: no child is left, and %llu wait", LLU(off), LLU(w));
+    if (gr->next && gr->running < gr->limit && !load_acq(&gr->aborting) && !drained(k, off))
+        say(k, "group %#llx: %u of %u run, and %#llx is not let in", LLU(off), gr->running,
+            gr->limit, LLU(gr->next));
+    if (gr->parent)
+        mark_object(k, gr->parent, true, "parent of a group");
+    if (gr->outer && load_acq(&gr->state) != SHM_GR_FINISHED)
+        mark_object(k, gr->outer, true, "group around a group");
+    if (gr->cancelling)
+        mark_object(k, gr->cancelling, true, "join in an abort");
 }
 
 static void follow(struct check *k)
@@ -574,6 +637,8 @@ static void follow(struct check *k)
             check_chan(k, b->off);
         if (b->object && o->kind == SHM_OBJ_JOIN)
             check_join(k, b->off);
+        if (b->object && o->kind == SHM_OBJ_GROUP)
+            check_group(k, b->off);
     }
 }
 
@@ -581,8 +646,8 @@ static void follow(struct check *k)
 static bool looks_like_object(const struct check *k, const struct block *b)
 {
     const struct shm_obj *o = shm_at(k->c, b->off);
-    return b->usable >= sizeof *o && o->kind >= SHM_OBJ_CHAN && o->kind <= SHM_OBJ_USER &&
-           load_acq(&o->refs) > 0 && load_acq(&o->refs) < 1U << 24;
+    return b->usable >= sizeof *o && is_object_kind(o->kind) && load_acq(&o->refs) > 0 &&
+           load_acq(&o->refs) < 1U << 24;
 }
 
 /* ---- 4: what is left over -------------------------------------------------------------------- */
@@ -613,7 +678,8 @@ static void check_left(struct check *k)
         const struct shm_g *g = &c->gtab[i];
         if (SHM_ST_STATUS(load_acq(&g->status)) == Gwaiting &&
             SHM_W_STATE(load_acq(&g->wait)) == SHM_W_ARMED && !(k->at[i] & AT_WAITQ) &&
-            (g->waitkind == SHM_OBJ_CHAN || g->waitkind == SHM_OBJ_JOIN))
+            (g->waitkind == SHM_OBJ_CHAN || g->waitkind == SHM_OBJ_JOIN ||
+             g->waitkind == SHM_OBJ_GROUP))
             say(k, "goroutine %llu: waits on %#llx, in no queue of it", LLU(g->goid),
                 LLU(g->waitobj));
     }

@@ -71,6 +71,8 @@ void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v);
 int shm_chan_send_locked(struct shm_ctx *c, struct shm_chan *ch, const struct shm_val *v,
                          shm_gref *peer); /* chan.c */
 int shm_chan_recv_locked(struct shm_ctx *c, struct shm_chan *ch, struct shm_val *v, shm_gref *peer);
+void shm_join_deliver(struct shm_ctx *c, shm_off j);    /* join.c: a cancel that is due */
+void shm_group_drain(struct shm_ctx *c, shm_off group); /* group.c: what its reaper goes on with */
 void shm_select_unlink(struct shm_ctx *c, shm_off blk); /* select.c */
 void shm_sleep_unlink(struct shm_ctx *c, shm_gref r);   /* timer.c */
 

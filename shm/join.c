@@ -47,6 +47,8 @@ void shm_join_free(struct shm_ctx *c, shm_off off)
     if (unlikely(j->waiters_first))
         shm_throw("join: %#llx goes with goroutines waiting on it", (unsigned long long)off);
     shm_val_drop(c, &j->value);
+    if (j->group)
+        shm_obj_unref(c, j->group); /* it never ran */
     shm_free(c, off);
 }
 
@@ -67,6 +69,8 @@ void shm_join_finish(struct shm_ctx *c, shm_off off, unsigned state, struct shm_
     }
     shm_sudog_drain(c, &j->lock, waiters(j), 1);
     shm_unlock(c, &j->lock);
+    shm_group_done(c, off);
+    shm_group_orphan(c, off);
     store_rlx(&c->m->inflight[SHM_IF_DRAIN], 0);
     if (!first)
         shm_val_drop(c, v);
@@ -86,4 +90,44 @@ int shm_join_park(struct shm_ctx *c, shm_off off, shm_gref r)
     }
     shm_unlock(c, &j->lock);
     return e;
+}
+
+/* ---- cancel ---------------------------------------------------------------------------------- */
+
+/* CANCEL (tag: cancel; the other side is park() in _core/proc.c). The canceller sets join->cancel, then
+ * looks whether the goroutine waits and, if so, claims that wait. The parking M arms the wait, then looks
+ * at join->cancel. Both store before they load, seq_cst, so at least one of them sees the other: a
+ * cancel is never lost between. Who wins the claim takes the flag with it. */
+
+/* Wakes the goroutine of a join whose cancel is due, if it waits. */
+void shm_join_deliver(struct shm_ctx *c, shm_off off)
+{
+    struct shm_join *j = join_at(c, off);
+    shm_gref r = j->g;
+    uint64_t w = r ? load_seq(&shm_g(c, r)->wait) : 0; /* tag: cancel */
+    if (r == 0 || load_seq(&j->cancel) == 0 || SHM_W_STATE(w) != SHM_W_ARMED ||
+        shm_readgstatus(c, r) != Gwaiting || !shm_wait_abort(c, r, SHM_W_EPOCH(w), 2))
+        return;
+    store_seq(&j->cancel, 0); /* delivered with this wake-up */
+    shm_ready(c, r, true);
+}
+
+bool shm_join_cancel(struct shm_ctx *c, shm_off off)
+{
+    struct shm_join *j = join_at(c, off);
+    if (load_acq(&j->state) != SHM_J_PENDING) /* pairs with shm_join_finish() */
+        return false;
+    add_acqrel(&j->asked, 1); /* before the flag: who takes the flag counts it */
+    store_seq(&j->cancel, 1); /* tag: cancel: store, then look at the wait */
+    shm_join_deliver(c, off);
+    return true;
+}
+
+uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off off)
+{
+    struct shm_join *j = join_at(c, off);
+    uint32_t left = sub_acqrel(&j->asked, 1) - 1;
+    if (left == 0)
+        store_seq(&j->cancel, 0); /* tag: cancel */
+    return left;
 }

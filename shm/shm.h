@@ -110,6 +110,7 @@ struct shm_obj {
     _Atomic uint32_t refs; /* live handles of all Ms + handles written in bytes */
 };
 enum { SHM_OBJ_CHAN = 1, SHM_OBJ_JOIN = 2, SHM_OBJ_TIMER = 3, SHM_OBJ_SEMA = 4, SHM_OBJ_USER = 5 };
+enum { SHM_OBJ_GROUP = 10 };
 /* What g->waitkind can say beside these: g->waitobj is a select's block; a struct shm_p, whose timer
  * heap has the sleeper. Nothing has a handle on either. */
 enum { SHM_WAIT_SELECT = 64, SHM_WAIT_SLEEP = 65 };
@@ -555,6 +556,8 @@ bool shm_wait_claim(struct shm_ctx *c, shm_gref g, uint64_t epoch); /* low 32 bi
     X(CHAN_SEND, "chan send")                      \
     X(SLEEP, "sleep")                              \
     X(JOIN, "join")                                \
+    X(GROUP, "group wait")                         \
+    X(GROUP_LIMIT, "group limit")                  \
     X(MUTEX_LOCK, "sync.Mutex.Lock")               \
     X(RWMUTEX_RLOCK, "sync.RWMutex.RLock")         \
     X(RWMUTEX_LOCK, "sync.RWMutex.Lock")           \
@@ -729,11 +732,18 @@ struct shm_join {
     shm_lockword lock;
     _Atomic uint32_t state;  /* SHM_J_*; set last, under lock: value is complete when not pending */
     _Atomic uint32_t cancel; /* 1: Cancelled is due at g's next park; taken by CAS */
-    uint32_t pad0_;
+    _Atomic uint32_t asked;  /* cancels asked for, less those a group took back (asyncio's too) */
     shm_gref g;
     uint64_t goid;
     shm_off waiters_first, waiters_last;
     struct shm_val value; /* result or encoded exception; stays until the last handle goes */
+    /* group.c: the group it belongs to, a reference; 0: none, or its end was told. By tx under that
+     * group's lock, as all below but owns. */
+    shm_off group;
+    shm_off gnext, gprev; /* among the group's children, or its failures */
+    uint32_t listed;      /* which: 0 neither, 1 children, 2 failures; a reference on this join */
+    _Atomic uint32_t admitted; /* 1: counted in group->running */
+    shm_off owns;              /* the innermost group it has entered, a reference; by g's M only */
 };
 SHM_MUSTUSE int shm_join_new(struct shm_ctx *c,
                              shm_off *j); /* refs 1 for the g, 1 for the caller */
@@ -741,6 +751,56 @@ void shm_join_free(struct shm_ctx *c, shm_off j);
 void shm_join_finish(struct shm_ctx *c, shm_off j, unsigned state, struct shm_val *v); /* v moved */
 /* SHM_OK: ended already; SHM_PARKED. */
 SHM_MUSTUSE int shm_join_park(struct shm_ctx *c, shm_off j, shm_gref g);
+/* Cancelled is due in its goroutine: where it is parked, or at its next park. False: it has ended. */
+bool shm_join_cancel(struct shm_ctx *c, shm_off j);
+/* One cancel less was asked for; what is due and nobody else asked for is due no more. Its own
+ * goroutine only. Returns how many are left. */
+uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off j);
+
+/* ---- group.c --------------------------------------------------------------------------------- */
+
+enum { SHM_GR_NEW = 0, SHM_GR_OPEN = 1, SHM_GR_EXITING = 2, SHM_GR_FINISHED = 3 };
+struct shm_group { /* all under the lock, by tx */
+    struct shm_obj obj;
+    shm_lockword lock;
+    uint32_t limit;            /* of children that run at once; 0: none */
+    uint32_t running;          /* children let in that have not ended; counted with a limit only */
+    _Atomic uint32_t pending;  /* children that have not ended */
+    _Atomic uint32_t state;    /* SHM_GR_* */
+    _Atomic uint32_t aborting; /* 1: all children are cancelled, no more are taken */
+    uint32_t asked_parent;     /* 1: the parent's body was cancelled by this group */
+    uint32_t asked_before;     /* the parent's asked at its entry */
+    shm_off parent;            /* join of the goroutine in the block, a reference; 0: none */
+    shm_off outer;             /* the group around this one, parent's owns before; its reference */
+    shm_off waiters_first, waiters_last; /* the parent at the block's end */
+    shm_off queue_first, queue_last;     /* children at the limit */
+    shm_off kids_first, kids_last;       /* joins that have not ended */
+    shm_off next;                        /* of those, the first that is not yet let in */
+    shm_off errs_first, errs_last;       /* joins that have failed, in that order */
+    shm_off cancelling; /* the join that an abort has in hand, with the list's reference */
+};
+SHM_MUSTUSE int shm_group_new(struct shm_ctx *c, uint32_t limit, shm_off *group);
+void shm_group_free(struct shm_ctx *c, shm_off group); /* at the last unref */
+/* The goroutine of join `parent`, running here, enters the block. SHM_EAGAIN: somebody has. */
+SHM_MUSTUSE int shm_group_enter(struct shm_ctx *c, shm_off group, shm_off parent);
+/* A child that is about to be made runnable. SHM_ECLOSED: not entered, aborting or finished. */
+SHM_MUSTUSE int shm_group_add(struct shm_ctx *c, shm_off group, shm_off join);
+/* Before the first turn of a running g: SHM_OK: it may begin. SHM_PARKED: queued at the limit, with
+ * a reference on the group as a wait's. */
+SHM_MUSTUSE int shm_group_admit(struct shm_ctx *c, shm_off join, shm_gref g);
+/* A child's join has its final state. Done again, it changes nothing. */
+void shm_group_done(struct shm_ctx *c, shm_off join);
+/* Cancels all children; no more are taken. */
+void shm_group_abort(struct shm_ctx *c, shm_off group);
+/* The parent is at the block's end. True: the group had asked for its cancel. */
+bool shm_group_exiting(struct shm_ctx *c, shm_off group);
+/* SHM_OK: all children have ended; SHM_PARKED. */
+SHM_MUSTUSE int shm_group_park(struct shm_ctx *c, shm_off group, shm_gref g);
+/* The next failure, in the order in which they came; its reference is the caller's. False: none. */
+bool shm_group_error(struct shm_ctx *c, shm_off group, shm_off *join);
+void shm_group_finish(struct shm_ctx *c, shm_off group); /* the parent leaves the block */
+/* The goroutine of this join has ended inside blocks: as if each had been left by an exception. */
+void shm_group_orphan(struct shm_ctx *c, shm_off parent);
 
 /* ---- code.c ---------------------------------------------------------------------------------- */
 

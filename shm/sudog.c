@@ -44,12 +44,13 @@ static_assert(offsetof(struct shm_sudog, linked) % 4 == 0 && sizeof(struct shm_s
 static_assert(offsetof(struct shm_g, ok) == offsetof(struct shm_g, reason) + 3 &&
                   offsetof(struct shm_g, reason) % 4 == 0,
               "ok ends a word");
-static_assert(offsetof(struct shm_chan, recvq_last) == offsetof(struct shm_chan, recvq_first) + 8 &&
-                  offsetof(struct shm_chan, sendq_last) ==
-                      offsetof(struct shm_chan, sendq_first) + 8 &&
-                  offsetof(struct shm_join, waiters_last) ==
-                      offsetof(struct shm_join, waiters_first) + 8,
-              "a struct shm_waitq each");
+static_assert(
+    offsetof(struct shm_chan, recvq_last) == offsetof(struct shm_chan, recvq_first) + 8 &&
+        offsetof(struct shm_chan, sendq_last) == offsetof(struct shm_chan, sendq_first) + 8 &&
+        offsetof(struct shm_join, waiters_last) == offsetof(struct shm_join, waiters_first) + 8 &&
+        offsetof(struct shm_group, waiters_last) == offsetof(struct shm_group, waiters_first) + 8 &&
+        offsetof(struct shm_group, queue_last) == offsetof(struct shm_group, queue_first) + 8,
+    "a struct shm_waitq each");
 
 /* ---- logged stores of parts of words --------------------------------------------------------- */
 
@@ -229,6 +230,12 @@ void shm_sudog_unlink(struct shm_ctx *c, shm_gref r)
         unlink_from(c, &j->lock, SHM_WAITQ(&j->waiters_first), NULL, &g->sudog);
         break;
     }
+    case SHM_OBJ_GROUP: {
+        struct shm_group *gr = shm_at(c, g->waitobj);
+        unlink_from(c, &gr->lock, SHM_WAITQ(&gr->waiters_first), SHM_WAITQ(&gr->queue_first),
+                    &g->sudog);
+        break;
+    }
     case SHM_WAIT_SELECT:
         shm_select_unlink(c, g->waitobj);
         break;
@@ -296,7 +303,14 @@ void shm_waiters_drain(struct shm_ctx *c, shm_off obj)
         if (load_rlx(&j->state) != SHM_J_PENDING) /* under the lock */
             shm_sudog_drain(c, &j->lock, SHM_WAITQ(&j->waiters_first), 1);
         shm_unlock(c, &j->lock);
+        if (load_acq(&j->state) != SHM_J_PENDING) { /* as above */
+            shm_group_done(c, obj);
+            shm_group_orphan(c, obj);
+        }
         break;
     }
+    case SHM_OBJ_GROUP:
+        shm_group_drain(c, obj);
+        break;
     }
 }

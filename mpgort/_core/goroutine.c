@@ -1,12 +1,7 @@
 /* goroutine.c — the face of a goroutine: go, spawn and its handle, gosched, sleep, goexit.
  *
  * A handle refers to the join object (shm/join.c): how the goroutine ended, and who waits. It lives on
- * its own counts, so a result stays for whoever comes late, and a handle can be sent anywhere.
- *
- * CANCEL (tag: cancel; the other side is park() in proc.c). The canceller sets join->cancel, then looks
- * whether the goroutine waits and, if so, claims that wait. The parking M arms the wait, then looks at
- * join->cancel. Both store before they load, seq_cst, so at least one of them sees the other: a
- * cancel is never lost between. Who wins the claim takes the flag with it. */
+ * its own counts, so a result stays for whoever comes late, and a handle can be sent anywhere. */
 #include "proc.h"
 #include <math.h>
 #include <stddef.h>
@@ -151,21 +146,7 @@ static PyObject *goroutine_status(CoreHandle *h, PyObject *_)
 static PyObject *goroutine_cancel(CoreHandle *h, PyObject *_)
 {
     struct shm_ctx *c = core_ctx(h->prog);
-    if (c == NULL)
-        return NULL;
-    struct shm_join *j = join_of(h);
-    if (load_acq(&j->state) != SHM_J_PENDING) /* pairs as in join_exception() */
-        Py_RETURN_FALSE;
-    shm_gref gr = j->g;
-    struct shm_g *g = shm_g(c, gr);
-    store_seq(&j->cancel, 1);        /* tag cancel: store, then look at the wait */
-    uint64_t w = load_seq(&g->wait); /* tag cancel */
-    if (SHM_W_STATE(w) == SHM_W_ARMED && shm_readgstatus(c, gr) == Gwaiting &&
-        shm_wait_abort(c, gr, SHM_W_EPOCH(w), 2)) {
-        store_seq(&j->cancel, 0); /* delivered with this wake-up */
-        shm_ready(c, gr, true);
-    }
-    Py_RETURN_TRUE;
+    return c == NULL ? NULL : PyBool_FromLong(shm_join_cancel(c, h->off));
 }
 
 static PyObject *goroutine_id(CoreHandle *h, void *_)
@@ -211,14 +192,14 @@ static bool callable(PyObject *fn, const char *who)
     return false;
 }
 
-static PyObject *do_go(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw)
+static PyObject *do_go(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off group)
 {
     if (!callable(fn, "go") || core_newproc(prog, fn, args, kw, 0, SHM_GF_GO) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
 
-static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw)
+static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off group)
 {
     if (!callable(fn, "spawn"))
         return NULL;
@@ -249,6 +230,10 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
         core_shm_error(prog, r);
         return NULL;
     }
+    if (group != 0) {
+        shm_obj_ref(c, group);
+        ((struct shm_join *)shm_at(c, off))->group = group;
+    }
     if (core_newproc(prog, fn, args, kw, off, flags) < 0) {
         shm_obj_unref(c, off);
         shm_obj_unref(c, off);
@@ -257,11 +242,11 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
     return core_handle_wrap(prog, HANDLE_GOROUTINE, off);
 }
 
-typedef PyObject *starter(CoreProg *, PyObject *, PyObject *, PyObject *);
+typedef PyObject *starter(CoreProg *, PyObject *, PyObject *, PyObject *, shm_off);
 
 /* fn, *args, **kwargs of the public go and spawn. */
-static PyObject *from_call(starter *f, const char *who, CoreProg *prog, PyObject *const *args,
-                           Py_ssize_t n, PyObject *names)
+static PyObject *from_call(starter *f, const char *who, CoreProg *prog, shm_off group,
+                           PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
     if (n < 1) {
         PyErr_Format(PyExc_TypeError, "%s: a function is needed", who);
@@ -281,7 +266,7 @@ static PyObject *from_call(starter *f, const char *who, CoreProg *prog, PyObject
             if (PyDict_SetItem(kw, PyTuple_GET_ITEM(names, i), args[n + i]) < 0)
                 goto end;
     }
-    res = f(prog, args[0], rest, kw);
+    res = f(prog, args[0], rest, kw, group);
 end:
     Py_DECREF(rest);
     Py_XDECREF(kw);
@@ -290,11 +275,17 @@ end:
 
 static PyObject *mod_go(PyObject *mod, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    return from_call(do_go, "go", NULL, args, n, names);
+    return from_call(do_go, "go", NULL, 0, args, n, names);
 }
 static PyObject *mod_spawn(PyObject *mod, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-    return from_call(do_spawn, "spawn", NULL, args, n, names);
+    return from_call(do_spawn, "spawn", NULL, 0, args, n, names);
+}
+
+PyObject *core_spawn_call(CoreProg *prog, shm_off group, PyObject *const *args, Py_ssize_t n,
+                          PyObject *names)
+{
+    return from_call(do_spawn, "spawn", prog, group, args, n, names);
 }
 
 static PyObject *start_in(starter *f, PyObject *a)
@@ -305,7 +296,7 @@ static PyObject *start_in(starter *f, PyObject *a)
                           &PyDict_Type, &kw))
         return NULL;
     PyObject *copy = PyDict_Copy(kw);
-    PyObject *res = copy ? f(prog, fn, args, copy) : NULL;
+    PyObject *res = copy ? f(prog, fn, args, copy, 0) : NULL;
     Py_XDECREF(copy);
     return res;
 }

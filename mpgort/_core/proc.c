@@ -176,9 +176,35 @@ int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs,
         struct shm_join *j = shm_at(c, join);
         j->g = gr;
         j->goid = shm_g(c, gr)->goid;
+        /* After g is known: who cancels a group's children finds it. */
+        if (j->group != 0 && (r = shm_group_add(c, j->group, join)) < 0) {
+            struct shm_g *g = shm_g(c, gr);
+            shm_cont_drop(c, g->cont_off, g->cont_len);
+            bool ok = shm_casgstatus(c, gr, Gidle, Gdead);
+            (void)ok;
+            shm_gfree(c, gr);
+            return core_shm_error(prog, r);
+        }
     }
     shm_newproc(c, gr);
     return 0;
+}
+
+shm_off core_self_join(struct core_proc *s)
+{
+    struct shm_g *g = core_g(s, s->curg);
+    shm_off off;
+    int r;
+    if (g->obj != 0)
+        return g->obj;
+    if ((r = shm_join_new(s->c, &off)) < 0)
+        return core_shm_error(s->prog, r), 0;
+    struct shm_join *j = shm_at(s->c, off);
+    j->g = s->curg;
+    j->goid = g->goid;
+    g->obj = off;
+    shm_obj_unref(s->c, off); /* the second reference is a caller's */
+    return off;
 }
 
 /* ---- the end of a goroutine ------------------------------------------------------------------ */
@@ -237,10 +263,12 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
         PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
         fatal = -1;
     }
+    if (exc != NULL && !fatal && g->flags & SHM_GF_GO)
+        panic(s, g, exc);
     if (g->obj != 0) {
-        struct shm_val val;
+        struct shm_val val = {.tag = SHM_VAL_NONE};
         unsigned state = SHM_J_VALUE;
-        if (exc == NULL && core_val_encode(s->prog, value, &val) < 0) {
+        if (exc == NULL && value != NULL && core_val_encode(s->prog, value, &val) < 0) {
             PyObject *type, *tb;
             PyErr_Fetch(&type, &exc, &tb);
             PyErr_NormalizeException(&type, &exc, &tb);
@@ -258,8 +286,6 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
         shm_join_finish(s->c, g->obj, state, &val);
         shm_obj_unref(s->c, g->obj);
         g->obj = 0;
-    } else if (exc != NULL && !fatal) {
-        panic(s, g, exc);
     }
     Py_XDECREF(value);
     Py_XDECREF(exc);
@@ -406,6 +432,8 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     if (inhand || op == PK_GOSCHED) {
         if (inhand)
             own_add(&c->m->st.preempted, 1); /* owner only */
+        else
+            g->ok = 1; /* its last wait may have ended by a cancel */
         shm_gosched(c, gr);
     } else {
         r = core_park_ops[op].park(c, pk, gr);
@@ -500,6 +528,36 @@ static int open_cont(struct core_proc *s, const struct shm_g *g, const uint8_t *
     return ctx == 0 ? 0 : core_context_enter(s, p + *chain, ctx);
 }
 
+/* A goroutine's first turn. GONE: it waits at its group's limit, or was cancelled before it began and
+ * has ended (*r is finish()'s). */
+static int admit(struct core_proc *s, shm_gref gr, int *r)
+{
+    struct shm_ctx *c = s->c;
+    struct shm_g *g = core_g(s, gr);
+    struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
+    *r = 0;
+    if (j == NULL)
+        return GO_ON;
+    bool cancelled = g->ok == 2 || cancel_due(j); /* 2: while it was queued */
+    uint64_t epoch = shm_wait_next(g);
+    core_wait_end(c, g);
+    if (!cancelled) {
+        if (shm_group_admit(c, g->obj, gr) == SHM_OK)
+            return GO_ON;
+        s->curg = 0; /* as in park(): g is another's, and a cancel may have come in between */
+        if (load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, 2)) {
+            store_seq(&j->cancel, 0);
+            shm_ready(c, gr, true);
+        }
+        return GONE;
+    }
+    shm_cont_drop(c, g->cont_off, g->cont_len);
+    g->cont_off = 0;
+    PyErr_SetNone(core_err.Cancelled);
+    *r = finish(s, gr, NULL);
+    return GONE;
+}
+
 /* Step 2 for a goroutine that has not started: makes its call. */
 static int start(struct core_proc *s, shm_gref gr)
 {
@@ -584,6 +642,9 @@ int core_run_g(struct core_proc *s, shm_gref gr)
     } else {
         const uint8_t *p = shm_at(c, g->cont_off);
         size_t chain;
+        int r;
+        if (!(g->flags & SHM_GF_STARTED) && admit(s, gr, &r) == GONE)
+            return r;
         if (!(g->flags & SHM_GF_STARTED))
             return start(s, gr);
         root = open_cont(s, g, p, &chain) == 0 ? core_chain_decode(p, chain, &park) : NULL;

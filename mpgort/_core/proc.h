@@ -24,6 +24,8 @@ enum {
     PK_GOPARK,
     PK_MCALL,
     PK_SELECT = 20,
+    PK_GROUP = 48, /* 48-55: a goroutine's life */
+    PK_GROUP_ENTER,
 };
 
 struct core_proc;
@@ -180,6 +182,13 @@ int64_t core_timeout_ns(PyObject *o);
 int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
                  uint8_t flags);
 
+/* The join object of the running goroutine, made if it has none (main, and what go has started);
+ * borrowed. 0: exception. */
+shm_off core_self_join(struct core_proc *s);
+/* goroutine.c: spawn of fn, *args, **kwargs as a vectorcall has them; group: 0 or whose child. */
+PyObject *core_spawn_call(CoreProg *prog, shm_off group, PyObject *const *args, Py_ssize_t n,
+                          PyObject *names);
+
 /* handle.c: a Python object that stands for a counted object of the segment. One per (kind, offset)
  * and process; equal and hashing alike wherever they are. A type of handles has this as its struct,
  * CORE_HANDLE_SLOTS as its slots, and registers with core_handle_kind(). */
@@ -194,6 +203,7 @@ enum {                  /* kind in bytes */
        HANDLE_CHAN = 1, /* .. 3, with the direction */
        HANDLE_DEFAULT = 4,
        HANDLE_GOROUTINE = 8,
+       HANDLE_GROUP = 56,
 };
 /* The handle of this process on off; takes over one reference, also on failure. */
 PyObject *core_handle_wrap(CoreProg *prog, uint8_t kind, shm_off off);
@@ -235,6 +245,7 @@ int core_chan_method(PyObject *o, CoreHandle **ch);
 bool core_is_chan(PyObject *o);
 
 int core_select_init(PyObject *mod);
+int core_group_init(PyObject *mod);
 int core_runtime_init(PyObject *mod);
 int core_dump_init(PyObject *mod);
 

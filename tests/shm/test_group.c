@@ -1,0 +1,286 @@
+/* Tests of group.c: every end is counted once, the limit lets children in by their order, a failure
+ * cancels the rest, and the parent is woken by the last. (Several Gs `run` at once on the one M of a
+ * test, which the checker would not have: it looks where none does, and at the end.) */
+#include "gs.h"
+
+static shm_off parent;
+static shm_gref parent_g;
+
+/* A worker with a group that a running goroutine has entered. */
+static shm_off begin(struct shm_ctx *c, uint32_t limit)
+{
+    shm_off gr;
+    h_seg(c, (struct shm_opts){0});
+    l_worker(c);
+    parent_g = l_new(c);
+    CHECK_EQ(shm_join_new(c, &parent), SHM_OK);
+    ((struct shm_join *)shm_at(c, parent))->g = parent_g;
+    shm_g(c, parent_g)->obj = parent;
+    CHECK_EQ(shm_group_new(c, limit, &gr), SHM_OK);
+    CHECK_EQ(shm_group_enter(c, gr, parent), SHM_OK);
+    CHECK_EQ(shm_group_enter(c, gr, parent), SHM_EAGAIN);
+    return gr;
+}
+
+static void end(struct shm_ctx *c, shm_off gr)
+{
+    shm_obj_unref(c, gr);
+    struct shm_val v = {.tag = SHM_VAL_NONE};
+    shm_join_finish(c, parent, SHM_J_VALUE, &v);
+    shm_obj_unref(c, parent);
+    shm_obj_unref(c, parent);
+    shm_g(c, parent_g)->obj = 0;
+    l_end(c, parent_g);
+    CHECK_QUIET(c);
+    l_worker_end(c);
+    h_seg_end(c);
+}
+
+/* A child that is runnable for its first turn; its join has one reference, the test's. */
+static shm_off child(struct shm_ctx *c, shm_off gr, shm_gref *r)
+{
+    shm_off off;
+    CHECK_EQ(shm_join_new(c, &off), SHM_OK);
+    struct shm_join *j = shm_at(c, off);
+    CHECK_EQ(shm_gnew(c, r), SHM_OK);
+    struct shm_g *g = shm_g(c, *r);
+    CHECK_EQ(shm_cont_make(c, &g->cont_off, "frame", 5, NULL, 0), SHM_OK);
+    g->cont_len = 5;
+    shm_publish(c, g->cont_off);
+    g->obj = off;
+    j->g = *r;
+    shm_obj_ref(c, gr);
+    j->group = gr;
+    CHECK_EQ(shm_group_add(c, gr, off), SHM_OK);
+    shm_newproc(c, *r);
+    return off;
+}
+
+static void finish(struct shm_ctx *c, shm_gref r, unsigned state)
+{
+    shm_off off = shm_g(c, r)->obj;
+    struct shm_val v = {.tag = SHM_VAL_NONE};
+    shm_join_finish(c, off, state, &v);
+    shm_join_finish(c, off, state, &v); /* as a reaper may */
+    shm_obj_unref(c, off);
+    shm_g(c, r)->obj = 0;
+    l_end(c, r);
+}
+
+static shm_off state_of(struct shm_ctx *c, shm_off gr, uint32_t *pending)
+{
+    struct shm_group *g = shm_at(c, gr);
+    *pending = load_acq(&g->pending);
+    return g->errs_first;
+}
+
+static void test_the_last_child_wakes_the_parent(void)
+{
+    struct shm_ctx c;
+    shm_gref r[5];
+    shm_off j[5], gr = begin(&c, 0);
+    uint32_t pending;
+    for (int i = 0; i < 5; i++)
+        j[i] = child(&c, gr, &r[i]);
+    CHECK(!shm_group_exiting(&c, gr));
+    CHECK_EQ(shm_group_park(&c, gr, parent_g), SHM_PARKED);
+    CHECK_SEGMENT(&c);
+    for (int i = 0; i < 5; i++) {
+        shm_gref n = l_next(&c);
+        CHECK(n != 0 && n != parent_g);
+        CHECK_EQ(shm_group_admit(&c, shm_g(&c, n)->obj, n), SHM_OK);
+        finish(&c, n, i == 2 ? SHM_J_CANCELLED : SHM_J_VALUE);
+        CHECK_EQ(state_of(&c, gr, &pending), 0);
+        CHECK_EQ(pending, 4 - (uint32_t)i);
+        CHECK_SEGMENT(&c);
+    }
+    CHECK_EQ(l_next(&c), parent_g);
+    CHECK_EQ(shm_group_park(&c, gr, parent_g), SHM_OK);
+    shm_group_finish(&c, gr);
+    for (int i = 0; i < 5; i++)
+        shm_obj_unref(&c, j[i]);
+    end(&c, gr);
+}
+
+static void test_the_limit_lets_in_by_the_order_of_the_spawns(void)
+{
+    enum { N = 7, LIMIT = 2 };
+    struct shm_ctx c;
+    shm_gref r[N];
+    shm_off j[N], gr = begin(&c, LIMIT);
+    for (int i = 0; i < N; i++)
+        j[i] = child(&c, gr, &r[i]);
+    for (int i = 0; i < N; i++) { /* first turns, in whatever order the queue has them */
+        shm_gref n = l_next(&c);
+        int e = shm_group_admit(&c, shm_g(&c, n)->obj, n);
+        CHECK_EQ(e, n == r[0] || n == r[1] ? SHM_OK : SHM_PARKED);
+    }
+    CHECK_EQ(l_next(&c), 0);
+    for (int i = 0; i < N; i++) {
+        finish(&c, r[i], SHM_J_VALUE);
+        if (i + LIMIT < N) {
+            CHECK_EQ(l_next(&c), r[i + LIMIT]);
+            shm_obj_unref(&c, gr); /* as the resume does: the wait's hold */
+            shm_g(&c, r[i + LIMIT])->waitkind = 0;
+            CHECK_EQ(shm_group_admit(&c, j[i + LIMIT], r[i + LIMIT]), SHM_OK);
+        }
+        CHECK_EQ(l_next(&c), 0);
+    }
+    shm_group_exiting(&c, gr);
+    shm_group_finish(&c, gr);
+    for (int i = 0; i < N; i++)
+        shm_obj_unref(&c, j[i]);
+    end(&c, gr);
+}
+
+static void test_a_failure_cancels_the_others_and_the_parent_once(void)
+{
+    struct shm_ctx c;
+    shm_gref r[4];
+    shm_off j[4], gr = begin(&c, 0), ch, out;
+    struct shm_val v = {.tag = SHM_VAL_NONE};
+    uint32_t pending;
+    CHECK_EQ(shm_chan_new(&c, 0, &ch), SHM_OK);
+    for (int i = 0; i < 4; i++)
+        j[i] = child(&c, gr, &r[i]);
+    CHECK_EQ(shm_chan_recv_park(&c, ch, &v, parent_g), SHM_PARKED);
+    for (int i = 0; i < 4; i++)
+        CHECK(l_next(&c) != 0);
+    CHECK_EQ(shm_chan_recv_park(&c, ch, &v, r[0]), SHM_PARKED);
+    finish(&c, r[1], SHM_J_ERROR); /* r[2] runs: its flag is set */
+    CHECK_EQ(load_acq(&((struct shm_join *)shm_at(&c, j[2]))->cancel), 1);
+    CHECK_EQ(load_acq(&((struct shm_join *)shm_at(&c, j[0]))->cancel), 0); /* delivered */
+    CHECK_EQ(load_acq(&((struct shm_join *)shm_at(&c, parent))->asked), 1);
+    for (int i = 0; i < 2; i++) {
+        shm_gref n = l_next(&c);
+        CHECK(n == r[0] || n == parent_g);
+        CHECK_EQ(shm_g(&c, n)->ok, 2);
+    }
+    CHECK_EQ(l_next(&c), 0);
+    finish(&c, r[2], SHM_J_DIED); /* one more error */
+    CHECK(shm_group_exiting(&c, gr));
+    CHECK(!shm_group_exiting(&c, gr));
+    CHECK_EQ(shm_join_uncancel(&c, parent), 0);
+    finish(&c, r[0], SHM_J_CANCELLED);
+    finish(&c, r[3], SHM_J_VALUE);
+    CHECK_EQ(state_of(&c, gr, &pending), j[1]);
+    CHECK_EQ(pending, 0);
+    CHECK(shm_group_error(&c, gr, &out));
+    CHECK_EQ(out, j[1]);
+    shm_obj_unref(&c, out); /* the other error goes with the group */
+    CHECK_EQ(shm_group_add(&c, gr, j[0]), SHM_ECLOSED);
+    shm_group_finish(&c, gr);
+    for (int i = 0; i < 4; i++)
+        shm_obj_unref(&c, j[i]);
+    shm_obj_unref(&c, ch);
+    end(&c, gr);
+}
+
+static void test_a_parent_that_ends_inside_its_blocks_aborts_them(void)
+{
+    struct shm_ctx c;
+    shm_gref r[2];
+    shm_off j[2], outer = begin(&c, 0), inner;
+    CHECK_EQ(shm_group_new(&c, 1, &inner), SHM_OK);
+    CHECK_EQ(shm_group_enter(&c, inner, parent), SHM_OK);
+    j[0] = child(&c, outer, &r[0]);
+    j[1] = child(&c, inner, &r[1]);
+    struct shm_val v = {.tag = SHM_VAL_NONE};
+    shm_join_finish(&c, parent, SHM_J_KILLED, &v);
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(load_acq(&((struct shm_join *)shm_at(&c, j[i]))->cancel), 1);
+        shm_gref n = l_next(&c);
+        finish(&c, n, SHM_J_CANCELLED);
+    }
+    for (int i = 0; i < 2; i++)
+        shm_obj_unref(&c, j[i]);
+    shm_obj_unref(&c, inner);
+    end(&c, outer);
+}
+
+struct storm {
+    uint32_t n;
+    shm_off gr;
+    _Atomic uint32_t added, refused, failures;
+};
+
+/* Children come and go on all Ms; some fail near the end. */
+static void come_and_go(struct shm_ctx *c, int i, void *arg)
+{
+    struct storm *t = arg;
+    for (uint32_t k = 0; k < t->n; k++) {
+        shm_off off;
+        shm_gref r = o_new(c);
+        CHECK_EQ(shm_join_new(c, &off), SHM_OK);
+        struct shm_join *j = shm_at(c, off);
+        j->g = r;
+        shm_g(c, r)->obj = off;
+        shm_obj_ref(c, t->gr);
+        j->group = t->gr;
+        struct shm_val v = {.tag = SHM_VAL_NONE};
+        if (shm_group_add(c, t->gr, off) != SHM_OK) {
+            add_rlx(&t->refused, 1);
+            shm_obj_unref(c, off);
+            shm_obj_unref(c, off);
+        } else {
+            add_rlx(&t->added, 1);
+            if (shm_group_admit(c, off, r) == SHM_PARKED) {
+                o_wait(c, r, -1);
+                shm_obj_unref(c, t->gr);
+            }
+            bool bad = k > t->n - t->n / 8 && h_rand(c) % 50 == 0;
+            add_rlx(&t->failures, bad);
+            shm_join_finish(c, off, bad ? SHM_J_ERROR : SHM_J_VALUE, &v);
+            shm_obj_unref(c, off);
+            shm_obj_unref(c, off);
+        }
+        shm_g(c, r)->obj = 0;
+        o_end(c, r);
+    }
+    (void)i;
+}
+
+static void test_ends_on_many_ms_are_counted_once_each(void)
+{
+    struct shm_ctx c;
+    struct storm *t = h_shared(sizeof *t);
+    for (uint32_t limit = 0; limit < 4; limit++) {
+        h_seg(&c, (struct shm_opts){0});
+        CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+        shm_gref r = o_new(&c);
+        CHECK_EQ(shm_join_new(&c, &parent), SHM_OK);
+        ((struct shm_join *)shm_at(&c, parent))->g = r;
+        memset(t, 0, sizeof *t);
+        t->n = (uint32_t)H_N(600, 60000);
+        CHECK_EQ(shm_group_new(&c, limit, &t->gr), SHM_OK);
+        CHECK_EQ(shm_group_enter(&c, t->gr, parent), SHM_OK);
+        h_ms(4, come_and_go, t);
+        struct shm_group *gr = shm_at(&c, t->gr);
+        CHECK_EQ(load_acq(&gr->pending), 0);
+        CHECK_EQ(gr->running, 0);
+        CHECK_EQ(t->added + t->refused, 4 * t->n);
+        CHECK_SEGMENT(&c);
+        shm_off j;
+        while (shm_group_error(&c, t->gr, &j)) {
+            t->failures--;
+            shm_obj_unref(&c, j);
+        }
+        CHECK_EQ(t->failures, 0);
+        shm_group_exiting(&c, t->gr);
+        shm_group_finish(&c, t->gr);
+        shm_obj_unref(&c, t->gr);
+        shm_obj_unref(&c, parent);
+        shm_obj_unref(&c, parent);
+        o_end(&c, r);
+        CHECK_QUIET(&c);
+        shm_mexit(&c);
+        h_seg_end(&c);
+    }
+    munmap(t, sizeof *t);
+}
+
+H_MAIN(T(test_the_last_child_wakes_the_parent),
+       T(test_the_limit_lets_in_by_the_order_of_the_spawns),
+       T(test_a_failure_cancels_the_others_and_the_parent_once),
+       T(test_a_parent_that_ends_inside_its_blocks_aborts_them),
+       T(test_ends_on_many_ms_are_counted_once_each))
