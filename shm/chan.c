@@ -63,10 +63,11 @@ static struct shm_waitq *sendq(struct shm_chan *ch)
 
 /* ---- make and free --------------------------------------------------------------------------- */
 
-int shm_chan_new(struct shm_ctx *c, uint32_t cap, shm_off *out)
+/* The rest of `bytes` behind the channel is zero. */
+int shm_chan_make(struct shm_ctx *c, uint32_t cap, size_t bytes, shm_off *out)
 {
     shm_off off, buf = 0;
-    int e = shm_alloc(c, sizeof(struct shm_chan), &off);
+    int e = shm_alloc(c, bytes, &off);
     if (e)
         return e;
     if (cap && (e = shm_alloc(c, (size_t)cap * sizeof(struct shm_val), &buf)) != 0) {
@@ -74,7 +75,7 @@ int shm_chan_new(struct shm_ctx *c, uint32_t cap, shm_off *out)
         return e;
     }
     struct shm_chan *ch = shm_at(c, off);
-    memset(ch, 0, sizeof *ch);
+    memset(ch, 0, bytes);
     ch->obj.kind = SHM_OBJ_CHAN;
     store_rlx(&ch->obj.refs, 1); /* nobody else knows it yet */
     ch->cap = cap;
@@ -89,12 +90,19 @@ int shm_chan_new(struct shm_ctx *c, uint32_t cap, shm_off *out)
     return SHM_OK;
 }
 
+int shm_chan_new(struct shm_ctx *c, uint32_t cap, shm_off *out)
+{
+    return shm_chan_make(c, cap, sizeof(struct shm_chan), out);
+}
+
 /* At the last unref: nobody waits (a wait holds a reference), nobody holds the lock. */
 void shm_chan_free(struct shm_ctx *c, shm_off off)
 {
     struct shm_chan *ch = chan_at(c, off);
     if (unlikely(ch->recvq_first || ch->sendq_first))
         shm_throw("chan: %#llx goes with goroutines waiting on it", (unsigned long long)off);
+    if (ch->timer)
+        shm_timer_forget(c, off);
     uint32_t n = load_rlx(&ch->qcount), x = ch->recvx; /* nobody else knows it any more */
     for (; n > 0; n--, x = after(ch, x))
         shm_val_drop(c, slot(c, ch, x));
@@ -206,6 +214,7 @@ int shm_chan_tryrecv(struct shm_ctx *c, shm_off off, struct shm_val *v)
 {
     struct shm_chan *ch = chan_at(c, off);
     shm_gref peer = 0;
+    shm_chan_glance(c, ch);
     /* Go's order: empty first. Open after that: it was open and empty at one moment. A channel that
      * was closed meanwhile may have got a value before, so that is left to the lock. */
     if (seems_empty(ch) && !load_acq(&ch->closed))

@@ -128,9 +128,28 @@ static struct block *mark(struct check *k, shm_off off, uint64_t n, const char *
     return b;
 }
 
-static bool is_object_kind(uint32_t kind)
+/* What an object of its kind needs; UINT64_MAX: no such kind. */
+static uint64_t object_bytes(const struct check *k, shm_off off, const struct block *b)
 {
-    return (kind >= SHM_OBJ_CHAN && kind <= SHM_OBJ_USER) || kind == SHM_OBJ_GROUP;
+    switch (((const struct shm_obj *)shm_at(k->c, off))->kind) {
+    case SHM_OBJ_CHAN:
+        return b->usable >= sizeof(struct shm_chan) &&
+                       ((const struct shm_chan *)shm_at(k->c, off))->timer
+                   ? sizeof(struct shm_timer)
+                   : sizeof(struct shm_chan);
+    case SHM_OBJ_JOIN:
+        return sizeof(struct shm_join);
+    case SHM_OBJ_TIMER:
+        return sizeof(struct shm_afterfunc);
+    case SHM_OBJ_CONTEXT:
+        return sizeof(struct shm_context);
+    case SHM_OBJ_GROUP:
+        return sizeof(struct shm_group);
+    case SHM_OBJ_SEMA:
+    case SHM_OBJ_USER:
+        return sizeof(struct shm_obj);
+    }
+    return UINT64_MAX;
 }
 
 /* counted: one of the references in obj->refs. */
@@ -140,11 +159,7 @@ static void mark_object(struct check *k, shm_off off, bool counted, const char *
     if (!b)
         return;
     const struct shm_obj *o = shm_at(k->c, off);
-    uint64_t need = o->kind == SHM_OBJ_CHAN    ? sizeof(struct shm_chan)
-                    : o->kind == SHM_OBJ_JOIN  ? sizeof(struct shm_join)
-                    : o->kind == SHM_OBJ_GROUP ? sizeof(struct shm_group)
-                                               : sizeof(struct shm_obj);
-    if (!is_object_kind(o->kind) || b->usable < need) {
+    if (b->usable < object_bytes(k, off, b)) {
         say(k, "%s: object %#llx has kind %u in %llu bytes", what, LLU(off), o->kind,
             LLU(b->usable));
         return;
@@ -283,6 +298,26 @@ static void check_m(struct check *k, uint32_t i)
     check_handles(k, m);
 }
 
+/* Entry i of p's heap is a node: inside a timer or a context, which says the same. */
+static void check_node(struct check *k, const struct shm_p *p, uint32_t i,
+                       const struct shm_timer_ent *e)
+{
+    shm_off off = e->what & ~SHM_TNODE;
+    const struct block *t = block_at(k, off - offsetof(struct shm_timer, node)),
+                       *x = block_at(k, off - offsetof(struct shm_context, node));
+    const struct shm_tnode *n = shm_at(k->c, off);
+    if (t && t->usable < sizeof(struct shm_timer))
+        t = NULL;
+    if (x && x->usable < sizeof(struct shm_context))
+        x = NULL;
+    if (!t && !x)
+        say(k, "P %u: timer %u: nothing is at %#llx", p->index, i, LLU(off));
+    else if (n->kind != (t && n->kind == SHM_TN_TIMER ? SHM_TN_TIMER : SHM_TN_CONTEXT) ||
+             n->pi != p->index || n->index1 != i + 1 || load_acq(&n->when_ns) != e->when_ns)
+        say(k, "P %u: timer %u: its object says kind %u, P %u, place %u, when %llu", p->index, i,
+            n->kind, n->pi, n->index1 - 1, LLU(load_acq(&n->when_ns)));
+}
+
 static void check_timers(struct check *k, const struct shm_p *p)
 {
     struct shm_ctx *c = k->c;
@@ -302,6 +337,10 @@ static void check_timers(struct check *k, const struct shm_p *p)
     for (uint32_t i = 0; i < n; i++) {
         if (i && a[i].when_ns < a[(i - 1) / 4].when_ns)
             say(k, "P %u: timer %u is before its parent", p->index, i);
+        if (a[i].what & SHM_TNODE) {
+            check_node(k, p, i, &a[i]);
+            continue;
+        }
         const struct shm_g *g = meet(k, a[i].what, AT_HEAP, "timers");
         if (g &&
             (g->waitkind != SHM_WAIT_SLEEP || g->waitobj != shm_offof(c, p) || g->sudog.next != i ||
@@ -518,10 +557,31 @@ static uint64_t check_queue(struct check *k, shm_off obj, shm_off first, shm_off
 
 static bool drained(const struct check *k, shm_off obj)
 {
-    for (uint32_t i = 0; i < load_acq(&k->c->hdr->max_m); i++)
-        if (load_acq(&k->c->mtab[i].inflight[SHM_IF_DRAIN]) == obj)
+    for (uint32_t i = 0; i < load_acq(&k->c->hdr->max_m); i++) {
+        shm_off named = load_acq(&k->c->mtab[i].inflight[SHM_IF_DRAIN]);
+        /* A context's: its own channel, or one of a context below. */
+        if (named == obj || (named && block_at(k, named) &&
+                             ((struct shm_obj *)shm_at(k->c, named))->kind == SHM_OBJ_CONTEXT))
             return true;
+    }
     return false;
+}
+
+/* The other side of check_node(). */
+static void check_in_heap(struct check *k, const struct shm_tnode *n, const char *what, shm_off off)
+{
+    const struct shm_p *p = n->pi < k->c->hdr->max_p ? &k->c->ptab[n->pi] : NULL;
+    const struct block *b = p ? block_at(k, p->timers_off) : NULL;
+    uint64_t when = load_acq(&n->when_ns);
+    if ((n->index1 != 0) != (when != 0 && when != UINT64_MAX))
+        say(k, "%s %#llx: due at %llu, place %u", what, LLU(off), LLU(when), n->index1 - 1);
+    if (n->index1 == 0)
+        return;
+    const struct shm_timer_ent *a = b ? shm_at(k->c, b->off) : NULL;
+    if (!a || n->index1 > p->timers_n || n->index1 * sizeof *a > b->usable ||
+        a[n->index1 - 1].what != (shm_offof(k->c, n) | SHM_TNODE))
+        say(k, "%s %#llx: is not where it says, place %u of P %u", what, LLU(off), n->index1 - 1,
+            n->pi);
 }
 
 static void check_chan(struct check *k, shm_off off)
@@ -530,6 +590,8 @@ static void check_chan(struct check *k, shm_off off)
     uint32_t n = load_acq(&ch->qcount);
     uint64_t selects = 0;
     check_lock(k, &ch->lock, "channel");
+    if (ch->timer)
+        check_in_heap(k, &((const struct shm_timer *)(const void *)ch)->node, "timer", off);
     uint64_t nr = check_queue(k, off, ch->recvq_first, ch->recvq_last, SHM_DIR_RECV, &selects);
     uint64_t ns = check_queue(k, off, ch->sendq_first, ch->sendq_last, SHM_DIR_SEND, &selects);
     if (nr && ns && !selects)
@@ -554,6 +616,47 @@ static void check_chan(struct check *k, shm_off off)
     const struct shm_val *v = shm_at(k->c, ch->buf);
     for (uint32_t i = 0; i < n; i++)
         mark_value(k, &v[((uint64_t)ch->recvx + i) % ch->cap], "value in a channel");
+}
+
+static void check_afterfunc(struct check *k, shm_off off)
+{
+    const struct shm_afterfunc *t = shm_at(k->c, off);
+    check_lock(k, &t->lock, "after_func");
+    mark_value(k, &t->call, "call of after_func");
+}
+
+/* INV children-first, and who is a child of whom. */
+static void check_context(struct check *k, shm_off off)
+{
+    const struct shm_context *x = shm_at(k->c, off);
+    unsigned state = load_acq(&x->state);
+    check_lock(k, &x->lock, "context");
+    if (state > SHM_CTX_DEADLINE || (state && !x->want && !x->why))
+        say(k, "context %#llx: state %u", LLU(off), state);
+    if (x->parent)
+        mark_object(k, x->parent, true, "parent of a context");
+    mark_value(k, &x->cause, "cause");
+    mark_value(k, &x->key, "key of a context");
+    mark_value(k, &x->value, "value of a context");
+    if (load_acq(&x->done))
+        mark_object(k, load_acq(&x->done), true, "done of a context");
+    if (x->node.kind)
+        check_in_heap(k, &x->node, "context", off);
+    shm_off prev = 0, at = x->first;
+    for (size_t n = 0; at; n++) {
+        const struct block *b = block_at(k, at);
+        const struct shm_context *y = shm_at(k->c, at);
+        if (!b || b->usable < sizeof *y || y->obj.kind != SHM_OBJ_CONTEXT || y->up != off ||
+            y->prev != prev || n > k->nblocks) {
+            say(k, "context %#llx: child %#llx is none of its own", LLU(off), LLU(at));
+            return;
+        }
+        if (state && load_acq(&y->state) == 0)
+            say(k, "context %#llx: is cancelled, its child %#llx not (INV children-first)",
+                LLU(off), LLU(at));
+        prev = at;
+        at = y->next;
+    }
 }
 
 static void check_join(struct check *k, shm_off off)
@@ -635,6 +738,10 @@ static void follow(struct check *k)
         const struct shm_obj *o = shm_at(k->c, b->off);
         if (b->object && o->kind == SHM_OBJ_CHAN)
             check_chan(k, b->off);
+        if (b->object && o->kind == SHM_OBJ_TIMER)
+            check_afterfunc(k, b->off);
+        if (b->object && o->kind == SHM_OBJ_CONTEXT)
+            check_context(k, b->off);
         if (b->object && o->kind == SHM_OBJ_JOIN)
             check_join(k, b->off);
         if (b->object && o->kind == SHM_OBJ_GROUP)
@@ -646,8 +753,8 @@ static void follow(struct check *k)
 static bool looks_like_object(const struct check *k, const struct block *b)
 {
     const struct shm_obj *o = shm_at(k->c, b->off);
-    return b->usable >= sizeof *o && is_object_kind(o->kind) && load_acq(&o->refs) > 0 &&
-           load_acq(&o->refs) < 1U << 24;
+    return b->usable >= sizeof *o && b->usable >= object_bytes(k, b->off, b) &&
+           load_acq(&o->refs) > 0 && load_acq(&o->refs) < 1U << 24;
 }
 
 /* ---- 4: what is left over -------------------------------------------------------------------- */

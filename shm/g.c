@@ -13,6 +13,7 @@
  *     dead -> idle          shm_gnew: a new generation; by who took the slot out of a free list
  *     idle -> runnable      newproc
  *     idle -> dead          the creation failed
+ *     idle -> waiting       after_func: born asleep (timer.c)
  *     runnable -> running   execute; the one who succeeds owns the G
  *     running -> waiting    park; before the wait word is armed
  *     running -> runnable   gosched, preemption
@@ -65,7 +66,7 @@ static bool legal(unsigned old, unsigned to)
 {
     switch (old) {
     case Gidle:
-        return to == Grunnable || to == Gdead;
+        return to == Grunnable || to == Gdead || to == Gwaiting;
     case Grunnable:
         return to == Grunning;
     case Grunning:

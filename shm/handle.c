@@ -33,14 +33,18 @@ void shm_obj_ref(struct shm_ctx *c, shm_off obj)
     add_acqrel(&obj_at(c, obj, "ref")->refs, 1);
 }
 
+bool shm_obj_drop(struct shm_ctx *c, shm_off obj)
+{
+    /* Releases what this M did to the object to whoever frees it, and acquires it if that is us. */
+    return sub_acqrel(&obj_at(c, obj, "unref")->refs, 1) == 1;
+}
+
 void shm_obj_unref(struct shm_ctx *c, shm_off obj)
 {
-    struct shm_obj *o = obj_at(c, obj, "unref");
-    /* Releases what this M did to the object to whoever frees it, and acquires it if that is us. */
-    if (sub_acqrel(&o->refs, 1) != 1)
+    if (!shm_obj_drop(c, obj))
         return;
     FAILPOINT("handle.unref.last");
-    switch (o->kind) {
+    switch (((struct shm_obj *)shm_at(c, obj))->kind) {
     case SHM_OBJ_CHAN:
         shm_chan_free(c, obj);
         break;
@@ -49,6 +53,12 @@ void shm_obj_unref(struct shm_ctx *c, shm_off obj)
         break;
     case SHM_OBJ_GROUP:
         shm_group_free(c, obj);
+        break;
+    case SHM_OBJ_TIMER:
+        shm_afterfunc_free(c, obj);
+        break;
+    case SHM_OBJ_CONTEXT:
+        shm_context_free(c, obj);
         break;
     default:
         shm_free(c, obj);

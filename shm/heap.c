@@ -601,6 +601,17 @@ int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t l
     return e;
 }
 
+int shm_cont_of_val(struct shm_ctx *c, const struct shm_val *v, shm_off *off, uint32_t *len)
+{
+    const uint8_t *bytes = shm_val_bytes(c, v, len);
+    uint32_t nh = v->tag == SHM_VAL_HEAP ? nhandles(shm_blk(c, v->h.off)) : 0;
+    const uint64_t *h = nh ? handle_words(c, v->h.off) : NULL;
+    int e = shm_cont_make(c, off, bytes, *len, h, nh);
+    for (uint32_t i = 0; !e && i < nh; i++)
+        shm_obj_ref(c, SHM_HANDLE_OFF(h[i]));
+    return e;
+}
+
 void shm_cont_consumed(struct shm_ctx *c, shm_off off)
 {
     own_add(&c->m->st.cont_frees, 1);

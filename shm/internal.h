@@ -76,6 +76,36 @@ void shm_group_drain(struct shm_ctx *c, shm_off group); /* group.c: what its rea
 void shm_select_unlink(struct shm_ctx *c, shm_off blk); /* select.c */
 void shm_sleep_unlink(struct shm_ctx *c, shm_gref r);   /* timer.c */
 
+/* ---- timer.c, for ticker.c and context.c: nodes in heaps ------------------------------------- */
+
+struct shm_p *shm_timers_p(const struct shm_ctx *c);                 /* whose heap this M uses */
+SHM_MUSTUSE int shm_timers_lock(struct shm_ctx *c, struct shm_p *p); /* with room for one more */
+void shm_timers_set(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n,
+                    uint64_t when_ns); /* in a tx, locked; 0: out */
+/* After the unlock: somebody must come to know, if it is the first of another's heap. */
+void shm_timers_tell(struct shm_ctx *c, const struct shm_p *p, uint64_t when_ns);
+/* r is idle and complete: waiting, in the heap, until when_ns. *epoch: of that wait. */
+SHM_MUSTUSE int shm_sleep_born(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t when_ns,
+                               uint64_t *epoch);
+/* False: it does not sleep there (any more), or when_ns is never. */
+bool shm_sleep_move(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t epoch,
+                    uint64_t when_ns);
+SHM_MUSTUSE int shm_chan_make(struct shm_ctx *c, uint32_t cap, size_t bytes, shm_off *ch);
+/* ticker.c. In a heap's lock: who is to be readied, named in `slot`; 0: nobody. */
+shm_gref shm_timer_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n, uint64_t now_ns,
+                        unsigned slot);
+void shm_timer_forget(struct shm_ctx *c, shm_off t); /* at the channel's end */
+void shm_timer_poll(struct shm_ctx *c, struct shm_chan *ch);
+/* context.c. In a heap's lock: to be carried out after it; 0: nothing. */
+shm_off shm_context_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n);
+void shm_context_carry(struct shm_ctx *c, shm_off x);
+/* A channel that is made by timer is looked at: what is due comes first (Go's maybeRunChan). */
+static inline void shm_chan_glance(struct shm_ctx *c, struct shm_chan *ch)
+{
+    if (unlikely(ch->timer))
+        shm_timer_poll(c, ch);
+}
+
 /* A value's block changes hands: to the segment, to this M. In a tx. */
 static inline void shm_val_publish(struct shm_ctx *c, const struct shm_val *v)
 {

@@ -45,6 +45,9 @@ static_assert(offsetof(struct shm_p, runqtail) / SHM_CACHELINE !=
                   offsetof(struct shm_p, runqhead) / SHM_CACHELINE,
               "owner and thieves write different lines");
 static_assert(sizeof(struct shm_chan) % 8 == 0 && sizeof(struct shm_join) % 8 == 0, "words");
+static_assert(sizeof(struct shm_timer) % 8 == 0 && sizeof(struct shm_afterfunc) % 8 == 0 &&
+                  sizeof(struct shm_context) % 8 == 0 && sizeof(struct shm_tnode) == 24,
+              "words");
 
 static uint64_t page_up(uint64_t n)
 {

@@ -72,6 +72,7 @@ static void locks_of(struct shm_ctx *c, const struct shm_case *cases, uint32_t n
     for (uint32_t i = 0; i < n; i++) {
         if (unlikely(cases[i].ch == 0 || chan_at(c, cases[i].ch)->obj.kind != SHM_OBJ_CHAN))
             shm_throw("select: case %u: %#llx is no channel", i, (unsigned long long)cases[i].ch);
+        shm_chan_glance(c, chan_at(c, cases[i].ch));
         locks_add(l, cases[i].ch);
     }
 }

@@ -30,7 +30,8 @@
  *   INV only-the-dead    nothing is taken over from a process that may still run (lock_futex.c).
  *
  * LOCK ORDER: a channel, join or timer-heap lock may be held when the global queue's or the heap's
- * is taken; never two channel locks except in select, by ascending offset. No G is readied while a
+ * is taken; never two channel locks except in select, by ascending offset. Before a timer heap's lock
+ * may come an after_func's or that of a tree of contexts, after it a channel's. No G is readied while a
  * channel lock is held: peers are claimed under the lock, named in m->inflight, readied after it.
  *
  * WHAT BLOCKS WHAT
@@ -109,8 +110,15 @@ struct shm_obj {
     uint32_t kind;         /* SHM_OBJ_* */
     _Atomic uint32_t refs; /* live handles of all Ms + handles written in bytes */
 };
-enum { SHM_OBJ_CHAN = 1, SHM_OBJ_JOIN = 2, SHM_OBJ_TIMER = 3, SHM_OBJ_SEMA = 4, SHM_OBJ_USER = 5 };
-enum { SHM_OBJ_GROUP = 10 };
+enum {
+    SHM_OBJ_CHAN = 1, /* with ch->timer: a struct shm_timer */
+    SHM_OBJ_JOIN = 2,
+    SHM_OBJ_TIMER = 3, /* struct shm_afterfunc */
+    SHM_OBJ_SEMA = 4,
+    SHM_OBJ_USER = 5,
+    SHM_OBJ_CONTEXT = 6,
+    SHM_OBJ_GROUP = 10,
+};
 /* What g->waitkind can say beside these: g->waitobj is a select's block; a struct shm_p, whose timer
  * heap has the sleeper. Nothing has a handle on either. */
 enum { SHM_WAIT_SELECT = 64, SHM_WAIT_SLEEP = 65 };
@@ -189,10 +197,21 @@ enum { Pidle = 0, Prunning = 1, Psyscall = 2, Pdead = 4 };
 
 struct shm_timer_ent { /* one entry of a timer heap */
     uint64_t when_ns;  /* CLOCK_MONOTONIC */
-    uint64_t what;     /* gref of a sleeper, or offset of a struct shm_timer | 1 << 63 */
-    uint64_t
-        epoch; /* wait epoch of the sleeper, or sequence of the timer: stale ones are skipped */
+    uint64_t what;     /* gref of a sleeper, or offset of a struct shm_tnode | SHM_TNODE */
+    uint64_t epoch;    /* wait epoch of the sleeper */
 };
+#define SHM_TNODE (1ULL << 63)
+
+/* What of an object stands in a timer heap; changes under the timers_lock of P `pi`, which it keeps
+ * all its life. */
+struct shm_tnode {
+    uint32_t pi;
+    uint32_t index1;          /* its place in the heap + 1, 0: not there */
+    _Atomic uint64_t when_ns; /* 0: not active; UINT64_MAX: active and never due, not in the heap */
+    uint32_t kind;            /* SHM_TN_*: what it is a part of */
+    uint32_t pad_;
+};
+enum { SHM_TN_TIMER = 1, SHM_TN_CONTEXT = 2 };
 
 struct shm_p {
     /* The owner P's M writes these; thieves read. */
@@ -506,6 +525,9 @@ void shm_val_drop(struct shm_ctx *c, struct shm_val *v);
 SHM_MUSTUSE int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *from);
 SHM_MUSTUSE int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
                               const uint64_t *h, uint32_t nh);
+/* A continuation with the bytes and handles of a value, which stays. */
+SHM_MUSTUSE int shm_cont_of_val(struct shm_ctx *c, const struct shm_val *v, shm_off *off,
+                                uint32_t *len);
 void shm_cont_consumed(struct shm_ctx *c, shm_off off);
 void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len);
 /* Frees what a dead M had allocated and not published, and takes over its free blocks. By its
@@ -527,6 +549,7 @@ bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const s
 #define SHM_HANDLE_OFF(h) ((h) & 0xffffffffffffffULL)
 void shm_obj_ref(struct shm_ctx *c, shm_off obj);
 void shm_obj_unref(struct shm_ctx *c, shm_off obj); /* the last one frees the object, by kind */
+bool shm_obj_drop(struct shm_ctx *c, shm_off obj);  /* true: it was the last, the caller frees */
 /* This M's Python holds a handle on obj (takes over one reference); the slot gives it back. */
 SHM_MUSTUSE int shm_handle_hold(struct shm_ctx *c, shm_off obj, uint32_t *slot);
 void shm_handle_release(struct shm_ctx *c, uint32_t holder_m1, uint32_t slot);
@@ -675,7 +698,9 @@ struct shm_chan {
     _Atomic uint32_t closed;
     shm_off recvq_first, recvq_last, sendq_first, sendq_last; /* sudogs, FIFO */
     uint64_t id;
-    shm_off buf; /* cap values, 0 for cap 0 */
+    shm_off buf;    /* cap values, 0 for cap 0 */
+    uint32_t timer; /* 1: it is the first part of a struct shm_timer */
+    uint32_t pad_;
 };
 SHM_MUSTUSE int shm_chan_new(struct shm_ctx *c, uint32_t cap, shm_off *ch);
 void shm_chan_free(struct shm_ctx *c, shm_off ch); /* at the last unref */
@@ -801,6 +826,76 @@ bool shm_group_error(struct shm_ctx *c, shm_off group, shm_off *join);
 void shm_group_finish(struct shm_ctx *c, shm_off group); /* the parent leaves the block */
 /* The goroutine of this join has ended inside blocks: as if each had been left by an exception. */
 void shm_group_orphan(struct shm_ctx *c, shm_off parent);
+
+/* ---- ticker.c -------------------------------------------------------------------------------- */
+
+/* A timer or ticker IS its channel, with a node in a timer heap behind: one object, one count. */
+struct shm_timer {
+    struct shm_chan ch;
+    struct shm_tnode node;
+    uint64_t period_ns; /* 0: fires once; under the timers_lock */
+    struct shm_val
+        tick; /* what arrives; its last 8 bytes become the seconds of the firing (double) */
+};
+/* when_ns UINT64_MAX: never. tick stands in place. */
+SHM_MUSTUSE int shm_timer_new(struct shm_ctx *c, uint64_t when_ns, uint64_t period_ns,
+                              const struct shm_val *tick, shm_off *t);
+/* No value of before is received after either. True: it was active, or its value was still unread. */
+bool shm_timer_stop(struct shm_ctx *c, shm_off t);
+SHM_MUSTUSE int shm_timer_reset(struct shm_ctx *c, shm_off t, uint64_t when_ns, uint64_t period_ns,
+                                bool *was);
+
+/* after_func: a goroutine that is born asleep, and the means to stop it or to make the next. */
+struct shm_afterfunc {
+    struct shm_obj obj;
+    shm_lockword lock;
+    uint32_t pi;     /* P in whose heap it sleeps */
+    uint32_t parent; /* as in g */
+    uint32_t flags;  /* as in g */
+    shm_gref g;      /* the one made last, and the epoch of its sleep; under lock */
+    uint64_t epoch;
+    struct shm_val call; /* its continuation once more */
+};
+/* r: idle and complete; taken over on success only. */
+SHM_MUSTUSE int shm_afterfunc_new(struct shm_ctx *c, shm_gref r, uint64_t when_ns, shm_off *t);
+bool shm_afterfunc_stop(struct shm_ctx *c, shm_off t);
+SHM_MUSTUSE int shm_afterfunc_reset(struct shm_ctx *c, shm_off t, uint64_t when_ns, bool *was);
+void shm_afterfunc_free(struct shm_ctx *c, shm_off t); /* at the last unref; a sleeper stays */
+
+/* ---- context.c ------------------------------------------------------------------------------- */
+
+enum { SHM_CTX_LIVE = 0, SHM_CTX_CANCELED = 1, SHM_CTX_DEADLINE = 2 };
+struct shm_context {
+    struct shm_obj obj;
+    shm_lockword lock;      /* of the whole tree; the root's only */
+    _Atomic uint32_t state; /* SHM_CTX_*; set once, last of all that belongs to it */
+    uint32_t want;          /* what it is being cancelled with; under lock */
+    uint32_t isvalue;       /* 1: key and value; state and what belongs to it are those of `up` */
+    shm_off parent;         /* one reference, 0: the background */
+    shm_off up, root;       /* nearest one above that can be cancelled, or 0; top one */
+    shm_off first, next, prev; /* children that can be cancelled; its neighbours; under lock */
+    _Atomic uint64_t done;     /* channel, one reference; 0: nobody has asked yet */
+    shm_off why;               /* whose cause it is: itself or one above; before state */
+    uint64_t deadline_ns;      /* the earliest of its own and those above, UINT64_MAX: none */
+    struct shm_tnode node;     /* of its own deadline */
+    uint32_t firing;           /* 1: its deadline is being carried out; under the timers_lock */
+    uint32_t dead;             /* 1: meanwhile the last handle went: who fires frees it */
+    struct shm_val cause;      /* NONE: the error itself */
+    struct shm_val key, value;
+};
+/* parent 0: the background. deadline_ns UINT64_MAX: none. One reference to the caller. */
+SHM_MUSTUSE int shm_context_new(struct shm_ctx *c, shm_off parent, uint64_t deadline_ns,
+                                shm_off *x);
+/* key and value are moved on success. */
+SHM_MUSTUSE int shm_context_value(struct shm_ctx *c, shm_off parent, const struct shm_val *key,
+                                  const struct shm_val *value, shm_off *x);
+/* The first counts. cause is moved, used or not. */
+void shm_context_cancel(struct shm_ctx *c, shm_off x, unsigned state, struct shm_val *cause);
+/* Without a lock. *why: whose cause it is, when not live. */
+unsigned shm_context_state(const struct shm_ctx *c, shm_off x, shm_off *why);
+/* *ch 0: it can never be cancelled. No reference is given. */
+SHM_MUSTUSE int shm_context_done(struct shm_ctx *c, shm_off x, shm_off *ch);
+void shm_context_free(struct shm_ctx *c, shm_off x); /* at the last unref */
 
 /* ---- code.c ---------------------------------------------------------------------------------- */
 

@@ -312,5 +312,8 @@ void shm_waiters_drain(struct shm_ctx *c, shm_off obj)
     case SHM_OBJ_GROUP:
         shm_group_drain(c, obj);
         break;
+    case SHM_OBJ_CONTEXT:
+        shm_context_carry(c, obj);
+        break;
     }
 }

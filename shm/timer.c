@@ -13,10 +13,19 @@
  * the program from seeing that all goroutines are asleep for as long as a cancelled timeout would
  * have run. A move in the heap costs a store into another g instead.
  *
+ * BESIDE SLEEPERS stand nodes (struct shm_tnode): of a timer with a channel (ticker.c), of a context's
+ * deadline (context.c). Their entries hold no reference: who frees the object takes the node out, under
+ * the heap's lock. A node keeps to one P, so a lock that was taken for it is the right one.
+ *
  * A SLEEPER IS A WAITER LIKE ANY OTHER (sudog.c): linked, waiting, armed, in this order, under the
  * heap's lock; claimed before it is taken out; readied after the lock is given back. A canceller
  * that has claimed and not yet come for the lock leaves an entry that cannot be claimed: who runs
  * the timers takes it out, and the canceller finds it unlinked.
+ *
+ * BORN ASLEEP is the goroutine of after_func: complete, not started, in the heap. It is due like any
+ * other sleeper, at no cost to who runs the timers, and stopping it is cancelling its wait. Its ok says
+ * "cancelled" from the start, until it is due: in whatever step its maker or who stops it may die, it
+ * begins when it is due or, begun before that, ends at once (the binding looks at ok).
  *
  * Every change is one transaction: at most 16 levels (4^16 entries), 4 stores each. */
 #include "internal.h"
@@ -24,7 +33,7 @@
 #define FIRST_CAP 16
 #define LEVELS 16
 
-static_assert(4 * LEVELS + 16 <= SHM_UNDO, "one path through a heap is one transaction");
+static_assert(8 * LEVELS + 32 <= SHM_UNDO, "two paths through a heap are one transaction");
 static_assert(sizeof(struct shm_timer_ent) == 24, "three words");
 
 /* ---- the heap, timers_lock held -------------------------------------------------------------- */
@@ -41,7 +50,10 @@ static void place(struct shm_ctx *c, struct shm_timer_ent *a, uint32_t i,
     shm_tx_store64(c, &a[i].when_ns, e->when_ns);
     shm_tx_store64(c, &a[i].what, e->what);
     shm_tx_store64(c, &a[i].epoch, e->epoch);
-    shm_tx_store64(c, &shm_g(c, e->what)->sudog.next, i);
+    if (e->what & SHM_TNODE)
+        shm_tx_store32(c, &((struct shm_tnode *)shm_at(c, e->what & ~SHM_TNODE))->index1, i + 1);
+    else
+        shm_tx_store64(c, &shm_g(c, e->what)->sudog.next, i);
 }
 
 static void sift_up(struct shm_ctx *c, struct shm_timer_ent *a, uint32_t i,
@@ -102,8 +114,31 @@ static void take_out(struct shm_ctx *c, struct shm_p *p, uint32_t i)
     set_first(c, p);
 }
 
-/* Takes the lock, with room for one more entry; on an error the lock is not held. */
-static int lock_with_room(struct shm_ctx *c, struct shm_p *p)
+struct shm_p *shm_timers_p(const struct shm_ctx *c)
+{
+    return c->p ? c->p : &c->ptab[0];
+}
+
+void shm_timers_tell(struct shm_ctx *c, const struct shm_p *p, uint64_t when_ns)
+{
+    if (p != c->p && load_rlx(&p->timer0_when) == when_ns) /* a hint */
+        shm_wakepoller(c);
+}
+
+void shm_timers_set(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n, uint64_t when_ns)
+{
+    if (n->index1) {
+        take_out(c, p, n->index1 - 1);
+        shm_tx_store32(c, &n->index1, 0);
+    }
+    shm_tx_store64(c, &n->when_ns,
+                   when_ns); /* released, as all of a tx; read by shm_timer_poll() */
+    if (when_ns != 0 && when_ns != UINT64_MAX)
+        add(c, p, &(struct shm_timer_ent){.when_ns = when_ns, .what = shm_offof(c, n) | SHM_TNODE});
+}
+
+/* On an error the lock is not held. */
+int shm_timers_lock(struct shm_ctx *c, struct shm_p *p)
 {
     for (;;) {
         shm_lock(c, &p->timers_lock);
@@ -137,10 +172,26 @@ static int lock_with_room(struct shm_ctx *c, struct shm_p *p)
 
 /* ---- sleep ----------------------------------------------------------------------------------- */
 
+/* Lock held, with room. */
+static void link_sleeper(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t when_ns,
+                         uint64_t epoch)
+{
+    struct shm_g *g = shm_g(c, r);
+    g->waitkind = SHM_WAIT_SLEEP;
+    g->waitobj = shm_offof(c, p);
+    g->sudog.g = r;
+    g->sudog.prev = 0;
+    g->sudog.epoch = (uint32_t)epoch;
+    g->sudog.isselect = 0;
+    shm_tx_begin(c);
+    shm_tx_linked(c, &g->sudog, SHM_DIR_RECV);
+    add(c, p, &(struct shm_timer_ent){.when_ns = when_ns, .what = r, .epoch = epoch});
+    shm_tx_commit(c);
+}
+
 int shm_sleep_park(struct shm_ctx *c, shm_gref r, uint64_t when_ns)
 {
     struct shm_g *g = shm_g(c, r);
-    struct shm_sudog *s = &g->sudog;
     uint64_t epoch = shm_wait_next(g);
     g->value.tag = SHM_VAL_NONE;
     g->ok = 1;
@@ -154,27 +205,65 @@ int shm_sleep_park(struct shm_ctx *c, shm_gref r, uint64_t when_ns)
         shm_gosched(c, r);
         return SHM_PARKED;
     }
-    struct shm_p *p = c->p ? c->p : &c->ptab[0];
-    int e = lock_with_room(c, p);
+    struct shm_p *p = shm_timers_p(c);
+    int e = shm_timers_lock(c, p);
     if (e)
         return e;
-    g->waitkind = SHM_WAIT_SLEEP;
-    g->waitobj = shm_offof(c, p);
-    s->g = r;
-    s->prev = 0;
-    s->epoch = (uint32_t)epoch;
-    s->isselect = 0;
-    shm_tx_begin(c);
-    shm_tx_linked(c, s, SHM_DIR_RECV);
-    add(c, p, &(struct shm_timer_ent){.when_ns = when_ns, .what = r, .epoch = epoch});
-    shm_tx_commit(c);
+    link_sleeper(c, p, r, when_ns, epoch);
     FAILPOINT("timer.sleep.linked");
-    bool first = load_rlx(&p->timer0_when) == when_ns; /* under the lock */
     shm_park_commit(c, r, SHM_WR_SLEEP, epoch);
     shm_unlock(c, &p->timers_lock);
-    if (first && p != c->p)
-        shm_wakepoller(c);
+    shm_timers_tell(c, p, when_ns);
     return SHM_PARKED;
+}
+
+int shm_sleep_born(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t when_ns,
+                   uint64_t *epoch)
+{
+    struct shm_g *g = shm_g(c, r);
+    _Atomic uint64_t *name = &c->m->inflight[SHM_IF_READY];
+    int e = shm_timers_lock(c, p);
+    if (e)
+        return e;
+    *epoch = shm_wait_next(g);
+    g->ok = 2;
+    g->reason = SHM_WR_SLEEP;
+    g->waitkind = 0;
+    store_rlx(name, r); /* INV nothing-in-hand, in the place of the name as a new one */
+    store_rlx(&c->m->inflight[SHM_IF_NEW], 0); /* own word */
+    FAILPOINT("timer.born.named");
+    if (unlikely(!shm_casgstatus(c, r, Gidle, Gwaiting)))
+        shm_throw("born asleep: goroutine slot %u is of another generation", shm_gidx(r));
+    FAILPOINT("timer.born.waiting");
+    if (when_ns != UINT64_MAX)
+        link_sleeper(c, p, r, when_ns, *epoch);
+    FAILPOINT("timer.born.linked");
+    shm_wait_arm(c, r, *epoch);
+    store_rel(name, 0); /* after the arming, for the reaper */
+    shm_unlock(c, &p->timers_lock);
+    shm_timers_tell(c, p, when_ns);
+    return SHM_OK;
+}
+
+/* Nobody but who runs timers may claim r meanwhile, so under the lock an armed wait is a linked one. */
+bool shm_sleep_move(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t epoch,
+                    uint64_t when_ns)
+{
+    struct shm_g *g = shm_g(c, r);
+    shm_lock(c, &p->timers_lock);
+    bool there = when_ns != UINT64_MAX && shm_readgstatus(c, r) == Gwaiting &&
+                 load_acq(&g->wait) == SHM_W(epoch, 0, SHM_W_ARMED) && /* pairs with the arming */
+                 g->sudog.linked;
+    if (there) {
+        shm_tx_begin(c);
+        take_out(c, p, (uint32_t)g->sudog.next);
+        add(c, p, &(struct shm_timer_ent){.when_ns = when_ns, .what = r, .epoch = epoch});
+        shm_tx_commit(c);
+    }
+    shm_unlock(c, &p->timers_lock);
+    if (there)
+        shm_timers_tell(c, p, when_ns);
+    return there;
 }
 
 /* By who has claimed r. */
@@ -194,14 +283,25 @@ void shm_sleep_unlink(struct shm_ctx *c, shm_gref r)
 
 /* ---- what is due ----------------------------------------------------------------------------- */
 
-/* Lock held. Claims due sleepers into the wake batch; returns how many of its slots are in use. */
-static unsigned claim_due(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns)
+/* Lock held. Claims due sleepers into the wake batch; returns how many of its slots are in use. A
+ * context's deadline is left to be carried out after the lock: *ctx. */
+static unsigned claim_due(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, shm_off *ctx)
 {
     unsigned n = 0;
-    while (n < SHM_WAKE_BATCH && p->timers_n && ents(c, p)->when_ns <= now_ns) {
+    *ctx = 0;
+    while (n < SHM_WAKE_BATCH && *ctx == 0 && p->timers_n && ents(c, p)->when_ns <= now_ns) {
         struct shm_timer_ent e = *ents(c, p);
+        if (e.what & SHM_TNODE) {
+            struct shm_tnode *node = shm_at(c, e.what & ~SHM_TNODE);
+            if (node->kind == SHM_TN_CONTEXT)
+                *ctx = shm_context_fire(c, p, node);
+            else
+                n += shm_timer_fire(c, p, node, now_ns, SHM_IF_WAKE + n) != 0;
+            continue;
+        }
         struct shm_g *g = shm_g(c, e.what);
         bool mine = shm_claim_named(c, e.what, e.epoch, SHM_IF_WAKE + n);
+        bool born = mine && g->ok == 2;
         shm_tx_begin(c);
         take_out(c, p, 0);
         shm_tx_linked(c, &g->sudog, 0);
@@ -209,6 +309,8 @@ static unsigned claim_due(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns)
             shm_tx_ok(c, g, 1);
         shm_tx_commit(c);
         FAILPOINT("timer.due.out");
+        if (born) /* from now on it counts */
+            own_add(&c->m->st.spawned, 1);
         n += mine;
     }
     return n;
@@ -219,15 +321,18 @@ uint64_t shm_checktimers(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, ui
     uint64_t next;
     *ran = 0;
     while ((next = load_acq(&p->timer0_when)) <= now_ns) { /* pairs with set_first() */
+        shm_off ctx;
         shm_lock(c, &p->timers_lock);
-        unsigned n = claim_due(c, p, now_ns);
+        unsigned n = claim_due(c, p, now_ns, &ctx);
         shm_unlock(c, &p->timers_lock);
         for (unsigned i = 0; i < n; i++) {
             _Atomic uint64_t *name = &c->m->inflight[SHM_IF_WAKE + i];
             shm_ready(c, load_rlx(name), n == 1); /* several: in order, at the tail; own word */
             store_rlx(name, 0);
         }
-        *ran += n;
+        if (ctx)
+            shm_context_carry(c, ctx);
+        *ran += n + (ctx != 0);
     }
     return next;
 }

@@ -56,7 +56,8 @@ static shm_gref new_in(struct shm_ctx *c, unsigned st)
 
 static bool legal(unsigned a, unsigned b)
 {
-    return (a == Gidle && (b == Grunnable || b == Gdead)) || (a == Grunnable && b == Grunning) ||
+    return (a == Gidle && (b == Grunnable || b == Gdead || b == Gwaiting)) ||
+           (a == Grunnable && b == Grunning) ||
            (a == Grunning && (b == Gwaiting || b == Grunnable || b == Gdead)) ||
            (a == Gwaiting && b == Grunnable);
 }
