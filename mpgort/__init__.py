@@ -1,13 +1,19 @@
 """mpgort: Go's goroutine runtime for Python, over processes instead of threads.
 
 Layout, in order of dependence (imports go left only):
-_errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime, _group | _run | demos, cli.
+_errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime, context, _group | _run |
+demos, cli.
 """
 
 from mpgort import _traceback as _traceback  # gives _core its texts
+from mpgort import context as context
 from mpgort._core import Chan as Chan
 from mpgort._core import Goroutine as Goroutine
 from mpgort._core import Group as Group
+from mpgort._core import Ticker as Ticker
+from mpgort._core import Timer as Timer
+from mpgort._core import after as after
+from mpgort._core import after_func as after_func
 from mpgort._core import chan as chan
 from mpgort._core import default as default
 from mpgort._core import go as go

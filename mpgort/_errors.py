@@ -131,3 +131,34 @@ class CodeMismatch(RuntimeError):
 
 class BadSegment(RuntimeError):
     """A shared segment is damaged, of another layout version, or another user's."""
+
+
+class ContextError(Exception):
+    """How a context ended. Two of one type are equal: the errors of `ctx.err()` are made anew each
+    time, in each process."""
+
+    text = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self).__name__)
+
+
+class Canceled(ContextError):
+    """Its cancel function was called, or its parent's."""
+
+    text = "context canceled"
+
+
+class DeadlineExceeded(ContextError, TimeoutError):
+    """Its deadline has passed."""
+
+    text = "context deadline exceeded"

@@ -377,7 +377,9 @@ static Py_ssize_t chan_len(PyObject *self)
         return 0;
     if (core_ctx(ch->prog) == NULL)
         return -1;
-    return load_acq(&hchan(ch)->qcount); /* a glance: pairs with the stores under the lock */
+    struct shm_chan *h = hchan(ch);
+    /* A timer's passes for unbuffered. A glance: pairs with the stores under the lock. */
+    return h->timer ? 0 : load_acq(&h->qcount);
 }
 
 static PyObject *chan_cap(CoreHandle *ch, void *_)
@@ -386,7 +388,7 @@ static PyObject *chan_cap(CoreHandle *ch, void *_)
         return PyLong_FromLong(0);
     if (core_ctx(ch->prog) == NULL)
         return NULL;
-    return PyLong_FromUnsignedLong(hchan(ch)->cap);
+    return PyLong_FromUnsignedLong(hchan(ch)->timer ? 0 : hchan(ch)->cap); /* as chan_len() */
 }
 
 static PyObject *chan_repr(CoreHandle *ch)
@@ -400,7 +402,8 @@ static PyObject *chan_repr(CoreHandle *ch)
         return PyUnicode_FromFormat("<mpgort.Chan of an ended runtime%s>", dir);
     struct shm_chan *h = hchan(ch);
     return PyUnicode_FromFormat("<mpgort.Chan %llu%s len=%u cap=%u%s>", (unsigned long long)h->id,
-                                dir, load_acq(&h->qcount), h->cap, /* a glance, as len() */
+                                dir, h->timer ? 0 : load_acq(&h->qcount),
+                                h->timer ? 0 : h->cap, /* as len() */
                                 load_acq(&h->closed) ? " closed" : "");
 }
 

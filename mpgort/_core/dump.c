@@ -160,7 +160,9 @@ static PyObject *mod_goroutines(PyObject *mod, PyObject *args)
         uint64_t st =
             load_acq(&g->status); /* pairs with casgstatus: the fields are those of this move */
         unsigned status = SHM_ST_STATUS(st);
-        if (status == Gidle || status == Gdead || (g->flags & SHM_GF_SYSTEM))
+        bool unborn = status == Gwaiting && !(g->flags & SHM_GF_STARTED) &&
+                      g->reason == SHM_WR_SLEEP; /* a pending after_func */
+        if (status == Gidle || status == Gdead || unborn || (g->flags & SHM_GF_SYSTEM))
             continue;
         unsigned m1 = status == Grunning ? SHM_ST_M1(st) : g->home_m1;
         PyObject *frames = status == Grunning ? Py_NewRef(Py_None) : parked_frames(prog, c, g, st);

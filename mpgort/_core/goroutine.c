@@ -3,7 +3,6 @@
  * A handle refers to the join object (shm/join.c): how the goroutine ended, and who waits. It lives on
  * its own counts, so a result stays for whoever comes late, and a handle can be sent anywhere. */
 #include "proc.h"
-#include <math.h>
 #include <stddef.h>
 
 static struct shm_join *join_of(CoreHandle *h)
@@ -171,7 +170,7 @@ static PyObject *goroutine_repr(CoreHandle *h)
 
 /* ---- go, spawn ------------------------------------------------------------------------------- */
 
-static bool callable(PyObject *fn, const char *who)
+bool core_callable(PyObject *fn, const char *who)
 {
     if (PyCallable_Check(fn))
         return true;
@@ -194,14 +193,14 @@ static bool callable(PyObject *fn, const char *who)
 
 static PyObject *do_go(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off group)
 {
-    if (!callable(fn, "go") || core_newproc(prog, fn, args, kw, 0, SHM_GF_GO) < 0)
+    if (!core_callable(fn, "go") || core_newproc(prog, fn, args, kw, 0, SHM_GF_GO) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
 
 static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off group)
 {
-    if (!callable(fn, "spawn"))
+    if (!core_callable(fn, "spawn"))
         return NULL;
     uint8_t flags = 0;
     if (kw != NULL && PyDict_GET_SIZE(kw) > 0) { /* a dict of this call's own */
@@ -342,15 +341,14 @@ static PyObject *mod_sleep(PyObject *mod, PyObject *seconds)
     double s = PyFloat_AsDouble(seconds);
     if (s == -1.0 && PyErr_Occurred())
         return NULL;
-    if (isnan(s)) {
-        PyErr_SetString(PyExc_ValueError, "sleep: a number of seconds is needed, not nan");
-        return NULL;
-    }
     if (s <= 0)
         return core_park_for(PK_GOSCHED, NULL);
+    uint64_t when;
+    if (core_when_ns(seconds, "sleep", &when) < 0)
+        return NULL;
     CorePark *pk = (CorePark *)core_park_for(PK_SLEEP, NULL);
     if (pk != NULL)
-        pk->u[0] = s > 9e9 ? UINT64_MAX : shm_now_ns() + (uint64_t)(s * 1e9);
+        pk->u[0] = when;
     return (PyObject *)pk;
 }
 

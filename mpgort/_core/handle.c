@@ -10,7 +10,8 @@
  * the same few, over and over. So the loop keeps the ones last made alive for a while (`recent`, strong
  * references, one place per key), which saves an object and two transactions each time. They are let go
  * when the M has had nothing to do for a moment (core_handle_rest): a channel nobody else knows is then
- * freed. */
+ * freed. Not so what stands in a timer heap: it would go on to fire while all sleep, and keep the program
+ * from being seen to be dead. */
 #include "proc.h"
 
 static uint32_t slot_of(uint64_t key, uint32_t cap)
@@ -29,6 +30,13 @@ static PyObject *handle_get(CoreProg *prog, uint64_t key)
         if (s->slots[i].key == 0)
             return NULL;
     }
+}
+
+static bool timed(CoreProg *prog, const CoreHandle *h)
+{
+    const struct shm_obj *o = shm_at(&prog->loop, h->off);
+    return o->kind == SHM_OBJ_CHAN ? ((const struct shm_chan *)(const void *)o)->timer
+                                   : o->kind == SHM_OBJ_CONTEXT;
 }
 
 static int handle_put(CoreProg *prog, uint64_t key, PyObject *o)
@@ -57,7 +65,7 @@ static int handle_put(CoreProg *prog, uint64_t key, PyObject *o)
         i = (i + 1) & (s->slots_cap - 1);
     s->slots[i] = (struct core_slot){key, o};
     s->nslots++;
-    if (core_proc_cur == s) {
+    if (core_proc_cur == s && !timed(prog, (CoreHandle *)o)) {
         PyObject **r = &s->recent[slot_of(key, CORE_RECENT)], *old = *r;
         *r = Py_NewRef(o);
         Py_XDECREF(old);
@@ -170,6 +178,9 @@ PyObject *core_handle_richcompare(PyObject *a, PyObject *b, int op)
     if (Py_TYPE(b)->tp_richcompare != core_handle_richcompare || (op != Py_EQ && op != Py_NE))
         Py_RETURN_NOTIMPLEMENTED;
     CoreHandle *x = (CoreHandle *)a, *y = (CoreHandle *)b;
+    /* A timer is no channel, a cancel function no context, though they share their objects. */
+    if (x->kind != y->kind && (x->kind >= HANDLE_CHAN + 3 || y->kind >= HANDLE_CHAN + 3))
+        return PyBool_FromLong(op == Py_NE);
     return PyBool_FromLong((x->prog == y->prog && x->off == y->off) == (op == Py_EQ));
 }
 

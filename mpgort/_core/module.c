@@ -18,8 +18,8 @@ PyMODINIT_FUNC PyInit__core(void)
         return NULL;
     if (core_frame_init(mod) < 0 || core_codec_init(mod) < 0 || core_prog_init(mod) < 0 ||
         core_proc_init(mod) < 0 || core_chan_init(mod) < 0 || core_goroutine_init(mod) < 0 ||
-        core_group_init(mod) < 0 || core_select_init(mod) < 0 || core_runtime_init(mod) < 0 ||
-        core_dump_init(mod) < 0) {
+        core_group_init(mod) < 0 || core_select_init(mod) < 0 || core_timer_init(mod) < 0 ||
+        core_ctxtree_init(mod) < 0 || core_runtime_init(mod) < 0 || core_dump_init(mod) < 0) {
         Py_DECREF(mod);
         return NULL;
     }

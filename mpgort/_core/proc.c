@@ -119,8 +119,18 @@ static PyObject *current_context(void)
     return ts->context;
 }
 
-int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
-                 uint8_t flags)
+void core_gdrop(struct shm_ctx *c, shm_gref gr)
+{
+    struct shm_g *g = shm_g(c, gr);
+    if (g->cont_off != 0)
+        shm_cont_drop(c, g->cont_off, g->cont_len);
+    bool ok = shm_casgstatus(c, gr, Gidle, Gdead);
+    (void)ok;
+    shm_gfree(c, gr);
+}
+
+int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
+              uint8_t flags, shm_gref *out)
 {
     struct core_proc *s = core_proc_get(prog);
     struct shm_ctx *c = core_ctx(prog);
@@ -162,11 +172,8 @@ int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs,
         g->obj = join;
         g->parent = me ? (uint32_t)shm_g(c, me)->goid : 0;
         r = core_cont_store(s, c, g, e, current_context());
-        if (r < 0) {
-            bool ok = shm_casgstatus(c, gr, Gidle, Gdead);
-            (void)ok;
-            shm_gfree(c, gr);
-        }
+        if (r < 0)
+            core_gdrop(c, gr);
     }
     core_leave(was);
     core_venc_give(s, e);
@@ -178,15 +185,21 @@ int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs,
         j->goid = shm_g(c, gr)->goid;
         /* After g is known: who cancels a group's children finds it. */
         if (j->group != 0 && (r = shm_group_add(c, j->group, join)) < 0) {
-            struct shm_g *g = shm_g(c, gr);
-            shm_cont_drop(c, g->cont_off, g->cont_len);
-            bool ok = shm_casgstatus(c, gr, Gidle, Gdead);
-            (void)ok;
-            shm_gfree(c, gr);
+            core_gdrop(c, gr);
             return core_shm_error(prog, r);
         }
     }
-    shm_newproc(c, gr);
+    *out = gr;
+    return 0;
+}
+
+int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
+                 uint8_t flags)
+{
+    shm_gref g;
+    if (core_gnew(prog, fn, args, kwargs, join, flags, &g) < 0)
+        return -1;
+    shm_newproc(core_ctx(prog), g);
     return 0;
 }
 
@@ -528,16 +541,22 @@ static int open_cont(struct core_proc *s, const struct shm_g *g, const uint8_t *
     return ctx == 0 ? 0 : core_context_enter(s, p + *chain, ctx);
 }
 
-/* A goroutine's first turn. GONE: it waits at its group's limit, or was cancelled before it began and
- * has ended (*r is finish()'s). */
+/* A goroutine's first turn. GONE: it waits at its group's limit, or was cancelled or stopped before it
+ * began and has ended (*r is finish()'s). */
 static int admit(struct core_proc *s, shm_gref gr, int *r)
 {
     struct shm_ctx *c = s->c;
     struct shm_g *g = core_g(s, gr);
     struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
     *r = 0;
-    if (j == NULL)
+    if (j == NULL && g->ok != 2)
         return GO_ON;
+    if (j == NULL) { /* an after_func that was stopped */
+        shm_cont_drop(c, g->cont_off, g->cont_len);
+        g->cont_off = 0;
+        *r = finish(s, gr, Py_NewRef(Py_None));
+        return GONE;
+    }
     bool cancelled = g->ok == 2 || cancel_due(j); /* 2: while it was queued */
     uint64_t epoch = shm_wait_next(g);
     core_wait_end(c, g);

@@ -178,6 +178,15 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns);
 /* Seconds (float, int, None: -1) to ns; -2 and an exception on nonsense. */
 int64_t core_timeout_ns(PyObject *o);
 
+/* The monotonic time `seconds` from now: UINT64_MAX never, now for what is not positive. -1: exception. */
+int core_when_ns(PyObject *seconds, const char *who, uint64_t *when_ns);
+
+/* fn is callable, or TypeError. */
+bool core_callable(PyObject *fn, const char *who);
+/* An idle G, complete, for the call fn(*args, **kwargs): shm_newproc() starts it. -1: exception. */
+int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
+              uint8_t flags, shm_gref *g);
+void core_gdrop(struct shm_ctx *c, shm_gref g); /* one that will not be started after all */
 /* Starts fn(*args, **kwargs); join: 0 for go, else the join object's offset (one reference given). */
 int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
                  uint8_t flags);
@@ -204,6 +213,10 @@ enum {                  /* kind in bytes */
        HANDLE_DEFAULT = 4,
        HANDLE_GOROUTINE = 8,
        HANDLE_GROUP = 56,
+       HANDLE_TIMER = 32,
+       HANDLE_TICKER = 33,
+       HANDLE_CONTEXT = 40,
+       HANDLE_CANCEL = 41,
 };
 /* The handle of this process on off; takes over one reference, also on failure. */
 PyObject *core_handle_wrap(CoreProg *prog, uint8_t kind, shm_off off);
@@ -246,6 +259,8 @@ bool core_is_chan(PyObject *o);
 
 int core_select_init(PyObject *mod);
 int core_group_init(PyObject *mod);
+int core_timer_init(PyObject *mod);
+int core_ctxtree_init(PyObject *mod);
 int core_runtime_init(PyObject *mod);
 int core_dump_init(PyObject *mod);
 
