@@ -21,11 +21,13 @@ from mpgort._core import goexit as goexit
 from mpgort._core import goid as goid
 from mpgort._core import gomaxprocs as gomaxprocs
 from mpgort._core import gosched as gosched
+from mpgort._core import lock_os_thread as lock_os_thread
 from mpgort._core import nilchan as nilchan
 from mpgort._core import num_goroutine as num_goroutine
 from mpgort._core import select as select
 from mpgort._core import sleep as sleep
 from mpgort._core import spawn as spawn
+from mpgort._core import unlock_os_thread as unlock_os_thread
 from mpgort._errors import BadContinuation as BadContinuation
 from mpgort._errors import Cancelled as Cancelled
 from mpgort._errors import ChanError as ChanError
@@ -38,5 +40,6 @@ from mpgort._errors import MDied as MDied
 from mpgort._errors import OutOfSharedMemory as OutOfSharedMemory
 from mpgort._errors import SerializationError as SerializationError
 from mpgort._errors import UnsupportedPlatform as UnsupportedPlatform
+from mpgort._group import to_thread as to_thread
 from mpgort._run import Runtime as Runtime
 from mpgort._run import run as run

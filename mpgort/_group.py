@@ -1,4 +1,4 @@
-"""The end of a Group's block: asyncio.TaskGroup.__aexit__, line by line, on the shared group.
+"""to_thread; and the end of a Group's block: asyncio.TaskGroup.__aexit__, line by line.
 
 `Group` itself, its children and their failures live in shm/group.c and _core/group.c. This runs in
 the goroutine that entered the block, which may move between any two awaits.
@@ -8,6 +8,13 @@ Cancelled ends here. One that somebody else has asked for is raised on, unless t
 which come first; then it is due again at the parent's next park."""
 
 from __future__ import annotations
+
+import contextvars
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from queue import SimpleQueue
+from typing import Any
 
 from mpgort import _core
 from mpgort._errors import Cancelled
@@ -40,3 +47,56 @@ async def leave(group: _core.Group, exc: BaseException | None) -> None:
         errors.append(exc)
     if errors:
         raise BaseExceptionGroup("unhandled errors in a Group", errors)
+
+
+# ---- to_thread -------------------------------------------------------------------------------
+
+Done = Callable[[Any, BaseException | None], None]
+Job = tuple[contextvars.Context, Callable[..., Any], tuple[Any, ...], dict[str, Any], Done]
+
+# Threads of this process without a job, each waiting on its own queue. No limit, as in Go: a call
+# that waits for another one's effect must get a thread. Daemons: they never keep a process alive.
+_idle: list[SimpleQueue[Job]] = []
+_IDLE_MOST = 8
+
+
+def _work(queue: SimpleQueue[Job]) -> None:
+    while True:
+        context, fn, args, kwargs, done = queue.get()
+        try:
+            value, exc = context.run(fn, *args, **kwargs), None
+        except BaseException as e:
+            value, exc = None, e
+        done(value, exc)
+        del context, fn, args, kwargs, done, value, exc  # nothing of it is kept alive by waiting
+        if len(_idle) >= _IDLE_MOST:
+            return
+        _idle.append(queue)
+
+
+def _hand_over(job: Job) -> None:
+    try:
+        queue = _idle.pop()
+    except IndexError:
+        queue = SimpleQueue()
+        threading.Thread(target=_work, args=(queue,), name="mpgort to_thread", daemon=True).start()
+    queue.put(job)
+
+
+def to_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    """Awaitable: runs fn(*args, **kwargs) in a thread of this process, for a call that blocks.
+
+    The P is free meanwhile. Nothing is copied: arguments and result are the very objects, and the
+    goroutine stays on its process until fn has returned; fn is no goroutine. A cancel ends the
+    await, not the call. Source: asyncio.to_thread."""
+    if not callable(fn):
+        raise TypeError(f"to_thread: a function is needed, not {fn!r}")
+    context = contextvars.copy_context()
+    return _core.thread_wait(lambda done: _hand_over((context, fn, args, kwargs, done)))
+
+
+def _after_fork() -> None:
+    _idle.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -73,7 +73,8 @@
  *
  * FAIRNESS. The global queue every 61st schedule; a home queue every other one; a runnext inherits
  * the time slice, so that two Gs that ready each other in turns share one: after 10 ms (keeper) or
- * CHAIN turns the runnext goes to the tail and the ring has its turn.
+ * CHAIN turns the runnext goes to the tail and the ring has its turn. With procs=0 there is no keeper:
+ * shm_preempt_requested() looks at the clock.
  *
  * A DEADLOCK is declared only if no worker has left idle between two looks at all of them, and in
  * between no G was runnable, running or claimed, no timer was set, no M had died unnoticed and the
@@ -91,8 +92,9 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#define CHAIN 256 /* runnexts in a row before the ring has its turn */
-#define PAY_AT 4  /* Gs made ready without a schedule, before somebody is woken */
+#define SLICE_NS 10000000ULL /* as in sysmon.c */
+#define CHAIN 256            /* runnexts in a row before the ring has its turn */
+#define PAY_AT 4             /* Gs made ready without a schedule, before somebody is woken */
 #define STEAL_PASSES 4
 #define GLOBAL_EVERY 61
 #define M0_NAP_NS 100000000LL /* M0 looks at signals and at the keeper */
@@ -181,6 +183,8 @@ bool shm_anyidlep(const struct shm_ctx *c)
 /* M0's own P, or any idle one; the caller may find that there is none. */
 static void takep(struct shm_ctx *c)
 {
+    if (unlikely(c->homely))
+        return;
     if (home_only(c)) {
         uint32_t pi = c->hdr->nprocs;
         if (unlikely(shm_acquirep(c, pi)))
@@ -406,7 +410,9 @@ bool shm_execute(struct shm_ctx *c, shm_gref r, bool inherit)
 bool shm_preempt_requested(const struct shm_ctx *c)
 {
     return (c->p && load_rlx(&c->p->preempt)) || /* a level: late is well */
-           (load_rlx(&c->m->attn) & (ATTN_NOW | SHM_ATTN_OFFLOAD));
+           (load_rlx(&c->m->attn) & (ATTN_NOW | SHM_ATTN_OFFLOAD)) ||
+           /* Without a keeper the M looks at the clock itself. */
+           (c->hdr->nprocs == 0 && coarse_ns() > c->now_ns + SLICE_NS);
 }
 
 /* ---- looking for work ------------------------------------------------------------------------ */
@@ -545,15 +551,18 @@ static shm_gref find(struct shm_ctx *c, bool *inherit)
     }
     if (p->nosteal)
         return shm_homeqget(c);
-    if (unlikely(load_rlx(&p->preempt) || c->chain >= CHAIN))
+    bool over = load_rlx(&p->preempt) || c->chain >= CHAIN;
+    if (unlikely(over))
         end_slice(c);
-    if (c->tick & 1)
+    if ((c->tick & 1) && !over) /* now it is the ring's turn, not a home G's that feeds runnext */
         r = shm_homeqget(c);
     if (!r && load_rlx(&p->schedtick) % GLOBAL_EVERY == 0)
         r = from_global(c, 1);
-    if (!r)
+    if (!r) {
         r = shm_runqget(c, p, inherit);
-    c->chain = *inherit ? c->chain + 1 : 0;
+        /* Home and global Gs in between do not count: the ring waits all the same. */
+        c->chain = *inherit ? c->chain + 1 : 0;
+    }
     if (!r)
         r = shm_homeqget(c);
     if (!r)
@@ -636,7 +645,7 @@ static bool something(struct shm_ctx *c, uint64_t now)
         return load_acq(&c->p->timer0_when) <= now; /* pairs with timer.c */
     if (shm_timer_next(c) <= now)
         return true;
-    return (c->p || shm_anyidlep(c)) && shm_anywork(c);
+    return !c->homely && (c->p || shm_anyidlep(c)) && shm_anywork(c);
 }
 
 /* Another P's runnext, which steal() takes if it stays. */
@@ -731,7 +740,7 @@ static int idle(struct shm_ctx *c, bool *woken)
 {
     struct shm_hdr *h = c->hdr;
     struct shm_m *m = c->m;
-    bool home = home_only(c), is_m0 = load_rlx(&m->kind) == SHM_M_M0;
+    bool m0 = home_only(c), is_m0 = load_rlx(&m->kind) == SHM_M_M0, home = m0 || c->homely;
     if (*woken)
         own_add(&m->st.useless_wakes, 1);
     *woken = false;
@@ -754,9 +763,9 @@ static int idle(struct shm_ctx *c, bool *woken)
         leave_idle(c, SHM_M_BUSY);
         return SHM_EDEADLOCK;
     }
-    uint64_t next = home ? load_acq(&c->p->timer0_when) : shm_timer_next(c); /* as in something() */
+    uint64_t next = m0 ? load_acq(&c->p->timer0_when) : shm_timer_next(c); /* as in something() */
     int64_t nap = next == UINT64_MAX ? -1 : next > now ? (int64_t)(next - now) : 0;
-    if (!home && next != UINT64_MAX)
+    if (!m0 && next != UINT64_MAX)
         store_rel(&h->poller_m1, c->m1); /* the last one knows of all timers */
     if (is_m0 && (nap < 0 || nap > M0_NAP_NS))
         nap = M0_NAP_NS;
@@ -865,8 +874,8 @@ static bool g_lives(const struct shm_g *g)
     switch (SHM_ST_STATUS(w)) {
     case Gdead:
         return false;
-    case Gwaiting:
-        return SHM_W_STATE(load_seq(&g->wait)) != SHM_W_ARMED;
+    case Gwaiting: /* a thread of its process readies the one that waits for it */
+        return g->reason == SHM_WR_THREAD || SHM_W_STATE(load_seq(&g->wait)) != SHM_W_ARMED;
     }
     return true;
 }

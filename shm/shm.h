@@ -404,6 +404,7 @@ struct shm_ctx {
     bool in_tx;  /* between shm_tx_begin and shm_tx_commit */
     uint32_t tick;
     uint32_t chain; /* runnexts taken in a row, in one time slice */
+    bool homely;    /* takes no P, runs only what is at home here (_core/thread.c) */
     uint64_t rng;
     uint64_t now_ns; /* clock as of the last findrunnable(), to some ms */
     uint64_t mapped;
@@ -579,6 +580,7 @@ bool shm_wait_claim(struct shm_ctx *c, shm_gref g, uint64_t epoch); /* low 32 bi
     X(CHAN_SEND, "chan send")                      \
     X(SLEEP, "sleep")                              \
     X(JOIN, "join")                                \
+    X(THREAD, "to_thread")                         \
     X(GROUP, "group wait")                         \
     X(GROUP_LIMIT, "group limit")                  \
     X(MUTEX_LOCK, "sync.Mutex.Lock")               \

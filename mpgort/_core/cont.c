@@ -21,6 +21,7 @@ void core_home_free(struct core_home *h)
     Py_CLEAR(h->park);
     Py_CLEAR(h->ctx);
     Py_CLEAR(h->reason);
+    Py_CLEAR(h->value);
     PyMem_Free(h);
 }
 
@@ -46,17 +47,19 @@ struct core_home *core_home_make(struct core_proc *s, shm_gref gr)
         s->homes_cap = cap;
     }
     if (s->homes[i] != NULL) /* of a G whose slot was reused: it died elsewhere, by force */
-        core_home_free(s->homes[i]);
+        core_home_drop(s, s->homes[i]);
     struct core_home *h = s->homes[i] = PyMem_Calloc(1, sizeof *h);
     if (h == NULL)
         return PyErr_NoMemory(), NULL;
     h->g = gr;
+    s->nhomes++;
     return h;
 }
 
 void core_home_drop(struct core_proc *s, struct core_home *h)
 {
     s->homes[shm_gidx(h->g)] = NULL;
+    s->nhomes--;
     core_home_free(h);
 }
 
@@ -146,10 +149,12 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
     bool whole = hdr->migrate == 1 || (g->flags & SHM_GF_DURABLE);
     if (g->flags & SHM_GF_MAIN)
         return core_keep(s, gr, root, pk, SHM_HOME_MAIN, NULL);
-    if (h != NULL && h->why == SHM_HOME_LOCKED)
+    if (h != NULL && h->locks > 0)
         return core_keep(s, gr, root, pk, SHM_HOME_LOCKED, NULL);
     if (hdr->migrate == 2)
         return core_keep(s, gr, root, pk, SHM_HOME_PINNED, h ? NULL : "MPGORT_MIGRATE=never");
+    if (core_park_ops[pk->kind].home)
+        return core_keep(s, gr, root, pk, SHM_HOME_PINNED, "it waits for a thread of this process");
     if (h != NULL && h->skip > 0) {
         h->skip--;
         return core_keep(s, gr, root, pk, h->why, NULL);

@@ -11,17 +11,21 @@ static struct PyModuleDef core_module = {
     .m_size = -1,
 };
 
+static int (*const parts[])(PyObject *) = {
+    core_frame_init,     core_codec_init,   core_prog_init,   core_proc_init,   core_chan_init,
+    core_goroutine_init, core_group_init,   core_thread_init, core_select_init, core_timer_init,
+    core_ctxtree_init,   core_runtime_init, core_dump_init,
+};
+
 PyMODINIT_FUNC PyInit__core(void)
 {
     PyObject *mod = PyModule_Create(&core_module);
     if (mod == NULL)
         return NULL;
-    if (core_frame_init(mod) < 0 || core_codec_init(mod) < 0 || core_prog_init(mod) < 0 ||
-        core_proc_init(mod) < 0 || core_chan_init(mod) < 0 || core_goroutine_init(mod) < 0 ||
-        core_group_init(mod) < 0 || core_select_init(mod) < 0 || core_timer_init(mod) < 0 ||
-        core_ctxtree_init(mod) < 0 || core_runtime_init(mod) < 0 || core_dump_init(mod) < 0) {
-        Py_DECREF(mod);
-        return NULL;
-    }
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (parts[i](mod) < 0) {
+            Py_DECREF(mod);
+            return NULL;
+        }
     return mod;
 }

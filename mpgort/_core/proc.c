@@ -303,6 +303,7 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
     Py_XDECREF(value);
     Py_XDECREF(exc);
     if (s->curhome != NULL) {
+        core_thread_end(s, s->curhome);
         core_home_drop(s, s->curhome);
         s->curhome = NULL;
     }
@@ -821,6 +822,8 @@ static int loop(struct core_proc *s)
     while (!s->main_done) {
         shm_gref g;
         bool inherit;
+        if (core_thread_rest(s))
+            return 0;
         int r = core_schedule(s, &g, &inherit);
         if (r != 0)
             return r;

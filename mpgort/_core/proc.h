@@ -26,6 +26,7 @@ enum {
     PK_SELECT = 20,
     PK_GROUP = 48, /* 48-55: a goroutine's life */
     PK_GROUP_ENTER,
+    PK_THREAD,
 };
 
 struct core_proc;
@@ -37,6 +38,7 @@ struct core_park_op {
     PyObject *(*resume)(CoreProg *prog, struct shm_ctx *c, struct shm_g *g);
     /* The request will not be parked after all: frees what its try left in it. NULL: nothing. */
     void (*drop)(struct shm_ctx *c, CorePark *pk);
+    bool home; /* what the wait gives is an object of this process: the goroutine stays */
 };
 #define CORE_EXC (-100) /* park(): an exception is set */
 extern struct core_park_op core_park_ops[CORE_PARK_KINDS];
@@ -48,6 +50,8 @@ struct core_home {
     CorePark *park;        /* what it is parked in; NULL: just readied by force (not used) */
     PyObject *ctx;         /* its context variables, NULL: none */
     PyObject *reason;      /* str: what keeps it here (pinned, heavy) */
+    PyObject *value;       /* of to_thread, for its resume */
+    uint32_t locks;        /* lock_os_thread() calls without their unlock */
     uint8_t why;           /* SHM_HOME_* */
     uint8_t skip, backoff; /* parks to go until encoding is tried again; its next distance */
 };
@@ -69,8 +73,10 @@ struct core_proc {
     PyObject *ctx; /* context now entered; NULL: the caller's own (main before its first turn) */
     PyObject *base_ctx;       /* the empty one that goroutines without variables share */
     struct core_home **homes; /* by g index */
-    uint32_t homes_cap;
-    shm_gref curg; /* whose Python runs; 0 on the scheduler's stack */
+    uint32_t homes_cap, nhomes;
+    uint32_t locked; /* how many of them are under lock_os_thread */
+    bool retiring;   /* this M leaves when the last home goroutine has */
+    shm_gref curg;   /* whose Python runs; 0 on the scheduler's stack */
     struct core_home *curhome;
     bool inhand; /* a try succeeded but a preemption is due: the result is in g */
     int on_g0;   /* > 0: unlockf or an mcall function runs */
@@ -258,6 +264,11 @@ int core_chan_method(PyObject *o, CoreHandle **ch);
 bool core_is_chan(PyObject *o);
 
 int core_select_init(PyObject *mod);
+/* thread.c */
+void core_thread_end(struct core_proc *s, struct core_home *h);
+bool core_thread_rest(struct core_proc *s);
+
+int core_thread_init(PyObject *mod);
 int core_group_init(PyObject *mod);
 int core_timer_init(PyObject *mod);
 int core_ctxtree_init(PyObject *mod);
