@@ -773,9 +773,7 @@ static PyObject *dec_rangeiter(struct dec *D, bool memo)
             return NULL;
         w[i] = (int64_t)(v >> 1) ^ -(int64_t)(v & 1);
     }
-    PyObject *r = PyObject_CallFunction((PyObject *)&PyRange_Type, "i", 0);
-    RangeIter *it = r != NULL ? (RangeIter *)PyObject_GetIter(r) : NULL;
-    Py_XDECREF(r);
+    RangeIter *it = PyObject_New(RangeIter, &PyRangeIter_Type);
     if (it == NULL)
         return NULL;
     range_iter_set(it, w);
