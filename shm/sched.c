@@ -395,7 +395,8 @@ bool shm_execute(struct shm_ctx *c, shm_gref r, bool inherit)
         return false;
     }
     struct shm_g *g = shm_g(c, r);
-    if (g->ran_m1 != c->m1) {
+    c->moved = g->ran_m1 != c->m1;
+    if (c->moved) {
         if (g->ran_m1)
             own_add(&m->st.moves, 1);
         g->ran_m1 = (uint16_t)c->m1;

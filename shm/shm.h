@@ -407,6 +407,7 @@ struct shm_ctx {
     bool homely;    /* takes no P, runs only what is at home here (_core/thread.c) */
     uint64_t rng;
     uint64_t now_ns; /* clock as of the last findrunnable(), to some ms */
+    bool moved;      /* the G that was executed last ran on another M before, or nowhere */
     uint64_t mapped;
 };
 

@@ -4,6 +4,14 @@
  * continuation: [chain or call], and where the goroutine has context variables (SHM_GF_CONTEXT)
  * [context][u32 length of the context]; the handle words of both at the block's end.
  *
+ * WARM. Most goroutines go on where they parked. So the M that parks a light one keeps the live
+ * coroutine a while beside the bytes (`warm`, one place per g index modulo its size), and goes on with
+ * it if the goroutine comes up here next: that saves decoding (a third of a switch). The bytes are the
+ * truth: any M may take them, and one that comes back from elsewhere (ctx->moved) is decoded. What is
+ * kept cannot have changed meanwhile: an encoded chain is closed, nobody else refers to what could
+ * change in it. MPGORT_MIGRATE=always keeps none. Rejected: to keep them without a bound (a parked
+ * goroutine is to cost 256 bytes, not a live frame and its handles); they go when the M rests.
+ *
  * AT HOME. main (its frame is the caller's), pinned (cannot be encoded: home->reason says which local
  * and why), heavy (over the budget). The live coroutine stays in `homes`, g->home_m1 names this M, and
  * ready() queues it here. A pinned or heavy one is tried again after 1, 2, 4 ... 128 parks, so a G moves
@@ -61,6 +69,55 @@ void core_home_drop(struct core_proc *s, struct core_home *h)
     s->homes[shm_gidx(h->g)] = NULL;
     s->nhomes--;
     core_home_free(h);
+}
+
+/* ---- warm ------------------------------------------------------------------------------------ */
+
+static void cool(struct core_warm *w)
+{
+    struct core_warm was = *w;
+    *w = (struct core_warm){0};
+    if (was.root != NULL) {
+        core_chain_drop(was.root);
+        Py_DECREF(was.park);
+        Py_XDECREF(was.ctx);
+    }
+}
+
+/* The goroutine gr, light, is parked in pk: its live chain is the table's now (root, pk: owned). */
+void core_warm_put(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
+{
+    struct core_warm *w = &s->warm[shm_gidx(gr) % CORE_WARM];
+    cool(w);
+    if (s->c->hdr->migrate == 1) {
+        core_chain_drop(root);
+        Py_DECREF(pk);
+        return;
+    }
+    bool bare = s->ctx == s->base_ctx && core_context_empty(s->ctx);
+    *w = (struct core_warm){gr, root, pk, bare ? NULL : Py_XNewRef(s->ctx)};
+}
+
+/* The chain that gr, which came up here, has stood in since it parked here; false: decode. */
+bool core_warm_take(struct core_proc *s, shm_gref gr, struct core_warm *out)
+{
+    struct core_warm *w = &s->warm[shm_gidx(gr) % CORE_WARM];
+    if (w->g != gr)
+        return false;
+    if (s->c->moved) {
+        cool(w);
+        return false;
+    }
+    *out = *w;
+    *w = (struct core_warm){0};
+    return true;
+}
+
+void core_warm_rest(struct core_proc *s)
+{
+    for (uint32_t i = 0; i < CORE_WARM; i++)
+        if (s->warm[i].root != NULL)
+            cool(&s->warm[i]);
 }
 
 /* ---- continuations --------------------------------------------------------------------------- */

@@ -8,7 +8,8 @@
  * ONE TURN of a goroutine
  *   1 schedule   shm_findrunnable() with the GIL; if there is nothing, again without it, asleep.
  *   2 execute    runnable -> running by CAS (INV status-truth); a home goroutine is taken from
- *                `homes`, a light one is decoded and its block freed; a new one's call is made.
+ *                `homes`, a light one from `warm` or decoded, and its block freed; a new one's call
+ *                is made.
  *   3 resume     g->op says what it was parked in: that operation's resume() makes the value of the
  *                await from g->ok and g->value, or the exception that the await raises.
  *   4 run        PyIter_Send (core_chain_send) until it yields a park request, returns or raises.
@@ -16,7 +17,7 @@
  *                chain is encoded and stored (or it stays at home), then the operation's park() does
  *                the rest in one transaction: try again, link, running -> waiting, arm.
  *                SHM_OK: done after all, go on live with 4. SHM_PARKED: the goroutine may already run
- *                elsewhere; only the local copy is dropped (INV touch-nothing).
+ *                elsewhere; only the local copy is put aside (INV touch-nothing).
  *   6 finish     the value or exception goes to the join object, or is a panic; running -> dead.
  *
  * PREEMPTION happens where Python can be left: at an await. An operation that succeeds at once while a
@@ -78,6 +79,7 @@ void core_proc_free(CoreProg *prog)
             core_home_free(s->homes[i]);
         }
     PyMem_Free(s->homes);
+    core_warm_rest(s);
     core_handle_rest(s);
     core_enc_free(&s->enc);
     core_enc_free(&s->venc);
@@ -461,10 +463,8 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
             store_seq(&j->cancel, 0);
             shm_ready(c, gr, true);
         }
-        if (how == CORE_LIGHT) {
-            core_chain_drop(root);
-            Py_DECREF(pk);
-        }
+        if (how == CORE_LIGHT)
+            core_warm_put(s, gr, root, pk);
         return GONE;
     }
     s->curg = gr;
@@ -623,6 +623,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
     struct shm_ctx *c = s->c;
     unsigned op = g->op;
     PyObject *root, *park = NULL;
+    struct core_warm warm;
     struct core_home *h = g->home_m1 == c->m1 ? core_home_get(s, gr) : NULL;
     s->curg = gr;
     s->curhome = h;
@@ -655,6 +656,15 @@ int core_run_g(struct core_proc *s, shm_gref gr)
             }
             PyErr_Clear();
         }
+    } else if (core_warm_take(s, gr, &warm)) {
+        root = warm.root;
+        park = (PyObject *)warm.park;
+        if (warm.ctx != NULL && core_context_switch(s, warm.ctx) < 0)
+            PyErr_Clear();
+        Py_XDECREF(warm.ctx);
+        shm_cont_drop(c, g->cont_off, g->cont_len);
+        g->cont_off = 0;
+        g->flags &= (uint8_t)~SHM_GF_CONTEXT;
     } else if (g->cont_off == 0) {
         PyErr_Format(core_err.BadContinuation, "goroutine %llu has no continuation here",
                      (unsigned long long)g->goid);
@@ -799,6 +809,7 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
                 PyErr_Clear();
             if (c->now_ns - s->rested_ns > REST_NS) {
                 s->rested_ns = c->now_ns;
+                core_warm_rest(s);
                 core_handle_rest(s);
             }
             Py_BEGIN_ALLOW_THREADS r = shm_findrunnable(c, true, g, inherit);

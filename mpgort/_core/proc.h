@@ -56,6 +56,15 @@ struct core_home {
     uint8_t skip, backoff; /* parks to go until encoding is tried again; its next distance */
 };
 
+#define CORE_WARM 64
+/* A light goroutine's live chain, beside its bytes (cont.c). */
+struct core_warm {
+    shm_gref g;
+    PyObject *root;
+    CorePark *park;
+    PyObject *ctx; /* its context variables, NULL: none */
+};
+
 /* A loop entered below a call that waits (block.c, procs=0). */
 struct core_nest {
     shm_gref g;
@@ -94,7 +103,8 @@ struct core_proc {
     PyObject *reasons; /* dict: text of a registered wait reason -> its number in this segment */
     PyObject *loose;   /* runtime.c: set of grefs, NULL until used */
     PyObject *recent[CORE_RECENT]; /* handle.c: kept alive a while longer */
-    uint64_t rested_ns;            /* when they were last let go */
+    struct core_warm warm[CORE_WARM];
+    uint64_t rested_ns; /* when recent and warm were last let go */
     /* interned handles of this process: their word -> object, borrowed */
     struct core_slot {
         uint64_t key;
@@ -166,6 +176,9 @@ void core_home_free(struct core_home *h);
 int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
                     PyObject *ctx);
 bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain, size_t *ctx);
+void core_warm_put(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
+bool core_warm_take(struct core_proc *s, shm_gref gr, struct core_warm *out);
+void core_warm_rest(struct core_proc *s);
 enum { CORE_AT_HOME = 0, CORE_LIGHT = 1 };
 int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
 void core_unstore(struct core_proc *s, shm_gref gr, int how);
