@@ -184,8 +184,8 @@ INTERRUPTED = """
 
     async def main():
         spawn(nap)
-        print("up")
         try:
+            print("up")  # the interrupt may come at once, and must find the try
             await sleep(100)
         finally:
             print("main's finally")
