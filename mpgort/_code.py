@@ -109,8 +109,15 @@ _SIMPLE: dict[str, tuple[int, str]] = {
     "RETURN_GENERATOR": (0, "?"),
     "YIELD_VALUE": (1, "?"),
     "END_SEND": (2, "?"),
+    "CLEANUP_THROW": (3, "??"),
+    "MATCH_SEQUENCE": (0, "?"),
+    "MATCH_MAPPING": (0, "?"),
+    "MATCH_KEYS": (0, "?"),
+    "MATCH_CLASS": (3, "?"),
     "ASYNC_GEN_WRAP": (1, "?"),
     "GET_LEN": (0, "?"),
+    "IMPORT_NAME": (2, "?"),
+    "IMPORT_FROM": (0, "?"),
     "END_FOR": (1 if sys.version_info >= (3, 13) else 2, ""),
     "SET_FUNCTION_ATTRIBUTE": (2, "?"),
 }
@@ -180,8 +187,12 @@ class _State(NamedTuple):
 
     def put(self, i: int, kind: str) -> _State:
         """With local i as `kind`; only what the interpreter relies on for locals is told apart."""
-        kept = kind if kind in "0Nc" else "?"
+        kept = kind if kind in "0Nci" else "?"
         return self._replace(locals=self.locals[:i] + kept + self.locals[i + 1 :])
+
+    def loaded(self, i: int) -> str:
+        """The kind of local i on the stack: reading an unbound one raises."""
+        return self.locals[i] if self.locals[i] in "ci" else "?"
 
     def pop(self, n: int, push: str = "") -> _State:
         if n > len(self.stack):
@@ -205,7 +216,7 @@ def _step(ins: dis.Instruction, s: _State, jump: bool) -> _State:
         under = len(stack) - arg
         return s._replace(stack=stack[:under] + stack[-1] + stack[under + 1 : -1] + stack[under])
     if name in ("LOAD_FAST", "LOAD_FAST_CHECK"):
-        return s.pop(0, "c" if s.locals[arg] == "c" else "?")
+        return s.pop(0, s.loaded(arg))
     if name == "LOAD_FAST_AND_CLEAR":
         return s.put(arg, "0").pop(0, s.locals[arg])
     if name == "STORE_FAST":
@@ -217,9 +228,10 @@ def _step(ins: dis.Instruction, s: _State, jump: bool) -> _State:
     if name == "COPY_FREE_VARS":
         return s._replace(locals=s.locals[: len(s.locals) - arg] + "c" * arg)
     if name == "LOAD_FAST_LOAD_FAST":
-        return s.pop(0, "??")
+        return s.pop(0, s.loaded(arg >> 4) + s.loaded(arg & 15))
     if name == "STORE_FAST_LOAD_FAST":
-        return s.put(arg >> 4, stack[-1]).pop(1, "?")
+        stored = s.put(arg >> 4, stack[-1])
+        return stored.pop(1, stored.loaded(arg & 15))
     if name == "STORE_FAST_STORE_FAST":
         return s.put(arg >> 4, stack[-1]).put(arg & 15, stack[-2]).pop(2)
     if name == "LOAD_GLOBAL":
@@ -258,14 +270,24 @@ def _step(ins: dis.Instruction, s: _State, jump: bool) -> _State:
         return s.pop(1, "?")
     if name == "FOR_ITER" and not jump:
         return s.pop(0, "?")
-    has_arg = ins.opcode >= dis.HAVE_ARGUMENT
-    effect = dis.stack_effect(ins.opcode, ins.arg if has_arg else None, jump=jump)
+    effect = _effect(ins, jump)
     if name.startswith(("POP_JUMP", "FOR_ITER", "JUMP_IF")):
         return s.pop(-effect) if effect < 0 else s.pop(0, "?" * effect)
+    return _blur(name, s, effect)
+
+
+def _effect(ins: dis.Instruction, jump: bool) -> int:
+    has_arg = ins.opcode >= dis.HAVE_ARGUMENT
+    return dis.stack_effect(ins.opcode, ins.arg if has_arg else None, jump=jump)
+
+
+def _blur(name: str, s: _State, effect: int) -> _State:
+    """The state after an opcode without a rule. Its operands were near the top, but below them may
+    stand a call's NULL."""
+    stack = s.stack
     depth = len(stack) + effect
     if depth < 0:
         raise _Unknown(name)
-    # An unknown opcode: its operands were near the top, but below them may stand a call's NULL.
     left = stack[: min(depth, len(stack))]
     kept = max(0, len(left) - 4)
     blurred = "".join(_join(kind, "?") for kind in left[kept:])
@@ -278,7 +300,17 @@ def _entry(code: types.CodeType) -> _State:
         code.co_flags & inspect.CO_VARKEYWORDS
     )
     n_slots = len({*code.co_varnames, *code.co_cellvars, *code.co_freevars})
-    return _State("?" * n_args + "0" * (n_slots - n_args), "")
+    args = "?" * n_args
+    if code.co_varnames[:1] == (".0",) and _iterates(code):
+        args = "i" + args[1:]
+    return _State(args + "0" * (n_slots - n_args), "")
+
+
+def _iterates(code: types.CodeType) -> bool:
+    """Whether `.0` of a comprehension's code is what FOR_ITER takes, unasked, for an iterator: the
+    function that makes it has called iter(). One with `async for` asks what it got."""
+    pairs = itertools.pairwise(dis.get_instructions(code))
+    return any(a.argval == ".0" and b.opname == "FOR_ITER" for a, b in pairs)
 
 
 def analyse(code: types.CodeType) -> list[Point]:
@@ -535,14 +567,15 @@ def _named(name: str, qualname: str) -> tuple[bytes, bytes]:
     return hashlib.blake2b(payload, digest_size=16).digest(), payload
 
 
-def resolve(payload: bytes) -> tuple[dict[str, Any] | None, str, object]:
-    """(module dict, key, object) of a name's payload; dict None for one within a class."""
+def resolve(payload: bytes) -> tuple[dict[str, Any], str, tuple[str, ...], object]:
+    """(module dict, key, further attributes, object) of a name's payload."""
     _, name, qualname = marshal.loads(payload)
     try:
         found = _walk(name, qualname)
     except (ImportError, AttributeError) as e:
         raise CodeMismatch(f"{name}.{qualname}: this process has nothing under that name") from e
-    return (None if "." in qualname else sys.modules[name].__dict__), qualname, found
+    first, *rest = qualname.split(".")
+    return sys.modules[name].__dict__, first, tuple(map(sys.intern, rest)), found
 
 
 def pack(what: Any) -> bytes:

@@ -10,9 +10,8 @@
  *                                 template keeps the code, as the table keeps the payload.
  *   object -> number              `named`, a hash table by address. It holds no reference, so that
  *                                 reference counts stay what the closed-world check expects; instead
- *                                 each use asks again whether the module's dict still has the object
- *                                 under that name. (Names within a class cannot be asked so cheaply:
- *                                 those entries do hold a reference.)
+ *                                 each use asks again whether the name still leads to the object: a
+ *                                 class may be defined anew, a method be replaced.
  *   number -> code_info or name   `by_id`, the way back.
  *
  * Numbers mean something within one table only. core_codes_changed() makes all cached ones stale by
@@ -83,12 +82,49 @@ struct core_codes core_codes = {local_intern, local_payload};
 
 /* ---- number -> what it stands for ------------------------------------------------------------ */
 
+/* Where a name leads: dict[key], and from there by attributes. All strong; rest may be NULL. */
+struct place {
+    PyObject *dict, *key; /* of a module */
+    PyObject *rest;       /* tuple of str: for a name within a class */
+};
+
 static struct by_id {
     struct code_info *ci;
-    PyObject *dict, *key; /* a global: its module's dict (strong) and name */
-    PyObject *obj;        /* a name within a class: the object itself */
+    struct place at;
 } *by_id;
 static uint32_t by_id_cap;
+
+static void place_clear(struct place *at)
+{
+    Py_CLEAR(at->dict);
+    Py_CLEAR(at->key);
+    Py_CLEAR(at->rest);
+}
+
+/* From what _code.resolve() has answered. False: an exception is set. */
+static bool place_set(struct place *at, PyObject *answer, PyObject **found)
+{
+    PyObject *dict, *key, *rest;
+    if (answer == NULL ||
+        !PyArg_ParseTuple(answer, "O!UO!O", &PyDict_Type, &dict, &key, &PyTuple_Type, &rest, found))
+        return false;
+    at->dict = Py_NewRef(dict);
+    at->key = Py_NewRef(key);
+    PyUnicode_InternInPlace(&at->key);
+    at->rest = PyTuple_GET_SIZE(rest) > 0 ? Py_NewRef(rest) : NULL;
+    return true;
+}
+
+/* What stands there now: a new reference, or NULL without an exception. */
+static PyObject *place_get(const struct place *at)
+{
+    PyObject *o = Py_XNewRef(PyDict_GetItemWithError(at->dict, at->key));
+    for (Py_ssize_t i = 0; o != NULL && at->rest != NULL && i < PyTuple_GET_SIZE(at->rest); i++)
+        Py_SETREF(o, PyObject_GetAttr(o, PyTuple_GET_ITEM(at->rest, i)));
+    if (o == NULL)
+        PyErr_Clear();
+    return o;
+}
 
 static struct by_id *by_id_slot(uint32_t id)
 {
@@ -114,9 +150,7 @@ void core_codes_changed(void)
 {
     codes_epoch++;
     for (uint32_t i = 0; i < by_id_cap; i++) {
-        Py_CLEAR(by_id[i].dict);
-        Py_CLEAR(by_id[i].key);
-        Py_CLEAR(by_id[i].obj);
+        place_clear(&by_id[i].at);
         by_id[i].ci = NULL;
     }
 }
@@ -327,10 +361,10 @@ struct code_info *code_info_by_id(uint32_t id)
 /* ---- names ----------------------------------------------------------------------------------- */
 
 static struct named {
-    PyObject *o;          /* borrowed unless held */
-    PyObject *dict, *key; /* dict[key] is o; both strong; NULL for a name within a class */
+    PyObject *o; /* compared only */
+    struct place at;
     uint32_t id, epoch;
-    bool held, variable;
+    bool variable;
 } *named;
 static uint32_t named_mask, n_named;
 static uint32_t n_variables; /* how many entries are variables: mostly none, then nobody looks */
@@ -367,9 +401,11 @@ static int named_grow(void)
 /* Still what its module calls by that name? */
 static inline bool named_holds(struct named *n)
 {
-    if (n->dict == NULL)
-        return n->held;
-    return PyDict_GetItemWithError(n->dict, n->key) == n->o;
+    if (likely(n->at.rest == NULL))
+        return PyDict_GetItemWithError(n->at.dict, n->at.key) == n->o;
+    PyObject *now = place_get(&n->at);
+    Py_XDECREF(now);
+    return now == n->o;
 }
 
 static uint32_t named_add(PyObject *o, const char *asker, bool variable)
@@ -383,33 +419,32 @@ static uint32_t named_add(PyObject *o, const char *asker, bool variable)
     const char *hash, *payload;
     Py_ssize_t n_hash, n_payload;
     PyObject *r = NULL;
+    struct place at = {NULL, NULL, NULL};
     if (!PyArg_ParseTuple(t, "y#y#", &hash, &n_hash, &payload, &n_payload) ||
         (id = core_codes.intern((const uint8_t *)hash, payload, (size_t)n_payload)) == 0)
         goto done;
     r = PyObject_CallMethod(core_code_py, "resolve", "y#", payload, n_payload);
-    PyObject *dict, *key, *found;
-    if (r == NULL || !PyArg_ParseTuple(r, "OUO", &dict, &key, &found) || found != o ||
+    PyObject *found;
+    if (!place_set(&at, r, &found) || found != o ||
         (2 * ++n_named > named_mask && named_grow() < 0)) {
+        place_clear(&at);
         id = 0;
         goto done;
     }
     struct named *n = named_slot(o);
     if (n->o != NULL) { /* the address had another object before */
-        Py_CLEAR(n->dict);
-        Py_CLEAR(n->key);
-        if (n->held)
-            Py_DECREF(n->o);
+        place_clear(&n->at);
+        n_variables -= n->variable;
         n_named--;
     }
-    *n = (struct named){.o = o, .id = id, .epoch = codes_epoch, .variable = variable};
+    *n = (struct named){.o = o, .at = at, .id = id, .epoch = codes_epoch, .variable = variable};
     n_variables += variable;
-    if (dict == Py_None) {
-        n->held = true;
-        Py_INCREF(o);
+    struct by_id *b = by_id_slot(id);
+    if (b != NULL) { /* the way back leads to the same place, also if the module was made anew */
+        place_clear(&b->at);
+        b->at = (struct place){Py_NewRef(at.dict), Py_NewRef(at.key), Py_XNewRef(at.rest)};
     } else {
-        n->dict = Py_NewRef(dict);
-        n->key = Py_NewRef(key);
-        PyUnicode_InternInPlace(&n->key);
+        id = 0;
     }
 done:
     Py_DECREF(t);
@@ -445,34 +480,29 @@ uint32_t variable_known(PyObject *o)
 PyObject *global_by_id(uint32_t id)
 {
     struct by_id *b = id < by_id_cap ? &by_id[id] : NULL;
-    if (b == NULL || (b->dict == NULL && b->obj == NULL)) {
+    if (b == NULL || b->at.dict == NULL) {
         uint8_t hash[16];
-        PyObject *bytes = payload_bytes(id, hash);
+        PyObject *bytes = payload_bytes(id, hash), *found;
         if (bytes == NULL)
             return NULL;
         PyObject *r = PyObject_CallMethod(core_code_py, "resolve", "O", bytes);
         Py_DECREF(bytes);
-        PyObject *dict, *key, *found;
-        if (r == NULL || !PyArg_ParseTuple(r, "OUO", &dict, &key, &found) ||
-            (b = by_id_slot(id)) == NULL) {
-            Py_XDECREF(r);
+        struct place at = {NULL, NULL, NULL};
+        bool good = place_set(&at, r, &found) && (b = by_id_slot(id)) != NULL;
+        Py_XDECREF(r);
+        if (!good) {
+            place_clear(&at);
+            if (!PyErr_Occurred())
+                dec_bad("a number out of range");
             return NULL;
         }
-        if (dict == Py_None) {
-            b->obj = Py_NewRef(found);
-        } else {
-            b->dict = Py_NewRef(dict);
-            b->key = Py_NewRef(key);
-        }
-        Py_DECREF(r);
+        b->at = at;
     }
-    if (b->obj != NULL)
-        return Py_NewRef(b->obj);
-    PyObject *o = PyDict_GetItemWithError(b->dict, b->key);
-    if (o == NULL && !PyErr_Occurred())
+    PyObject *o = place_get(&b->at);
+    if (o == NULL)
         PyErr_Format(core_error("CodeMismatch"), "%U: its module has nothing under that name now",
-                     b->key);
-    return Py_XNewRef(o);
+                     b->at.key);
+    return o;
 }
 
 /* ---- the local table between processes (tests) ----------------------------------------------- */
