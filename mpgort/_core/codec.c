@@ -160,7 +160,7 @@ void enc_path(struct enc *E, const char *fmt, ...)
 {
     char step[160];
     va_list va;
-    if (E->located)
+    if (E->located || E->status == ENC_ERROR)
         return;
     va_start(va, fmt);
     PyOS_vsnprintf(step, sizeof step, fmt, va);
@@ -178,6 +178,8 @@ void enc_path(struct enc *E, const char *fmt, ...)
 
 static void path_key(struct enc *E, PyObject *key)
 {
+    if (E->status == ENC_ERROR)
+        return; /* its exception is on its way, and no path is shown of it */
     PyObject *r = PyUnicode_Check(key) || PyLong_CheckExact(key) ? PyObject_Repr(key) : NULL;
     const char *text = r != NULL ? PyUnicode_AsUTF8(r) : NULL;
     if (text == NULL)
@@ -262,8 +264,7 @@ int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *a
     return MET_FIRST;
 }
 
-/* A mutable object that others refer to as well: it may be one that goes by its name. */
-static uint8_t *put_variable(struct enc *E, uint8_t *p, uint32_t id)
+uint8_t *enc_variable(struct enc *E, uint8_t *p, uint32_t id)
 {
     ROOM(1 + VARINT_MAX);
     *p++ = TAG_GLOBAL;
@@ -422,11 +423,7 @@ static uint8_t *enc_mutable(struct enc *E, uint8_t *p, PyObject *o, PyTypeObject
     uint8_t memo;
     uint32_t at;
     E->mutables++;
-    if (Py_REFCNT(o) > 1 && E->moving) {
-        uint32_t id = variable_known(o);
-        if (id != 0)
-            return put_variable(E, p, id);
-    }
+    BY_NAME(o);
     MEET(o, MEMO_CHECK, memo, at);
     if (t == &PyList_Type)
         return enc_list(E, p, o, memo);

@@ -213,6 +213,15 @@ int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *a
             (memo) = TAG_MEMO;                               \
         }                                                    \
     } while (0)
+/* A mutable object that others refer to as well may be the value of a module's variable, known from
+ * an earlier try: then it goes by that name. */
+uint8_t *enc_variable(struct enc *E, uint8_t *p, uint32_t id);
+#define BY_NAME(o)                                                                            \
+    do {                                                                                      \
+        uint32_t name_ = E->moving && Py_REFCNT(o) > 1 ? variable_known((PyObject *)(o)) : 0; \
+        if (unlikely(name_ != 0))                                                             \
+            return enc_variable(E, p, name_);                                                 \
+    } while (0)
 uint8_t *enc_heavy(struct enc *E);
 uint8_t *enc_fail_by_exception(struct enc *E);       /* blames the object, if it can be blamed */
 int enc_dropped_with(struct enc *E, PyGenObject *o); /* frame.c: has a part in the drop */
@@ -224,7 +233,10 @@ bool enc_must_pickle(struct enc *E, PyObject *o);
 void enc_locate(struct enc *E, uint32_t frame, int slot);
 Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o); /* codec_exc.c */
 const char *enc_kind_name(PyObject *o);                /* "an open file (_io.TextIOWrapper)" */
-bool is_plain_instance(PyTypeObject *type);
+int is_plain_instance(PyTypeObject *type); /* -1: exception */
+/* By which a class says how it is pickled: interned strings, __reduce_ex__ and so on (codec_types.c). */
+enum { N_PICKLING_NAMES = 6 };
+extern PyObject *pickling_names[N_PICKLING_NAMES];
 void core_handles_drop(struct core_enc *out, uint32_t from);
 const struct core_handle_type *core_handle_type_of(uint8_t kind);
 const struct core_handle_type *core_handle_type_for(PyTypeObject *type);

@@ -57,17 +57,9 @@ static struct layout *layout_of(PyTypeObject *t)
     bool weak = t->tp_weaklistoffset > 0 && base->tp_weaklistoffset == 0;
     if (extra != (weak ? (Py_ssize_t)sizeof(PyObject *) : 0) || t->tp_itemsize != 0)
         return NULL;
-    PyObject *o = (PyObject *)base;
-    static const char *const names[] = {"__reduce__", "__reduce_ex__", "__setstate__",
-                                        "__getstate__"};
-    for (int i = 0; i < 4; i++) {
-        PyObject *name = PyUnicode_InternFromString(names[i]);
-        bool same =
-            name != NULL && _PyType_Lookup(t, name) == _PyType_Lookup((PyTypeObject *)o, name);
-        Py_XDECREF(name);
-        if (!same)
+    for (int i = 0; i < N_PICKLING_NAMES; i++)
+        if (_PyType_Lookup(t, pickling_names[i]) != _PyType_Lookup(base, pickling_names[i]))
             return NULL;
-    }
     if (t->tp_flags & Py_TPFLAGS_HEAPTYPE && (t->tp_del != NULL || t->tp_finalize != NULL))
         return NULL;
     return l;
@@ -148,6 +140,7 @@ uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o)
     if (id == 0)
         return PyErr_Occurred() ? enc_fail(E, ENC_ERROR) : enc_pickled(E, p, o);
     E->mutables++;
+    BY_NAME(o);
     MEET(o, MEMO_CHECK, memo, at);
     ROOM(32);
     *p++ = TAG_EXC | memo;
@@ -262,6 +255,11 @@ PyObject *dec_traceback(struct dec *D, bool memo)
         PyArg_ParseTuple(PyList_GET_ITEM(entries, i), "UUi", &file, &name, &line);
         const char *f = PyUnicode_AsUTF8(file), *s = PyUnicode_AsUTF8(name);
         PyCodeObject *code = f != NULL && s != NULL ? PyCode_NewEmpty(f, s, line) : NULL;
+        if (code != NULL) { /* one object for all entries: the next encoding refers to it, too */
+            Py_SETREF(code->co_filename, Py_NewRef(file));
+            Py_SETREF(code->co_name, Py_NewRef(name));
+            Py_SETREF(code->co_qualname, Py_NewRef(name));
+        }
         PyFrameObject *frame = code != NULL && globals != NULL
                                    ? PyFrame_New(PyThreadState_Get(), code, globals, NULL)
                                    : NULL;
@@ -357,36 +355,83 @@ fail:
 
 /* ---- results --------------------------------------------------------------------------------- */
 
-static int put_blob(struct core_enc *e, PyObject *bytes)
+/* encode(o, keep) for _pickle.exc_rows(): `keep` says that the bytes will be sent; then the handles in
+ * them are the whole blob's. */
+static PyObject *encode_part(PyObject *capsule, PyObject *args)
 {
-    size_t n = (size_t)PyBytes_GET_SIZE(bytes);
-    if ((size_t)(e->end - e->p) < n) {
-        size_t used = (size_t)(e->p - e->base);
-        uint8_t *base = realloc(e->base, used + n + 64);
-        if (base == NULL) {
+    struct core_enc *out = PyCapsule_GetPointer(capsule, NULL), one;
+    PyObject *o, *bytes = NULL;
+    int keep;
+    if (out == NULL || !PyArg_ParseTuple(args, "Op", &o, &keep) || core_enc_init(&one) < 0)
+        return NULL;
+    if (core_value_encode(o, &one) == ENC_OK)
+        bytes = PyBytes_FromStringAndSize((const char *)one.base, one.p - one.base);
+    if (bytes != NULL && keep && one.nh > 0) {
+        uint64_t *h = realloc(out->h, (out->nh + one.nh) * sizeof *h);
+        if (h == NULL) {
+            Py_CLEAR(bytes);
             PyErr_NoMemory();
-            return ENC_ERROR;
+        } else {
+            memcpy(h + out->nh, one.h, one.nh * sizeof *h);
+            out->h = h;
+            out->hcap = out->nh += one.nh;
+            one.nh = 0;
         }
-        e->base = base;
-        e->p = base + used;
-        e->end = base + used + n + 64;
     }
-    memcpy(e->p, PyBytes_AS_STRING(bytes), n);
-    e->p += n;
-    return ENC_OK;
+    core_handles_drop(&one, 0);
+    core_enc_free(&one);
+    return bytes;
 }
+static PyMethodDef encode_part_def = {"encode", encode_part, METH_VARARGS, NULL};
+
+static PyObject *decode_part(PyObject *none, PyObject *bytes)
+{
+    if (!PyBytes_CheckExact(bytes))
+        return dec_bad("an exception without bytes");
+    return core_value_decode((const uint8_t *)PyBytes_AS_STRING(bytes),
+                             (size_t)PyBytes_GET_SIZE(bytes));
+}
+static PyMethodDef decode_part_def = {"decode", decode_part, METH_O, NULL};
 
 int core_exc_encode(PyObject *exc, struct core_enc *e)
 {
-    PyObject *bytes = PyObject_CallMethod(core_pickle, "exc_dumps", "O", exc);
-    int r = bytes != NULL ? put_blob(e, bytes) : ENC_ERROR;
-    Py_XDECREF(bytes);
+    uint32_t nh = e->nh;
+    PyObject *capsule = PyCapsule_New(e, NULL, NULL), *rows = NULL;
+    PyObject *encode = capsule != NULL ? PyCFunction_New(&encode_part_def, capsule) : NULL;
+    PyObject *decode = encode != NULL ? PyCFunction_New(&decode_part_def, NULL) : NULL;
+    if (decode != NULL)
+        rows = PyObject_CallMethod(core_pickle, "exc_rows", "OOO", exc, encode, decode);
+    Py_XDECREF(capsule);
+    Py_XDECREF(encode);
+    Py_XDECREF(decode);
+    int r = rows != NULL ? core_value_encode(rows, e) : ENC_ERROR;
+    Py_XDECREF(rows);
+    if (r != ENC_OK)
+        core_handles_drop(e, nh);
     return r;
 }
 
 PyObject *core_exc_decode(const uint8_t *p, size_t n)
 {
-    return PyObject_CallMethod(core_pickle, "exc_loads", "y#", (const char *)p, (Py_ssize_t)n);
+    PyObject *v = core_value_decode(p, n), *text, *rows, *exc = NULL;
+    PyObject *decode = v != NULL ? PyCFunction_New(&decode_part_def, NULL) : NULL;
+    if (decode != NULL && PyTuple_CheckExact(v) && PyTuple_GET_SIZE(v) == 2 &&
+        PyArg_ParseTuple(v, "UO!", &text, &PyList_Type, &rows))
+        exc = PyObject_CallMethod(core_pickle, "exc_made", "OOO", text, rows, decode);
+    else if (decode != NULL)
+        dec_bad("an exception of odd parts");
+    if (exc != NULL && !PyExceptionInstance_Check(exc)) {
+        Py_CLEAR(exc);
+        dec_bad("an exception that is none");
+    }
+    if (exc == NULL && v != NULL && PyErr_ExceptionMatches(PyExc_Exception) &&
+        !PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyErr_Clear(); /* the rows are not what exc_rows() makes */
+        dec_bad("an exception of odd parts");
+    }
+    Py_XDECREF(decode);
+    Py_XDECREF(v);
+    return exc;
 }
 
 int core_context_encode(PyObject *ctx, struct core_enc *e)

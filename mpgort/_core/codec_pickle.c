@@ -41,14 +41,19 @@ uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o)
 {
     uint8_t memo;
     uint32_t at = 0;
+    BY_NAME(o);
     PyObject *why =
         PyObject_CallMethod(core_pickle, "refusal", "OO", o, E->moving ? Py_True : Py_False);
     if (why == NULL)
         return enc_fail_by_exception(E);
     if (why != Py_None) {
-        enc_refuse(E, "%.180s", PyUnicode_AsUTF8(why));
+        uint32_t id = E->moving ? variable_id(o) : 0; /* a module's lock goes by its name */
+        if (id == 0 && !PyErr_Occurred())
+            enc_refuse(E, "%.180s", PyUnicode_AsUTF8(why));
         Py_DECREF(why);
-        return NULL;
+        if (id != 0)
+            return enc_variable(E, p, id);
+        return PyErr_Occurred() ? enc_fail(E, ENC_ERROR) : NULL;
     }
     Py_DECREF(why);
     bool mutable = is_mutable(o);
@@ -76,9 +81,9 @@ static PyObject *seen(PyObject *capsule, PyObject *o)
         return E != NULL && enc_handle_word(E, o, h, &word) == 0 ? PyLong_FromUnsignedLongLong(word)
                                                                  : NULL;
     }
-    struct memo_entry *m = E != NULL && E->moving ? enc_find(E, o) : NULL;
+    struct memo_entry *m = E != NULL ? enc_find(E, o) : NULL;
     if (m != NULL && (m->flags & MEMO_CHECK) && !(m->flags & MEMO_PICKLED)) {
-        if (gen_is(o) || (m->flags & MEMO_UNNAMED)) {
+        if (E->moving && (gen_is(o) || (m->flags & MEMO_UNNAMED))) {
             PyErr_Format(PyExc_TypeError, "it shares a %.80s with the frame", Py_TYPE(o)->tp_name);
             return NULL;
         }

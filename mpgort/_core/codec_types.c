@@ -36,8 +36,7 @@ static struct core_handle_type handle_types[MAX_HANDLES];
 static int n_handle_types;
 static PyFunctionObject *ended[3];
 
-static PyObject *name_reduce_ex, *name_reduce, *name_getstate, *name_setstate, *name_getnewargs,
-    *name_getnewargs_ex;
+PyObject *pickling_names[N_PICKLING_NAMES];
 
 int core_handle_register(const struct core_handle_type *t)
 {
@@ -81,7 +80,7 @@ static struct {
     bool plain;
 } verdicts[N_VERDICTS];
 
-static bool looks_plain(PyTypeObject *t)
+static int looks_plain(PyTypeObject *t)
 {
     PyTypeObject *object = &PyBaseObject_Type;
     if (!(t->tp_flags & Py_TPFLAGS_HEAPTYPE) || t->tp_itemsize != 0 || t->tp_del != NULL ||
@@ -94,28 +93,23 @@ static bool looks_plain(PyTypeObject *t)
         size += (Py_ssize_t)sizeof(PyObject *);
     if (t->tp_basicsize != size)
         return false;
-    PyObject *names[] = {name_reduce_ex, name_reduce, name_getstate};
-    for (int i = 0; i < 3; i++)
-        if (_PyType_Lookup(t, names[i]) != _PyType_Lookup(object, names[i]))
+    for (int i = 0; i < N_PICKLING_NAMES; i++)
+        if (_PyType_Lookup(t, pickling_names[i]) != _PyType_Lookup(object, pickling_names[i]))
             return false;
-    if (_PyType_Lookup(t, name_setstate) != NULL || _PyType_Lookup(t, name_getnewargs) != NULL ||
-        _PyType_Lookup(t, name_getnewargs_ex) != NULL)
-        return false;
     PyObject *r = PyObject_CallMethod(core_pickle, "has_reducer", "O", t);
-    bool free = r == Py_False;
-    if (r == NULL)
-        PyErr_Clear();
     Py_XDECREF(r);
-    return free;
+    return r == NULL ? -1 : r == Py_False;
 }
 
-bool is_plain_instance(PyTypeObject *t)
+int is_plain_instance(PyTypeObject *t)
 {
     uint32_t i = hash_address(t) & (N_VERDICTS - 1);
     if (likely(verdicts[i].type == t && verdicts[i].version == t->tp_version_tag &&
                t->tp_version_tag != 0))
         return verdicts[i].plain;
-    bool plain = looks_plain(t); /* its look-ups give the type a version tag */
+    int plain = looks_plain(t); /* its look-ups give the type a version tag */
+    if (plain < 0)
+        return -1;
     verdicts[i].type = t;
     verdicts[i].version = t->tp_version_tag;
     verdicts[i].plain = plain;
@@ -143,45 +137,39 @@ static uint8_t *enc_instance(struct enc *E, uint8_t *p, PyObject *o)
 {
     uint8_t memo;
     uint32_t at;
+    BY_NAME(o);
     if (E->moving && has_weakrefs(o))
         return enc_refuse(E, "a %.80s with a weak reference to it does not move",
                           Py_TYPE(o)->tp_name);
+    uint32_t id = global_id((PyObject *)Py_TYPE(o));
+    if (id == 0) /* a class that its name does not lead to: the pickle knows what to do */
+        return PyErr_Occurred() ? enc_fail(E, ENC_ERROR) : enc_pickled(E, p, o);
     E->mutables++;
     MEET(o, MEMO_CHECK, memo, at);
-    uint8_t *q = p;
     PyObject *dict = PyObject_GenericGetDict(o, NULL);
     if (dict == NULL)
         return enc_fail(E, ENC_ERROR);
     /* Its dict is an object of its own only if somebody besides the instance has it. */
     bool apart = Py_REFCNT(dict) > 2 || !PyDict_CheckExact(dict);
     *p++ = (apart ? TAG_OBJECTD : TAG_OBJECT) | memo;
-    p = enc_class(E, p, Py_TYPE(o));
-    if (p != NULL && apart) {
+    *p++ = TAG_GLOBAL;
+    p = put_varint(p, id);
+    if (apart) {
         Py_DECREF(dict); /* the instance keeps it; its count is looked at */
         if ((p = enc_value(E, p, dict)) == NULL)
             enc_path(E, ".__dict__");
         return p;
     }
-    if (p != NULL) {
-        Py_ssize_t pos = 0, n = PyDict_GET_SIZE(dict), left = n;
-        PyObject *k, *v;
-        p = put_varint(p, (uint64_t)n);
-        while (p != NULL && PyDict_Next(dict, &pos, &k, &v)) {
-            if (left-- == 0 || !PyUnicode_CheckExact(k)) {
-                p = enc_refuse(E, "an instance whose attributes are no plain dict");
-                break;
-            }
-            if ((p = enc_value(E, p, k)) != NULL && (p = enc_value(E, p, v)) == NULL)
-                enc_path(E, ".%.60s", PyUnicode_AsUTF8(k));
+    Py_ssize_t pos = 0, n = PyDict_GET_SIZE(dict), left = n;
+    PyObject *k, *v;
+    p = put_varint(p, (uint64_t)n);
+    while (p != NULL && PyDict_Next(dict, &pos, &k, &v)) {
+        if (left-- == 0 || !PyUnicode_CheckExact(k)) {
+            p = enc_refuse(E, "an instance whose attributes are no plain dict");
+            break;
         }
-    } else if (!PyErr_Occurred() && E->status == ENC_OK) {
-        /* a class that its name does not lead to: the pickle knows what to do */
-        Py_DECREF(dict);
-        if (memo)
-            E->memo[at].visits--; /* met again at once */
-        return enc_pickled(E, q, o);
-    } else if (PyErr_Occurred()) {
-        enc_fail(E, ENC_ERROR);
+        if ((p = enc_value(E, p, k)) != NULL && (p = enc_value(E, p, v)) == NULL)
+            enc_path(E, ".%.60s", PyUnicode_AsUTF8(k));
     }
     Py_DECREF(dict);
     return p;
@@ -206,10 +194,11 @@ static PyObject *dec_instance(struct dec *D, int tag, bool memo)
     if (t == NULL)
         return NULL;
     PyObject *o = NULL;
-    if (!is_plain_instance(t)) {
+    int plain = is_plain_instance(t);
+    if (plain == 0) {
         PyErr_Format(core_error("CodeMismatch"), "%.100s is here no class of plain instances",
                      t->tp_name);
-    } else if ((o = t->tp_alloc(t, 0)) != NULL) {
+    } else if (plain > 0 && (o = t->tp_alloc(t, 0)) != NULL) {
         if (memo)
             dec_complete(D, at, o);
         int r = -1;
@@ -602,6 +591,7 @@ static uint8_t *enc_deque(struct enc *E, uint8_t *p, PyObject *o)
     uint8_t memo;
     uint32_t at;
     E->mutables++;
+    BY_NAME(o);
     MEET(o, MEMO_CHECK, memo, at);
     PyObject *maxlen = PyObject_GetAttrString(o, "maxlen");
     PyObject *items = maxlen != NULL ? PySequence_List(o) : NULL;
@@ -1213,8 +1203,9 @@ uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o)
             return q != NULL || E->status != ENC_OK ? q : enc_fail(E, ENC_ERROR);
         return enc_pickled(E, p, o);
     }
-    if (is_plain_instance(t))
-        return enc_instance(E, p, o);
+    int plain = is_plain_instance(t);
+    if (plain != 0)
+        return plain > 0 ? enc_instance(E, p, o) : enc_fail(E, ENC_ERROR);
     if (PyExceptionInstance_Check(o))
         return enc_exception(E, p, o);
     if (PyCFunction_CheckExact(o))
@@ -1371,16 +1362,11 @@ bool core_layouts_ok(char *why, size_t n)
 
 int core_types_init(void)
 {
-    struct {
-        PyObject **to;
-        const char *text;
-    } const names[] = {
-        {&name_reduce_ex, "__reduce_ex__"},   {&name_reduce, "__reduce__"},
-        {&name_getstate, "__getstate__"},     {&name_setstate, "__setstate__"},
-        {&name_getnewargs, "__getnewargs__"}, {&name_getnewargs_ex, "__getnewargs_ex__"},
-    };
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if ((*names[i].to = PyUnicode_InternFromString(names[i].text)) == NULL)
+    static const char *const names[N_PICKLING_NAMES] = {"__reduce_ex__",  "__reduce__",
+                                                        "__getstate__",   "__setstate__",
+                                                        "__getnewargs__", "__getnewargs_ex__"};
+    for (int i = 0; i < N_PICKLING_NAMES; i++)
+        if ((pickling_names[i] = PyUnicode_InternFromString(names[i])) == NULL)
             return -1;
     seq_types[SEQ_LIST] = type_of_iter(PyList_New(0));
     seq_types[SEQ_TUPLE] = type_of_iter(PyTuple_New(0));

@@ -65,8 +65,8 @@ PyObject *core_value_decode(const uint8_t *p, size_t n);
 
 /* An exception that ends a goroutine, for whoever awaits it: type, args, cause, context, notes, and
  * the text of its traceback here, which decode chains as the cause (as concurrent.futures does).
- * An exception that cannot cross arrives as its nearest base that can. Encode fails (ENC_ERROR)
- * only for want of memory. */
+ * What of it cannot cross is left out, and a note says so: an argument arrives as text, a class as
+ * its nearest builtin base. Encode fails (ENC_ERROR) only for want of memory. */
 int core_exc_encode(PyObject *exc, struct core_enc *e);
 PyObject *core_exc_decode(const uint8_t *p, size_t n);
 /* The items of a contextvars.Context that can cross (others are left out); decode sets them in the

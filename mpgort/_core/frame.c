@@ -232,7 +232,7 @@ int enc_dropped_with(struct enc *E, PyGenObject *g)
 /* Puts "local 'x' of worker (file.py:12)" in front of the path, once. */
 void enc_locate(struct enc *E, uint32_t frame, int slot)
 {
-    if (E->located || frame >= E->n_gens)
+    if (E->located || frame >= E->n_gens || E->status == ENC_ERROR)
         return;
     PyGenObject *g = E->gens[frame];
     PyCodeObject *code = gen_code(g);
