@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import builtins
 import collections.abc
 import concurrent.futures
 import contextvars
@@ -27,7 +28,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 
@@ -73,7 +74,12 @@ def refusal(o: object, moving: bool) -> str | None:
     what = _never(kind)
     if what is not None:
         return f"{what} ({kind.__module__}.{kind.__qualname__}) {verb}"
-    if moving and not isinstance(o, type):
+    if moving and isinstance(o, (type, types.FunctionType)):
+        # cloudpickle would send a copy of the class, and of each global that a method names.
+        if _code.name_of(o) is None:
+            what = "a class" if isinstance(o, type) else "a function"
+            return f"{what} {o.__qualname__} that no module leads to {verb}"
+    elif moving:
         if getattr(kind, "__del__", None) is not None:
             return f"a {kind.__qualname__} {verb}: it has __del__"
         if kind.__hash__ in (None, object.__hash__) and _weakly_held(o):
@@ -159,10 +165,6 @@ def loads(data: bytes, load: Callable[[Any], Any] | None) -> Any:
     return pickle.loads(data) if load is None else _Unpickler(data, load).load()
 
 
-def _plain(o: object) -> None:
-    """For pickles without handles: nothing stands for anything."""
-
-
 # ---- whose fault it was --------------------------------------------------------------------------
 
 
@@ -170,21 +172,28 @@ def blame(
     objects: list[Any], exc: BaseException, moving: bool, seen: Callable[[Any], Any]
 ) -> tuple[int, str, str, BaseException]:
     """(number, path within, reason, error) of the object in the list that cannot be pickled."""
-    for number, o in enumerate(objects):
-        error = _error(o, moving, seen)
-        if error is None:
-            continue
-        path = ""
-        for _ in range(50):
-            for step, part in _parts(o):
-                inner = _error(part, moving, seen)
-                if inner is not None:
-                    path, o, error = path + step, part, inner
+    error: BaseException | None = exc
+    inner = None
+    try:
+        for number, o in enumerate(objects):
+            error = _error(o, moving, seen)
+            if error is None:
+                continue
+            path = ""
+            for _ in range(50):
+                for step, part in _parts(o):
+                    inner = _error(part, moving, seen)
+                    if inner is not None:
+                        path, o, error = path + step, part, inner
+                        break
+                else:
                     break
-            else:
-                break
-        return number, path, _reason(o, error), error
-    return -1, "", _reason(objects, exc), exc
+            return number, path, _reason(o, error), error
+        return -1, "", _reason(objects, exc), exc
+    finally:
+        # This frame is in their tracebacks: with them in it, all that is refused would live on,
+        # in a cycle, and seem to be shared with somebody at the next try.
+        del exc, error, inner
 
 
 def _reason(o: object, error: BaseException) -> str:
@@ -249,6 +258,31 @@ def rebuild(make: Callable[..., Any], args: tuple[Any, ...], state: Any) -> Any:
 
 
 # ---- exceptions as results -----------------------------------------------------------------------
+#
+# One who awaits gets a copy of the exception and of all that hang on it, each exception once. What
+# makes one is encoded by itself: so one that cannot cross, or that the other side cannot make, does
+# not cost the others. No constructor runs: a user's may take other arguments than `args`.
+# No closure and no generator expression here: one that gets no memory crashes 3.12 and 3.13.
+
+# Attributes that builtin exceptions keep outside `args` and `__dict__`.
+_FIELDS: tuple[tuple[type[BaseException], tuple[str, ...]], ...] = (
+    (OSError, ("errno", "strerror", "filename", "filename2")),
+    (StopIteration, ("value",)),
+    (SystemExit, ("code",)),
+    (ImportError, ("msg", "name", "path")),
+    (AttributeError, ("name",)),
+    (NameError, ("name",)),
+    (SyntaxError, (
+        "msg", "filename", "lineno", "offset", "text", "end_lineno", "end_offset",
+        "print_file_and_line",
+    )),
+    (UnicodeDecodeError, ("encoding", "object", "start", "end", "reason")),
+    (UnicodeEncodeError, ("encoding", "object", "start", "end", "reason")),
+    (UnicodeTranslateError, ("object", "start", "end", "reason")),
+)  # fmt: skip
+
+_Encode = Callable[[Any, bool], bytes]  # (object, whether the bytes are going to be sent)
+_Decode = Callable[[bytes], Any]
 
 
 class _RemoteTraceback(Exception):
@@ -262,97 +296,153 @@ class _RemoteTraceback(Exception):
         return self.text
 
 
-def exc_dumps(exc: BaseException) -> bytes:
-    """An exception with its chain, and its traceback as text."""
+def exc_rows(exc: BaseException, encode: _Encode, decode: _Decode) -> tuple[str, list[Any]]:
+    """(traceback as text, a row for each exception of the chain, `exc` first).
+
+    A row is (encoded parts, names of the builtin bases, text, notes, cause, context,
+    suppress_context, the exceptions of a group), other exceptions by the number of their row.
+    `encode` raises an exception where an object cannot cross."""
     try:
         text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
     except Exception:
         text = f"{type(exc).__qualname__} (its traceback cannot be shown)"
-    return pickle.dumps((f'\n"""\n{text}"""', _flat(exc, [])), 5)
+    todo, rows = [exc], []
+    for e in todo:  # which grows meanwhile
+        notes = [_text(n) for n in getattr(e, "__notes__", ())]
+        group = e.exceptions if isinstance(e, BaseExceptionGroup) else ()
+        links = (
+            _row_of(todo, e.__cause__), _row_of(todo, e.__context__), e.__suppress_context__,
+            [_row_of(todo, inner) for inner in group],
+        )  # fmt: skip
+        body = _exc_body(e, encode, decode, notes)
+        bases = [c.__name__ for c in type(e).__mro__ if c.__module__ == "builtins"]
+        rows.append((body, bases, _text(e), notes, *links))
+    return f'\n"""\n{text}"""', rows
 
 
-def _flat(exc: BaseException | None, above: list[BaseException]) -> Any:
-    """What `_unflat` makes the exception from: only bytes, str, bool, None and tuples of such."""
-    if exc is None or any(exc is e for e in above) or len(above) > 50:
-        return None
-    above = [*above, exc]
-    kind: type = type(exc)
-    body = _one(exc)
-    if body is None:
-        for kind in type(exc).__mro__[1:]:
-            body = _one_as(kind, exc)
-            if body is not None:
-                break
-    group = ()
-    if isinstance(exc, BaseExceptionGroup):
-        group = tuple(_flat(e, above) for e in exc.exceptions)
-    notes = tuple(str(n) for n in getattr(exc, "__notes__", ()))
-    cause, context = _flat(exc.__cause__, above), _flat(exc.__context__, above)
-    message = str(exc.message) if isinstance(exc, BaseExceptionGroup) else ""
-    return body, notes, cause, context, exc.__suppress_context__, group, message
-
-
-def _one(exc: BaseException) -> bytes | None:
-    """A pickle of the exception alone that was seen to come back."""
-    if isinstance(exc, BaseExceptionGroup):
-        return _pickled(type(exc))
-    data = _pickled(exc)
-    try:
-        back = loads(data, None)[0] if data is not None else None
-    except Exception:
-        return None
-    return data if type(back).__qualname__ == type(exc).__qualname__ else None
-
-
-def _one_as(kind: type, exc: BaseException) -> bytes | None:
-    if not issubclass(kind, BaseException):
-        return None
-    for args in (exc.args, (str(exc),), ()):
-        try:
-            data = _pickled(kind(*args))
-            if data is not None and isinstance(loads(data, None)[0], kind):
-                return data
-        except Exception:
-            continue
-    return None
-
-
-def _pickled(o: object) -> bytes | None:
-    try:
-        return dumps([o], _plain, 1 << 62, False)  # type: ignore[no-any-return]
-    except Exception:
-        return None
-
-
-def exc_loads(data: bytes) -> BaseException:
-    text, flat = pickle.loads(data)
-    exc = _unflat(flat)
+def _row_of(todo: list[BaseException], exc: BaseException | None) -> int | None:
     if exc is None:
-        exc = RuntimeError("an exception that could not cross")
+        return None
+    for i, known in enumerate(todo):
+        if known is exc:
+            return i
+    todo.append(exc)
+    return len(todo) - 1
+
+
+def _text(o: object) -> str:
+    try:
+        return str(o)
+    except Exception:
+        return f"a {type(o).__qualname__} that cannot be shown"
+
+
+def _builtin_base(kind: type) -> Any:
+    return [c for c in kind.__mro__ if c.__module__ == "builtins"][0]
+
+
+def _exc_body(exc: BaseException, encode: _Encode, decode: _Decode, notes: list[str]) -> bytes:
+    """The encoded exception, or (class, args, fields, attributes). `notes` get to know of what
+    cannot cross and is left out."""
+    kind: Any = type(exc)
+    base = _builtin_base(kind)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    says_itself = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    if any([getattr(kind, n, None) is not getattr(base, n, None) for n in says_itself]):
+        try:
+            back = decode(encode(exc, False))
+            if type(back).__qualname__ == kind.__qualname__:
+                return encode(exc, True)
+        except Exception as e:
+            notes.append(f"{name} cannot cross as it is: {_text(e)}")
+    names = [n for b, names in _FIELDS if isinstance(exc, b) for n in names]
+    fields = {n: v for n in names if (v := getattr(base, n).__get__(exc)) is not None}
+    state = {k: v for k, v in vars(exc).items() if k != "__notes__"}
+    args: tuple[Any, ...] = (exc.message,) if isinstance(exc, BaseExceptionGroup) else exc.args
+    try:
+        return encode((kind, args, fields, state), True)
+    except Exception:
+        pass  # then part by part
+    try:
+        encode(kind, False)
+    except Exception as e:
+        notes.append(f"{name} arrives as {base.__name__}: {_text(e)}")
+        kind = base
+    sent: list[Any] = []
+    for i, arg in enumerate(args):
+        try:
+            encode(arg, False)
+            sent.append(arg)
+        except Exception as e:
+            notes.append(f"{name}: args[{i}] is a repr: {_text(e)}")
+            sent.append(_text(arg))
+    for owner in (fields, state):
+        for key, value in list(owner.items()):
+            try:
+                encode(value, False)
+            except Exception as e:
+                notes.append(f"{name}: without its {key}: {_text(e)}")
+                del owner[key]
+    return encode((kind, tuple(sent), fields, state), True)
+
+
+def exc_made(text: str, rows: list[Any], decode: _Decode) -> BaseException:
+    """The exception of rows[0], with the text of its traceback there as its cause."""
+    made: dict[int, BaseException] = {}
+    for i, row in enumerate(rows):
+        exc, (cause, context, suppress) = _make(made, rows, i, decode), row[4:7]
+        exc.__cause__ = None if cause is None else _make(made, rows, cause, decode)
+        exc.__context__ = None if context is None else _make(made, rows, context, decode)
+        exc.__suppress_context__ = suppress
     remote = _RemoteTraceback(text)
-    remote.__cause__ = exc.__cause__
-    exc.__cause__ = remote
+    remote.__cause__ = made[0].__cause__
+    made[0].__cause__ = remote
+    return made[0]
+
+
+def _make(
+    made: dict[int, BaseException], rows: list[Any], i: int, decode: _Decode
+) -> BaseException:
+    if i in made:
+        return made[i]
+    body, bases, shown, notes, _, _, _, group = rows[i]
+    inner = [_make(made, rows, j, decode) for j in group]
+    try:
+        exc = _exc_from(decode(body), inner)
+    except Exception as e:
+        notes.append(f"it could not be made here: {_text(e)}")
+        exc = _exc_like(bases, shown, inner)
+    for note in notes[len(getattr(exc, "__notes__", ())) :]:
+        exc.add_note(note)
+    made[i] = exc
     return exc
 
 
-def _unflat(flat: Any) -> BaseException | None:
-    if flat is None:
-        return None
-    body, notes, cause, context, suppress, group, message = flat
-    try:
-        exc = loads(body, None)[0]
-        if group:
-            inner = [e for e in map(_unflat, group) if e is not None]
-            exc = exc(message, inner) if isinstance(exc, type) else exc
-    except Exception as e:
-        exc = RuntimeError(f"an exception whose class cannot be found here: {e}")
-    for note in notes:
-        if note not in getattr(exc, "__notes__", ()):
-            exc.add_note(note)
-    exc.__cause__ = _unflat(cause)
-    exc.__context__ = _unflat(context)
-    exc.__suppress_context__ = suppress
-    return exc  # type: ignore[no-any-return]
+def _exc_from(parts: Any, inner: list[BaseException]) -> BaseException:
+    if isinstance(parts, BaseException):
+        return parts
+    kind, args, fields, state = parts
+    base = _builtin_base(kind)
+    exc = base.__new__(kind, *args, inner) if inner else base.__new__(kind, *args)
+    if not inner:
+        exc.args = args
+    for name, value in fields.items():
+        getattr(base, name).__set__(exc, value)
+    vars(exc).update(state)
+    return cast(BaseException, exc)
+
+
+def _exc_like(bases: list[str], shown: str, inner: list[BaseException]) -> BaseException:
+    """An instance of the nearest builtin base that takes a text."""
+    for name in bases:
+        try:
+            kind = getattr(builtins, name)
+            exc = kind(shown, inner) if inner else kind(shown)
+        except Exception:
+            continue
+        if isinstance(exc, BaseException):
+            return exc
+    return RuntimeError(shown)
 
 
 # ---- context variables ---------------------------------------------------------------------------

@@ -99,7 +99,8 @@ def _canon(value: Any, above: tuple[int, ...], left: list[int]) -> Any:
         return describe(value)
     kind = type(value)
     record = dataclasses.is_dataclass(value) and kind is not type
-    if kind not in (list, tuple, dict, set, frozenset) and not record:
+    listlike = isinstance(value, list)
+    if kind not in (tuple, dict, set, frozenset) and not listlike and not record:
         return (kind.__name__, repr(value).split(" at 0x")[0])
     if id(value) in above:
         return ("cycle", len(above) - above.index(id(value)))

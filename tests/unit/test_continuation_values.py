@@ -29,7 +29,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpgort import _core
+from mpgort import _core, _pickle
 from mpgort._errors import SerializationError
 
 
@@ -408,8 +408,13 @@ class Custom(Exception):
 
 
 def exc_trip(e: BaseException) -> BaseException:
+    """What the one who awaits gets, without the text that is chained in front of its cause."""
     back = _core.exc_decode(_core.exc_encode(e))
     assert isinstance(back, BaseException)
+    remote = back.__cause__
+    assert type(remote).__name__ == "_RemoteTraceback" and type(e).__name__ in str(remote)
+    back.__cause__ = remote.__cause__
+    back.__suppress_context__ = e.__suppress_context__
     return back
 
 
@@ -462,19 +467,82 @@ def test_traceback_of_the_other_side_is_in_the_text() -> None:
     def culprit_function() -> None:
         raise KeyError("deep")
 
-    back = exc_trip(raised(culprit_function))
+    back = _core.exc_decode(_core.exc_encode(raised(culprit_function)))
     assert "culprit_function" in "".join(traceback.format_exception(back))
 
 
-def test_exception_that_cannot_be_pickled_still_arrives_as_an_exception_that_names_it() -> None:
+def test_what_of_an_exception_cannot_cross_is_left_out_and_noted() -> None:
     e = Custom(1, detail="d")
-    e.args = (threading.Lock(),)
+    e.args = (threading.Lock(), 5)
+    e.detail = threading.Lock()  # type: ignore[assignment]
+    back = exc_trip(e)
+    assert type(back) is Custom and back.args[1] == 5 and "lock" in back.args[0]
+    assert back.code == 1 and not hasattr(back, "detail")
+    assert "args[0]" in back.__notes__[0] and "detail" in back.__notes__[1]
+    assert all("a lock" in note for note in back.__notes__)
+
+
+class Liar(Exception):
+    """Says itself how it is pickled, and is wrong."""
+
+    def __reduce__(self) -> Any:
+        return (int, ("no number",))
+
+
+class Slotted(Exception):
+    __slots__ = ("extra",)
+
+    def __reduce__(self) -> Any:
+        return (slotted, (*self.args, self.extra))
+
+
+def slotted(what: str, extra: int) -> Slotted:
+    e = Slotted(what)
+    e.extra = extra
+    return e
+
+
+def test_exception_that_says_how_it_is_pickled_is_asked_and_not_trusted() -> None:
+    back = exc_trip(slotted("a", 7))
+    assert type(back) is Slotted and back.extra == 7
+    back = exc_trip(Liar("x"))
+    assert type(back) is Liar and back.args == ("x",) and "no number" in back.__notes__[0]
+
+
+def test_exception_of_a_class_that_is_not_there_arrives_as_its_builtin_base() -> None:
+    class Gone(LookupError):
+        def __reduce__(self) -> Any:
+            raise TypeError("stays here")
+
+    outer = ExceptionGroup("g", [Gone("x"), KeyError("k")])
+    outer.__context__ = outer.exceptions[1]
+    rows = _pickle.exc_rows(outer, refuse_gone, _core.value_decode)
+    back = _pickle.exc_made(*rows, _core.value_decode)
+    assert type(back) is ExceptionGroup and type(back.exceptions[0]) is LookupError
+    assert back.exceptions[0].args == ("x",) and "stays away" in back.exceptions[0].__notes__[0]
+    assert back.__context__ is back.exceptions[1]
+
+
+def refuse_gone(o: Any, keep: bool) -> bytes:
+    what = o[0] if type(o) is tuple else o
+    if "Gone" in getattr(what, "__qualname__", type(what).__qualname__):
+        raise TypeError("stays away")
+    return _core.value_encode(o)
+
+
+def test_row_that_the_other_side_cannot_make_costs_only_itself() -> None:
     try:
-        back = exc_trip(e)
-    except SerializationError as s:
-        assert "lock" in str(s)
-    else:
-        assert "Custom" in repr(back) or "Custom" in str(back)
+        try:
+            raise KeyError("inner")
+        except KeyError:
+            raise Custom(3, detail="d") from OSError(2, "two")
+    except Custom as e:
+        text, rows = _pickle.exc_rows(e, lambda o, keep: _core.value_encode(o), _core.value_decode)
+    rows[0] = (b"nothing", *rows[0][1:])
+    back = _pickle.exc_made(text, rows, _core.value_decode)
+    assert type(back) is Exception and back.args == ("code 3",)
+    assert "could not be made here" in back.__notes__[0]
+    assert back.__cause__.__cause__.errno == 2 and back.__context__.args == ("inner",)
 
 
 def test_exception_chain_with_a_cycle_crosses() -> None:
