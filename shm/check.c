@@ -145,6 +145,8 @@ static uint64_t object_bytes(const struct check *k, shm_off off, const struct bl
         return sizeof(struct shm_context);
     case SHM_OBJ_GROUP:
         return sizeof(struct shm_group);
+    case SHM_OBJ_DONEQ:
+        return sizeof(struct shm_doneq);
     case SHM_OBJ_SEMA:
     case SHM_OBJ_USER:
         return sizeof(struct shm_obj);
@@ -438,6 +440,7 @@ static void check_wait(struct check *k, const struct shm_g *g)
     case SHM_OBJ_CHAN:
     case SHM_OBJ_JOIN:
     case SHM_OBJ_GROUP:
+    case SHM_OBJ_DONEQ:
         mark_object(k, g->waitobj, false, "waitobj");
         break;
     case SHM_WAIT_SELECT:
@@ -674,6 +677,12 @@ static void check_join(struct check *k, shm_off off)
         mark_object(k, j->group, true, "group of a goroutine");
     if (j->owns)
         mark_object(k, j->owns, true, "group a goroutine is in");
+    if (j->doneq)
+        mark_object(k, j->doneq, true, "queue of a join");
+    if ((j->dlisted == 1) != (j->doneq != 0 && load_acq(&j->state) != SHM_J_PENDING) &&
+        !drained(k, off))
+        say(k, "join %#llx: state %u, dlisted %u, queue %#llx", LLU(off), load_acq(&j->state),
+            j->dlisted, LLU(j->doneq));
 }
 
 /* The joins of one of its lists; returns how many. */
@@ -728,6 +737,27 @@ static void check_group(struct check *k, shm_off off)
         mark_object(k, gr->cancelling, true, "join in an abort");
 }
 
+static void check_doneq(struct check *k, shm_off off)
+{
+    const struct shm_doneq *q = shm_at(k->c, off);
+    uint64_t selects = 0, left = k->nblocks;
+    shm_off last = 0;
+    check_lock(k, &q->lock, "doneq");
+    check_queue(k, off, q->waiters_first, q->waiters_last, SHM_DIR_RECV, &selects);
+    for (shm_off at = q->first; at && left; left--) {
+        const struct shm_join *j = shm_at(k->c, at);
+        mark_object(k, at, true, "ended goroutine");
+        if (!block_at(k, at) || j->obj.kind != SHM_OBJ_JOIN || j->dlisted != 1 || j->doneq != off) {
+            say(k, "doneq %#llx: %#llx in it is no join of it", LLU(off), LLU(at));
+            return;
+        }
+        last = at;
+        at = j->dnext;
+    }
+    if (q->last != last)
+        say(k, "doneq %#llx: ends with %#llx, last is %#llx", LLU(off), LLU(last), LLU(q->last));
+}
+
 static void follow(struct check *k)
 {
     while (k->ntodo) {
@@ -746,6 +776,8 @@ static void follow(struct check *k)
             check_join(k, b->off);
         if (b->object && o->kind == SHM_OBJ_GROUP)
             check_group(k, b->off);
+        if (b->object && o->kind == SHM_OBJ_DONEQ)
+            check_doneq(k, b->off);
     }
 }
 
@@ -786,7 +818,7 @@ static void check_left(struct check *k)
         if (SHM_ST_STATUS(load_acq(&g->status)) == Gwaiting &&
             SHM_W_STATE(load_acq(&g->wait)) == SHM_W_ARMED && !(k->at[i] & AT_WAITQ) &&
             (g->waitkind == SHM_OBJ_CHAN || g->waitkind == SHM_OBJ_JOIN ||
-             g->waitkind == SHM_OBJ_GROUP))
+             g->waitkind == SHM_OBJ_GROUP || g->waitkind == SHM_OBJ_DONEQ))
             say(k, "goroutine %llu: waits on %#llx, in no queue of it", LLU(g->goid),
                 LLU(g->waitobj));
     }

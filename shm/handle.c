@@ -60,6 +60,9 @@ void shm_obj_unref(struct shm_ctx *c, shm_off obj)
     case SHM_OBJ_CONTEXT:
         shm_context_free(c, obj);
         break;
+    case SHM_OBJ_DONEQ:
+        shm_doneq_free(c, obj);
+        break;
     default:
         shm_free(c, obj);
     }

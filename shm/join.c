@@ -71,6 +71,7 @@ void shm_join_finish(struct shm_ctx *c, shm_off off, unsigned state, struct shm_
     shm_unlock(c, &j->lock);
     shm_group_done(c, off);
     shm_group_orphan(c, off);
+    shm_doneq_put(c, off);
     store_rlx(&c->m->inflight[SHM_IF_DRAIN], 0);
     if (!first)
         shm_val_drop(c, v);

@@ -118,6 +118,7 @@ enum {
     SHM_OBJ_USER = 5,
     SHM_OBJ_CONTEXT = 6,
     SHM_OBJ_GROUP = 10,
+    SHM_OBJ_DONEQ = 12,
 };
 /* What g->waitkind can say beside these: g->waitobj is a select's block; a struct shm_p, whose timer
  * heap has the sleeper. Nothing has a handle on either. */
@@ -584,6 +585,7 @@ bool shm_wait_claim(struct shm_ctx *c, shm_gref g, uint64_t epoch); /* low 32 bi
     X(THREAD, "to_thread")                         \
     X(GROUP, "group wait")                         \
     X(GROUP_LIMIT, "group limit")                  \
+    X(DONEQ, "any goroutine's end")                \
     X(MUTEX_LOCK, "sync.Mutex.Lock")               \
     X(RWMUTEX_RLOCK, "sync.RWMutex.RLock")         \
     X(RWMUTEX_LOCK, "sync.RWMutex.Lock")           \
@@ -772,6 +774,11 @@ struct shm_join {
     uint32_t listed;      /* which: 0 neither, 1 children, 2 failures; a reference on this join */
     _Atomic uint32_t admitted; /* 1: counted in group->running */
     shm_off owns;              /* the innermost group it has entered, a reference; by g's M only */
+    /* 0: not begun; moved once by CAS: 1 by the M that makes the call, 2 by who withdraws it */
+    _Atomic uint32_t begun;
+    uint32_t dlisted; /* doneq.c, as the two below: under that queue's lock */
+    shm_off doneq;    /* the queue that gets it when it has ended, a reference; 0: none */
+    shm_off dnext;
 };
 SHM_MUSTUSE int shm_join_new(struct shm_ctx *c,
                              shm_off *j); /* refs 1 for the g, 1 for the caller */
@@ -899,6 +906,28 @@ unsigned shm_context_state(const struct shm_ctx *c, shm_off x, shm_off *why);
 /* *ch 0: it can never be cancelled. No reference is given. */
 SHM_MUSTUSE int shm_context_done(struct shm_ctx *c, shm_off x, shm_off *ch);
 void shm_context_free(struct shm_ctx *c, shm_off x); /* at the last unref */
+
+/* ---- doneq.c --------------------------------------------------------------------------------- */
+
+struct shm_doneq { /* under the lock, by tx */
+    struct shm_obj obj;
+    shm_lockword lock;
+    uint32_t pad0_;
+    shm_off first, last; /* joins that have ended, in that order, with a reference each */
+    shm_off waiters_first, waiters_last;
+};
+#define SHM_DONEQ_BATCH 128
+SHM_MUSTUSE int shm_doneq_new(struct shm_ctx *c, shm_off *q);
+void shm_doneq_free(struct shm_ctx *c, shm_off q); /* at the last unref */
+/* A join whose goroutine nobody knows yet will come to q; detach: it will never be started. */
+void shm_doneq_attach(struct shm_ctx *c, shm_off q, shm_off join);
+void shm_doneq_detach(struct shm_ctx *c, shm_off join);
+/* The join has its final state. Done again, it changes nothing. */
+void shm_doneq_put(struct shm_ctx *c, shm_off join);
+/* Up to n joins, each with a reference that is the caller's; how many. Never waits. */
+uint32_t shm_doneq_take(struct shm_ctx *c, shm_off q, shm_off *joins, uint32_t n);
+/* SHM_OK: there is something to take; SHM_PARKED: woken when there may be. */
+SHM_MUSTUSE int shm_doneq_park(struct shm_ctx *c, shm_off q, shm_gref g);
 
 /* ---- code.c ---------------------------------------------------------------------------------- */
 

@@ -236,6 +236,11 @@ void shm_sudog_unlink(struct shm_ctx *c, shm_gref r)
                     &g->sudog);
         break;
     }
+    case SHM_OBJ_DONEQ: {
+        struct shm_doneq *q = shm_at(c, g->waitobj);
+        unlink_from(c, &q->lock, SHM_WAITQ(&q->waiters_first), NULL, &g->sudog);
+        break;
+    }
     case SHM_WAIT_SELECT:
         shm_select_unlink(c, g->waitobj);
         break;
@@ -306,6 +311,7 @@ void shm_waiters_drain(struct shm_ctx *c, shm_off obj)
         if (load_acq(&j->state) != SHM_J_PENDING) { /* as above */
             shm_group_done(c, obj);
             shm_group_orphan(c, obj);
+            shm_doneq_put(c, obj);
         }
         break;
     }

@@ -148,6 +148,22 @@ static PyObject *goroutine_cancel(CoreHandle *h, PyObject *_)
     return c == NULL ? NULL : PyBool_FromLong(shm_join_cancel(c, h->off));
 }
 
+/* Whoever is first of this and the M that starts it: proc.c, start(). */
+static PyObject *goroutine_withdraw(CoreHandle *h, PyObject *_)
+{
+    uint32_t none = 0;
+    if (core_ctx(h->prog) == NULL)
+        return NULL;
+    return PyBool_FromLong(cas_acqrel(&join_of(h)->begun, &none, 2));
+}
+
+static PyObject *goroutine_begun(CoreHandle *h, PyObject *_)
+{
+    if (core_ctx(h->prog) == NULL)
+        return NULL;
+    return PyBool_FromLong(load_acq(&join_of(h)->begun) == 1); /* a glance: pairs with start() */
+}
+
 static PyObject *goroutine_id(CoreHandle *h, void *_)
 {
     if (core_ctx(h->prog) == NULL)
@@ -196,6 +212,27 @@ static PyObject *do_go(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *k
     if (!core_callable(fn, "go") || core_newproc(prog, fn, args, kw, 0, SHM_GF_GO) < 0)
         return NULL;
     Py_RETURN_NONE;
+}
+
+PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off doneq)
+{
+    struct shm_ctx *c = core_ctx(prog);
+    shm_off off;
+    if (c == NULL || !core_callable(fn, "submit"))
+        return NULL;
+    int r = shm_join_new(c, &off);
+    if (r < 0) {
+        core_shm_error(prog, r);
+        return NULL;
+    }
+    shm_doneq_attach(c, doneq, off);
+    if (core_newproc(prog, fn, args, kw, off, 0) < 0) {
+        shm_doneq_detach(c, off);
+        shm_obj_unref(c, off);
+        shm_obj_unref(c, off);
+        return NULL;
+    }
+    return core_handle_wrap(prog, HANDLE_GOROUTINE, off);
 }
 
 static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off group)
@@ -419,6 +456,10 @@ static PyMethodDef goroutine_methods[] = {
     {"exception", (PyCFunction)goroutine_exception, METH_NOARGS,
      "exception()\n--\n\nThe exception that ended it; None while it runs or if it has a value."},
     {"done", (PyCFunction)goroutine_done, METH_NOARGS, "done()\n--\n\nTrue once it has ended."},
+    {"_withdraw", (PyCFunction)goroutine_withdraw, METH_NOARGS,
+     "_withdraw()\n--\n\nTrue: it had not begun, and never will."},
+    {"_begun", (PyCFunction)goroutine_begun, METH_NOARGS,
+     "_begun()\n--\n\nTrue once an M has begun to run it."},
     {"status", (PyCFunction)goroutine_status, METH_NOARGS,
      "status()\n--\n\n\"running\", \"runnable\", the wait reason (\"chan receive\"), or how it "
      "ended: "

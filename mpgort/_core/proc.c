@@ -31,7 +31,9 @@
  * A goroutine that must stay here is kept by cont.c; when SHM_ATTN_OFFLOAD asks for one, a heavy one that
  * comes up is encoded whole and given to the global queue. */
 #include "proc.h"
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #define REST_NS 20000000 /* how long an M that runs dry keeps handles it may need again */
 
@@ -153,7 +155,7 @@ int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, sh
         return -1;
     }
     struct core_entered was = core_enter(prog);
-    int r = core_value_encode(call, e);
+    int r = core_call_encode(call, e);
     Py_DECREF(call);
     shm_gref gr = 0;
     if (r != ENC_OK) {
@@ -585,6 +587,14 @@ static int start(struct core_proc *s, shm_gref gr)
     const uint8_t *p = shm_at(s->c, g->cont_off);
     size_t chain;
     PyObject *call = NULL, *v = NULL;
+    uint32_t none = 0;
+    if (g->obj != 0 && !cas_acqrel(&((struct shm_join *)shm_at(s->c, g->obj))->begun, &none, 1)) {
+        /* Withdrawn (goroutine.c), which is the same CAS. */
+        shm_cont_drop(s->c, g->cont_off, g->cont_len);
+        g->cont_off = 0;
+        PyErr_SetNone(core_err.Cancelled);
+        return finish(s, gr, NULL);
+    }
     if (open_cont(s, g, p, &chain) == 0)
         call = core_value_decode(p, chain);
     shm_cont_consumed(s->c, g->cont_off);
@@ -828,11 +838,34 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
     }
 }
 
+/* A worker over max_tasks or max_rss retires: it takes no more and goes when nothing is at home. */
+#define RSS_NS 100000000
+static void look_limits(struct core_proc *s)
+{
+    const CoreProg *prog = s->prog;
+    if (prog->is_m0 || s->retiring)
+        return;
+    if (prog->max_tasks && load_rlx(&s->c->m->st.finished) - s->finished0 >= prog->max_tasks)
+        s->retiring = true; /* own word */
+    if (prog->max_rss && s->c->now_ns - s->rss_ns > RSS_NS) {
+        unsigned long long pages = 0;
+        FILE *f = fopen("/proc/self/statm", "r");
+        s->rss_ns = s->c->now_ns;
+        if (f == NULL)
+            return;
+        if (fscanf(f, "%*u %llu", &pages) == 1 &&
+            pages * (unsigned long long)sysconf(_SC_PAGESIZE) > prog->max_rss)
+            s->retiring = true;
+        fclose(f);
+    }
+}
+
 static int loop(struct core_proc *s)
 {
     while (!s->main_done) {
         shm_gref g;
         bool inherit;
+        look_limits(s);
         if (core_thread_rest(s))
             return 0;
         int r = core_schedule(s, &g, &inherit);
@@ -853,6 +886,7 @@ static int loop_begin(struct core_proc *s)
     if ((s->base_ctx = PyContext_New()) == NULL)
         return -1;
     s->main_done = s->main_goexit = false;
+    s->finished0 = load_rlx(&s->c->m->st.finished); /* the slot may have had another M */
     s->prog->loop_thread = PyThread_get_thread_ident();
     core_proc_cur = s;
     core_prog_cur = s->prog;

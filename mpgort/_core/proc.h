@@ -27,6 +27,7 @@ enum {
     PK_GROUP = 48, /* 48-55: a goroutine's life */
     PK_GROUP_ENTER,
     PK_THREAD,
+    PK_DONEQ = 56, /* pools */
 };
 
 struct core_proc;
@@ -104,7 +105,8 @@ struct core_proc {
     PyObject *loose;   /* runtime.c: set of grefs, NULL until used */
     PyObject *recent[CORE_RECENT]; /* handle.c: kept alive a while longer */
     struct core_warm warm[CORE_WARM];
-    uint64_t rested_ns; /* when recent and warm were last let go */
+    uint64_t finished0, rss_ns; /* st.finished at the start; when max_rss was last looked at */
+    uint64_t rested_ns;         /* when recent and warm were last let go */
     /* interned handles of this process: their word -> object, borrowed */
     struct core_slot {
         uint64_t key;
@@ -236,6 +238,7 @@ enum {                  /* kind in bytes */
        HANDLE_TICKER = 33,
        HANDLE_CONTEXT = 40,
        HANDLE_CANCEL = 41,
+       HANDLE_DONEQ = 54,
 };
 /* The handle of this process on off; takes over one reference, also on failure. */
 PyObject *core_handle_wrap(CoreProg *prog, uint8_t kind, shm_off off);
@@ -285,7 +288,11 @@ int core_thread_init(PyObject *mod);
 int core_group_init(PyObject *mod);
 int core_timer_init(PyObject *mod);
 int core_ctxtree_init(PyObject *mod);
+/* goroutine.c: spawn, for a queue of ended goroutines; the handle. */
+PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off doneq);
+
 int core_runtime_init(PyObject *mod);
+int core_pool_init(PyObject *mod);
 int core_dump_init(PyObject *mod);
 
 #endif

@@ -1,0 +1,182 @@
+/* pool.c — what the pools (_engine.py) need of C: a queue of ended goroutines, and a chunk's loop.
+ *
+ * A DoneQueue starts goroutines (`spawn`) and gives their handles back as they end (`take`): the very
+ * objects that spawn returned, so whoever took part finds them in a dict. See shm/doneq.c for why it
+ * is no channel.
+ *
+ * RUN_CHUNK is map()'s inner loop on a worker: one call per item with nothing between two calls but a
+ * look at the preempt request. The length of a chunk is a guess from the items before it; where the
+ * guess was bad, the request (after 10 ms) ends the chunk early, and the rest is sent back to be
+ * dealt out anew. */
+#include "proc.h"
+#include <stddef.h>
+
+static PyTypeObject DoneQueue_Type;
+
+/* ---- waiting --------------------------------------------------------------------------------- */
+
+static PyObject *take(CoreHandle *q, uint32_t most)
+{
+    shm_off joins[SHM_DONEQ_BATCH];
+    struct shm_ctx *c = core_ctx(q->prog);
+    if (c == NULL)
+        return NULL;
+    uint32_t n = shm_doneq_take(c, q->off, joins, most), i = 0;
+    PyObject *list = PyList_New(n);
+    for (; list != NULL && i < n; i++) {
+        PyObject *h = core_handle_wrap(q->prog, HANDLE_GOROUTINE, joins[i]);
+        if (h == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, h);
+    }
+    for (; i < n; i++)
+        shm_obj_unref(c, joins[i]);
+    return list;
+}
+
+static int doneq_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
+{
+    CoreHandle *q = (CoreHandle *)pk->a;
+    shm_obj_ref(c, q->off); /* the wait's; core_wait_end() gives it back */
+    int r = shm_doneq_park(c, q->off, gr);
+    if (r != SHM_PARKED)
+        shm_obj_unref(c, q->off);
+    return r;
+}
+
+static PyObject *doneq_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
+{
+    Py_RETURN_NONE;
+}
+
+static PyObject *doneq_take(CoreHandle *q, PyObject *args, PyObject *kw)
+{
+    static char *names[] = {"timeout", NULL};
+    PyObject *timeout = Py_None;
+    int64_t ns;
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "|O:take", names, &timeout) ||
+        (ns = core_timeout_ns(timeout)) == -2)
+        return NULL;
+    uint64_t end = ns < 0 ? UINT64_MAX : shm_now_ns() + (uint64_t)ns;
+    for (;;) {
+        PyObject *list = take(q, SHM_DONEQ_BATCH);
+        if (list == NULL || PyList_GET_SIZE(list) > 0 || ns == 0)
+            return list;
+        Py_DECREF(list);
+        uint64_t now = ns < 0 ? 0 : shm_now_ns();
+        PyObject *pk = core_park_for(PK_DONEQ, (PyObject *)q), *r = NULL;
+        if (pk != NULL)
+            r = core_block(q->prog, (CorePark *)pk,
+                           ns < 0      ? -1
+                           : now < end ? (int64_t)(end - now)
+                                       : 0);
+        Py_XDECREF(pk);
+        if (r == NULL) {
+            if (!PyErr_ExceptionMatches(PyExc_TimeoutError))
+                return NULL;
+            PyErr_Clear();
+            return take(q, SHM_DONEQ_BATCH);
+        }
+        Py_DECREF(r);
+    }
+}
+
+static PyObject *doneq_spawn(CoreHandle *q, PyObject *args)
+{
+    PyObject *fn, *a, *kw = NULL;
+    if (!PyArg_ParseTuple(args, "OO!|O!:spawn", &fn, &PyTuple_Type, &a, &PyDict_Type, &kw))
+        return NULL;
+    return core_spawn(q->prog, fn, a, kw, q->off);
+}
+
+static PyObject *mod_done_queue(PyObject *mod, PyObject *prog)
+{
+    if (!PyObject_TypeCheck(prog, &CoreProg_Type))
+        return PyErr_Format(PyExc_TypeError, "a Program is needed, not %R", prog);
+    struct shm_ctx *c = core_ctx((CoreProg *)prog);
+    shm_off off;
+    if (c == NULL)
+        return NULL;
+    int r = shm_doneq_new(c, &off);
+    if (r < 0) {
+        core_shm_error((CoreProg *)prog, r);
+        return NULL;
+    }
+    return core_handle_wrap((CoreProg *)prog, HANDLE_DONEQ, off);
+}
+
+/* ---- a chunk --------------------------------------------------------------------------------- */
+
+static PyObject *mod_run_chunk(PyObject *mod, PyObject *args)
+{
+    PyObject *fn, *items, *results;
+    Py_ssize_t i;
+    int star;
+    if (!PyArg_ParseTuple(args, "OO!nO!p:run_chunk", &fn, &PyList_Type, &items, &i, &PyList_Type,
+                          &results, &star))
+        return NULL;
+    struct core_proc *s = core_proc_cur;
+    for (; i < PyList_GET_SIZE(items); i++) {
+        PyObject *item = Py_NewRef(PyList_GET_ITEM(items, i));
+        PyObject *v;
+        if (star) {
+            PyObject *t = PySequence_Tuple(item); /* starmap takes any iterable */
+            v = t ? PyObject_CallObject(fn, t) : NULL;
+            Py_XDECREF(t);
+        } else {
+            v = PyObject_CallOneArg(fn, item);
+        }
+        Py_DECREF(item);
+        if (v == NULL)
+            return NULL;
+        int r = PyList_Append(results, v);
+        Py_DECREF(v);
+        if (r < 0)
+            return NULL;
+        if (s != NULL && core_preempt_due(s)) {
+            i++;
+            break;
+        }
+    }
+    return PyLong_FromSsize_t(i);
+}
+
+/* ---- the module's part ----------------------------------------------------------------------- */
+
+static PyMethodDef doneq_methods[] = {
+    {"spawn", (PyCFunction)doneq_spawn, METH_VARARGS,
+     "spawn(fn, args, kwargs={})\n--\n\nStarts fn(*args, **kwargs); the handle comes out of take() "
+     "once it has ended."},
+    {"take", (PyCFunction)(void (*)(void))doneq_take, METH_VARARGS | METH_KEYWORDS,
+     "take(timeout=None)\n--\n\nHandles of goroutines that have ended, in that order; waits for "
+     "the "
+     "first.\n\nAn empty list after `timeout` seconds. For plain threads and functions."},
+    CORE_HANDLE_REDUCE,
+    {NULL},
+};
+
+static PyTypeObject DoneQueue_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpgort._core.DoneQueue",
+    .tp_doc = "Goroutines, and their ends in the order in which they came.",
+    CORE_HANDLE_SLOTS,
+    .tp_methods = doneq_methods,
+};
+
+static PyMethodDef functions[] = {
+    {"done_queue", mod_done_queue, METH_O, "done_queue(prog)\n--\n\nA new DoneQueue."},
+    {"run_chunk", mod_run_chunk, METH_VARARGS,
+     "run_chunk(fn, items, start, results, star)\n--\n\nAppends fn(item), or fn(*item), to results "
+     "for items[start:], until a preemption\nis due. Returns how far it came; after an exception "
+     "len(results) says so."},
+    {NULL},
+};
+
+int core_pool_init(PyObject *mod)
+{
+    if (PyType_Ready(&DoneQueue_Type) < 0 || PyModule_AddFunctions(mod, functions) < 0 ||
+        PyModule_AddObjectRef(mod, "DoneQueue", (PyObject *)&DoneQueue_Type) < 0)
+        return -1;
+    core_park_ops[PK_DONEQ] = (struct core_park_op){doneq_park, doneq_resume, NULL};
+    return core_handle_kind(&DoneQueue_Type, HANDLE_DONEQ);
+}

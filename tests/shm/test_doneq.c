@@ -1,0 +1,186 @@
+/* Tests of doneq.c: every end comes out once, in order, however takers and ends meet. */
+#include "gs.h"
+
+static void begin(struct shm_ctx *c)
+{
+    h_seg(c, (struct shm_opts){0});
+    l_worker(c);
+}
+
+static void end(struct shm_ctx *c)
+{
+    CHECK_QUIET(c);
+    l_worker_end(c);
+    h_seg_end(c);
+}
+
+static shm_off new_join(struct shm_ctx *c, shm_off q)
+{
+    shm_off j;
+    CHECK_EQ(shm_join_new(c, &j), SHM_OK);
+    shm_doneq_attach(c, q, j);
+    return j;
+}
+
+static void finish(struct shm_ctx *c, shm_off j, uint64_t n)
+{
+    struct shm_val v = v_big(c, n);
+    shm_join_finish(c, j, SHM_J_VALUE, &v);
+    shm_obj_unref(c, j); /* the goroutine's own */
+}
+
+static void test_ends_come_out_once_and_in_their_order(void)
+{
+    enum { N = 300 }; /* more than two batches */
+    struct shm_ctx c;
+    shm_off q, j[N], out[SHM_DONEQ_BATCH];
+    begin(&c);
+    CHECK_EQ(shm_doneq_new(&c, &q), SHM_OK);
+    for (int i = 0; i < N; i++)
+        j[i] = new_join(&c, q);
+    CHECK_EQ(shm_doneq_take(&c, q, out, SHM_DONEQ_BATCH), 0);
+    for (int i = 0; i < N; i++)
+        finish(&c, j[N - 1 - i], (uint64_t)i);
+    CHECK_SEGMENT(&c);
+    for (int got = 0; got < N;) {
+        uint32_t n = shm_doneq_take(&c, q, out, SHM_DONEQ_BATCH);
+        CHECK(n > 0);
+        for (uint32_t i = 0; i < n; i++, got++) {
+            CHECK_EQ(out[i], j[N - 1 - got]);
+            shm_obj_unref(&c, out[i]); /* the taker's */
+            shm_obj_unref(&c, out[i]); /* the handle's */
+        }
+    }
+    CHECK_EQ(shm_doneq_take(&c, q, out, SHM_DONEQ_BATCH), 0);
+    shm_obj_unref(&c, q);
+    end(&c);
+}
+
+static void test_an_end_wakes_one_waiter_and_a_taker_the_next(void)
+{
+    struct shm_ctx c;
+    shm_off q, out[2];
+    shm_gref r[2];
+    begin(&c);
+    CHECK_EQ(shm_doneq_new(&c, &q), SHM_OK);
+    shm_off a = new_join(&c, q), b = new_join(&c, q);
+    for (int i = 0; i < 2; i++) {
+        r[i] = l_new(&c);
+        CHECK_EQ(shm_doneq_park(&c, q, r[i]), SHM_PARKED);
+    }
+    CHECK_EQ(shm_g(&c, r[0])->reason, SHM_WR_DONEQ);
+    CHECK_SEGMENT(&c);
+    finish(&c, a, 1);
+    finish(&c, b, 2); /* wakes the second */
+    CHECK_SEGMENT(&c);
+    shm_gref first = l_next(&c), second = l_next(&c);
+    CHECK(first != second);
+    CHECK_EQ(shm_doneq_take(&c, q, out, 2), 2);
+    l_end(&c, first);
+    CHECK_EQ(shm_doneq_park(&c, q, second), SHM_PARKED); /* the first had it all */
+    CHECK(shm_wait_abort(&c, second, SHM_W_EPOCH(load_acq(&shm_g(&c, second)->wait)), 2));
+    shm_ready(&c, second, true);
+    CHECK_EQ(l_next(&c), second);
+    l_end(&c, second);
+    CHECK_SEGMENT(&c);
+    for (int i = 0; i < 2; i++) {
+        shm_obj_unref(&c, out[i]);
+        shm_obj_unref(&c, out[i]);
+    }
+    shm_obj_unref(&c, q);
+    end(&c);
+}
+
+static void test_who_never_starts_is_taken_off_again(void)
+{
+    struct shm_ctx c;
+    shm_off q;
+    begin(&c);
+    CHECK_EQ(shm_doneq_new(&c, &q), SHM_OK);
+    shm_off j = new_join(&c, q);
+    shm_doneq_detach(&c, j);
+    shm_obj_unref(&c, j);
+    shm_obj_unref(&c, j);
+    shm_obj_unref(&c, q);
+    end(&c);
+}
+
+static void test_a_reaper_that_comes_late_puts_nothing_twice(void)
+{
+    struct shm_ctx c;
+    shm_off q, out[2];
+    begin(&c);
+    CHECK_EQ(shm_doneq_new(&c, &q), SHM_OK);
+    shm_off j = new_join(&c, q);
+    finish(&c, j, 1);
+    shm_waiters_drain(&c, j);
+    CHECK_EQ(shm_doneq_take(&c, q, out, 2), 1);
+    shm_waiters_drain(&c, j);
+    CHECK_EQ(shm_doneq_take(&c, q, out, 2), 0);
+    shm_obj_unref(&c, j);
+    shm_obj_unref(&c, j);
+    shm_obj_unref(&c, q);
+    end(&c);
+}
+
+struct race {
+    uint32_t n;
+    shm_off q;
+    _Atomic uint64_t taken, sum;
+    shm_off j[];
+};
+
+/* Two Ms end goroutines, two take; nobody waits for ever. */
+static void end_or_take(struct shm_ctx *c, int i, void *arg)
+{
+    struct race *t = arg;
+    if (i < 2) {
+        for (uint32_t k = (uint32_t)i; k < t->n; k += 2)
+            finish(c, t->j[k], k);
+        return;
+    }
+    shm_gref r = o_new(c);
+    shm_off out[8];
+    while (load_acq(&t->taken) < t->n) { /* pairs with add_acqrel below */
+        uint32_t n = shm_doneq_take(c, t->q, out, 1 + (uint32_t)(h_rand(c) % 8));
+        for (uint32_t k = 0; k < n; k++) {
+            struct shm_join *p = shm_at(c, out[k]);
+            add_rlx(&t->sum, v_num(c, &p->value));
+            shm_obj_unref(c, out[k]);
+            shm_obj_unref(c, out[k]);
+        }
+        add_acqrel(&t->taken, n);
+        if (n == 0 && shm_doneq_park(c, t->q, r) == SHM_PARKED)
+            (void)o_wait(c, r, (int64_t)(h_rand(c) % 200000));
+    }
+    o_end(c, r);
+}
+
+static void test_no_end_is_lost_or_taken_twice_under_a_race(void)
+{
+    struct shm_ctx c;
+    uint32_t n = (uint32_t)H_N(3000, 100000);
+    size_t bytes = sizeof(struct race) + n * sizeof(shm_off);
+    struct race *t = h_shared(bytes);
+    h_seg(&c, (struct shm_opts){0});
+    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    t->n = n;
+    CHECK_EQ(shm_doneq_new(&c, &t->q), SHM_OK);
+    for (uint32_t k = 0; k < n; k++)
+        t->j[k] = new_join(&c, t->q);
+    h_ms(4, end_or_take, t);
+    CHECK_EQ(t->taken, n);
+    CHECK_EQ(t->sum, (uint64_t)n * (n - 1) / 2);
+    CHECK_SEGMENT(&c);
+    shm_obj_unref(&c, t->q);
+    CHECK_QUIET(&c);
+    shm_mexit(&c);
+    h_seg_end(&c);
+    munmap(t, bytes);
+}
+
+H_MAIN(T(test_ends_come_out_once_and_in_their_order),
+       T(test_an_end_wakes_one_waiter_and_a_taker_the_next),
+       T(test_who_never_starts_is_taken_off_again),
+       T(test_a_reaper_that_comes_late_puts_nothing_twice),
+       T(test_no_end_is_lost_or_taken_twice_under_a_race))
