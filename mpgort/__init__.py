@@ -40,6 +40,7 @@ from mpgort._errors import MDied as MDied
 from mpgort._errors import OutOfSharedMemory as OutOfSharedMemory
 from mpgort._errors import SerializationError as SerializationError
 from mpgort._errors import UnsupportedPlatform as UnsupportedPlatform
+from mpgort._executor import Executor as Executor
 from mpgort._group import to_thread as to_thread
 from mpgort._run import Runtime as Runtime
 from mpgort._run import run as run

@@ -6,6 +6,7 @@ another. So each keeps in `args` exactly what its constructor takes.
 
 from __future__ import annotations
 
+import pickle
 import signal as _signal
 
 
@@ -89,7 +90,7 @@ class MDied(RuntimeError):
         return f"{who} {how}{under}"
 
 
-class SerializationError(TypeError):
+class SerializationError(TypeError, pickle.PicklingError):
     """A value cannot cross between processes. `path` leads to the culprit ("args[0].conn"),
     `reason` says what is wrong with it; the pickler's own error, if any, is the `__cause__`."""
 

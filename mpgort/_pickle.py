@@ -48,6 +48,7 @@ _NEVER: tuple[tuple[tuple[type, ...], str], ...] = (
     ((types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType), "a running frame"),
     ((super,), "a super() object"),
     ((asyncio.Future, concurrent.futures.Future), "a future"),
+    ((concurrent.futures.Executor,), "an executor (a task starts others with mpgort.spawn)"),
     ((contextvars.Context, contextvars.ContextVar, contextvars.Token), "a context variable"),
     ((select.epoll, subprocess.Popen, mmap.mmap), "a resource of this process"),
     ((collections.abc.KeysView, collections.abc.ValuesView, collections.abc.ItemsView), "a view"),

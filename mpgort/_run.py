@@ -123,6 +123,16 @@ def debug_flags() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+def default_procs() -> int:
+    """How many workers a program has that nobody told. Raises ValueError for MPGORT_PROCS."""
+    env = os.environ.get("MPGORT_PROCS")
+    if env is None:
+        return min(cpu_count(), _core.MAX_PROCS)
+    if not env.strip().isdecimal():
+        raise ValueError(f"MPGORT_PROCS={env}: give a number of worker processes")
+    return whole("MPGORT_PROCS", int(env), 0, _core.MAX_PROCS)
+
+
 def check_options(
     procs: int | None,
     start_method: str | None,
@@ -143,13 +153,7 @@ def check_options(
     if sys.platform != "linux":
         raise UnsupportedPlatform(f"mpgort needs Linux (futexes, pidfds), this is {sys.platform}")
     if procs is None:
-        env = os.environ.get("MPGORT_PROCS")
-        if env is None:
-            procs = min(cpu_count(), _core.MAX_PROCS)
-        elif env.strip().isdecimal():
-            procs = whole("MPGORT_PROCS", int(env), 0, _core.MAX_PROCS)
-        else:
-            raise ValueError(f"MPGORT_PROCS={env}: give a number of worker processes")
+        procs = default_procs()
     procs = whole("procs", procs, 0, _core.MAX_PROCS)
     if start_method is not None and start_method not in METHODS:
         raise ValueError(f"start_method={start_method!r}: give one of {', '.join(METHODS)}")

@@ -1,0 +1,333 @@
+"""What Executor and Pool stand on: a Runtime, what was given to it, and who brings the ends back.
+
+Every task is a goroutine that an Engine's DoneQueue has started (shm/doneq.c): however it ends, by
+a value, an exception or the death of its worker, its handle comes out of that queue, and the task
+it belongs to is told (`ended`). Nothing polls, and nothing can be lost with a worker.
+
+WHO READS THE QUEUE holds `turn`. A thread of the engine's own, the collector, does, so that
+callbacks run and as_completed() goes on while the user's threads do something else. But a result
+that goes by way of the collector costs a second wake of a thread (30 us) and a fight for the GIL;
+so a thread that waits for a result takes the turn itself and reads until it has what it waits for
+(`lead`). While threads do that the collector dozes: it looks every millisecond, and takes the turn
+back when nobody has led for a while. A leader that finds the turn taken waits as any thread would;
+its wish (`wanted`) makes the collector step back at the next end.
+
+CTRL-C strikes the main thread between any two bytecodes, also while it leads. What the queue gave
+is put into `inbox` without a bytecode in between, and stays there until its task has been told,
+who does not mind being told twice.
+
+THE END. `close` lets everything run that was submitted, then the collector ends the runtime. It
+ends by itself when its Executor is garbage, and at the interpreter's exit, before other exit
+functions (as concurrent.futures does). An engine that is broken (the initializer failed, a
+goroutine started by `go` panicked) fails all its tasks with that as the cause.
+
+A forked child has none of its parent's engines: `alive` is False there."""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
+
+from mpgort import _core
+from mpgort._errors import Killed
+from mpgort._pickle import _RemoteTraceback as RemoteTraceback
+from mpgort._run import Runtime
+
+SLICE_S = 0.1  # the collector looks at keeper and reports this often
+DOZE_S = 0.001
+AWAY_S = 0.005  # nobody has led for so long: the collector takes over
+
+Handle = _core.Goroutine[Any]
+
+
+class Task(Protocol):
+    """Something that waits for the end of a goroutine. Both may be called more than once."""
+
+    def ended(self, h: Handle) -> None: ...
+    def fail(self, exc: BaseException) -> None: ...
+    def cancel(self) -> Any: ...
+
+
+class Ended:
+    """Stands in `pending` for a goroutine that has ended before its task was entered there."""
+
+
+ENDED: Any = Ended()
+
+
+class Plan(NamedTuple):
+    """What Runtime is to be started with; checked by Runtime, and by `method_of`."""
+
+    procs: int | None = None
+    start_method: str | None = None
+    initializer: Callable[..., object] | None = None
+    initargs: Sequence[Any] = ()
+    max_tasks_per_m: int | None = None
+    heap_bytes: int | None = None
+    max_goroutines: int = 1 << 22
+    heavy_bytes: int = 16384
+    blas_threads: int | None = None
+    max_rss: int | None = None
+    name: str | None = None
+
+
+def method_of(context: Any, start_method: str | None) -> str | None:
+    """The start method that a multiprocessing context (or its name) stands for."""
+    if context is None or start_method is not None:
+        return start_method
+    if isinstance(context, str):
+        return context
+    method: str = context.get_start_method()
+    return method
+
+
+def outcome(h: Handle) -> tuple[Any, BaseException | None]:
+    """(value, None) or (None, exception) of a goroutine that has ended. A value that does not
+    arrive, because its class is not there or its own code fails, is an exception too."""
+    try:
+        exc = h.exception()
+        return (None, exc) if exc is not None else (h.result(), None)
+    except BaseException as e:
+        return None, e
+
+
+def recast(exc: BaseException, kind: type[Exception]) -> BaseException:
+    """exc with the text of its remote traceback in a cause of the peer's own type, for those who
+    look for that."""
+    cause = exc.__cause__
+    if isinstance(cause, RemoteTraceback):
+        exc.__cause__ = kind(cause.text)
+        exc.__cause__.__cause__ = cause.__cause__
+    return exc
+
+
+def last() -> None:
+    """Started by close(): its end wakes who reads the queue."""
+
+
+class Nobody:
+    """The task of `last`."""
+
+    def ended(self, h: Handle) -> None:
+        pass
+
+    def fail(self, exc: BaseException) -> None:
+        pass
+
+    def cancel(self) -> None:
+        pass
+
+
+class Engine:
+    def __init__(self, plan: Plan, terminate_at_exit: bool = False) -> None:
+        if _exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        self.runtime = Runtime(**plan._asdict())
+        self.procs = max(1, self.runtime._prog.procs)
+        self.queue = _core.done_queue(self.runtime._prog)
+        self.pid = os.getpid()
+        self.pending: dict[Handle, Task] = {}
+        self.jobs: set[Any] = set()  # maps that have more to give out than `pending` says
+        self.inbox: collections.deque[Handle] = collections.deque()
+        self.turn = threading.Lock()
+        self.wanted = False
+        self.led = 0.0  # when somebody last led; infinity: now
+        self.ticked = 0.0
+        self.closing = False
+        self.terminating = False
+        self.terminate_at_exit = terminate_at_exit
+        self.broken: BaseException | None = None
+        self.thread = threading.Thread(target=self.collect, name="mpgort-collector", daemon=True)
+        _engines.add(self)
+        self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self.pid == os.getpid() and self.broken is None
+
+    def why_broken(self) -> BrokenExecutor:
+        """A fresh exception: it is raised in several threads."""
+        e = BrokenProcessPool(f"the pool has ended: {self.broken}")
+        e.__cause__ = self.broken
+        return e
+
+    def spawn(
+        self, task: Task, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Handle:
+        """Starts fn(*args, **kwargs) for task. Raises what the arguments' crossing raises."""
+        h = self.queue.spawn(fn, args, kwargs)
+        if self.pending.setdefault(h, task) is ENDED:
+            del self.pending[h]
+            task.ended(h)
+        return h
+
+    # ---- reading the queue -------------------------------------------------------------------
+
+    def drain(self, timeout: float) -> None:
+        """With the turn. Tells the tasks that have ended; waits for the first up to `timeout`."""
+        if not self.inbox:
+            now = time.monotonic()
+            if now - self.ticked > SLICE_S:
+                self.ticked = now
+                self.runtime._host.tick()
+            self.inbox.extend(chain.from_iterable(map(self.queue.take, (timeout,))))
+        while self.inbox:
+            h = self.inbox[0]
+            task = self.pending.setdefault(h, ENDED)
+            if task is not ENDED:
+                task.ended(h)
+                self.pending.pop(h, None)
+            self.inbox.popleft()
+
+    def lead(self, done: Callable[[], bool], deadline: float | None) -> None:
+        """Reads the queue until done(), if nobody else does; returns at the deadline at the latest.
+        The caller looks afterwards whether it is done, and waits if not."""
+        if not self.turn.acquire(blocking=False):
+            self.wanted = True
+            return
+        try:
+            self.led = float("inf")
+            self.wanted = True
+            while not done() and self.broken is None:
+                left = SLICE_S
+                if deadline is not None:
+                    left = min(left, deadline - time.monotonic())
+                    if left <= 0:
+                        break
+                try:
+                    self.drain(left)
+                except Exception as e:
+                    self.break_down(e)
+        finally:
+            self.led = time.monotonic()
+            self.turn.release()
+
+    def collect(self) -> None:
+        """The collector's thread."""
+        while True:
+            if self.wanted:
+                self.doze()
+            with self.turn:
+                if self.broken is None:
+                    try:
+                        self.drain(SLICE_S)
+                    except BaseException as e:
+                        self.break_down(e)
+                if self.over():
+                    break
+        self.wind_up()
+
+    def doze(self) -> None:
+        while True:
+            time.sleep(DOZE_S)
+            if time.monotonic() - self.led > AWAY_S:
+                self.wanted = False
+                return
+            if self.turn.acquire(blocking=False):
+                try:
+                    if self.broken is None:
+                        self.drain(0)
+                except BaseException as e:
+                    self.break_down(e)
+                finally:
+                    self.turn.release()
+            if self.terminating:
+                return
+
+    def over(self) -> bool:
+        if self.broken is not None or self.terminating:
+            return True
+        return self.closing and not self.pending and not self.jobs
+
+    # ---- the end -----------------------------------------------------------------------------
+
+    def break_down(self, exc: BaseException) -> None:
+        """Nothing comes any more: every task fails."""
+        if self.broken is None:
+            self.broken = exc
+        self.fail_all(self.why_broken())
+
+    def fail_all(self, exc: BaseException) -> None:
+        while self.pending:
+            _, task = self.pending.popitem()
+            if task is not ENDED:
+                task.fail(exc)
+        for job in list(self.jobs):
+            job.fail(exc)
+        self.jobs.clear()
+
+    def close(self) -> None:
+        """What was submitted runs to its end; then the collector ends the runtime. Returns at
+        once; may be called again."""
+        if self.closing or self.pid != os.getpid():
+            return
+        self.closing = True
+        self.wake()
+
+    def terminate(self) -> None:
+        """Everything ends now."""
+        self.closing = self.terminating = True
+        self.wake()
+
+    def wake(self) -> None:
+        try:
+            self.spawn(Nobody(), last, (), {})
+        except Exception:
+            pass  # it has ended, or has no memory left: found at the end of the slice
+
+    def cancel_all(self) -> None:
+        """Takes back what has not begun."""
+        for task in list(self.pending.values()):
+            if task is not ENDED:
+                task.cancel()
+        for job in list(self.jobs):
+            job.cancel()
+
+    def join(self, timeout: float | None = None) -> None:
+        if self.pid == os.getpid() and threading.current_thread() is not self.thread:
+            self.thread.join(timeout)
+
+    def wind_up(self) -> None:
+        """In the collector's thread, its last act."""
+        self.closing = True
+        self.runtime.shutdown(drain=False)
+        if self.broken is None:
+            self.broken = Killed("it was shut down")
+        self.fail_all(self.why_broken())
+        _engines.discard(self)
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_exiting = False
+
+
+def at_exit() -> None:
+    global _exiting
+    _exiting = True
+    engines = list(_engines)
+    for engine in engines:
+        if engine.terminate_at_exit:
+            engine.terminate()
+        else:
+            engine.close()
+    for engine in engines:
+        engine.join()
+
+
+def after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine.pending.clear()
+        engine.jobs.clear()
+    _engines.clear()
+
+
+threading._register_atexit(at_exit)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=after_fork_in_child)

@@ -1,0 +1,429 @@
+"""One map over many items: dealt out in chunks whose size is measured, results put in order.
+
+A chunk is one goroutine, `run_items` on a worker. Its answer says how long the items took, what
+each gave, which failed, and which were not reached: after 10 ms in one turn a worker gives up and
+sends the rest back, so a guess that was bad costs 10 ms and not the length of a chunk of slow
+items.
+
+THE SIZE of the next chunk is what takes TARGET_NS by the last one's figures (the call itself, and
+what encoding and decoding its items took here), at most GROWTH times the last size, and at most
+such a share of what is left that all workers finish together. The first are of one item.
+
+WHAT IS SENT WHEN. Up to WINDOW chunks per worker are on their way. Items that have come are never
+held back while a worker may be idle: with fewer chunks out than workers, what is there is sent,
+however little. So an iterable that waits for results of its own earlier items goes on.
+
+WHO READS THE ITERABLE: Executor.map reads it all at the call, as concurrent.futures does, or with
+`limit` (buffersize) as much as that allows, at the call and in next(). Pool.imap reads in a thread
+of its own (`feed_from`), because the iterable may block, or be endless."""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from itertools import chain, islice, repeat
+from typing import Any
+
+from mpgort import _core
+from mpgort._engine import Engine, Handle, outcome
+
+TARGET_NS = 2_000_000
+GROWTH = 16
+WINDOW = 3
+MOST = 1 << 16
+AHEAD = 4  # windows of items that a feeder reads ahead
+
+clock = time.perf_counter_ns
+
+
+class Failure:
+    """Stands among the results for an item that failed."""
+
+    def __init__(self, exc: BaseException) -> None:
+        self.exc = exc
+
+
+def run_items(
+    fn: Callable[..., Any], items: list[Any], star: bool, each: bool
+) -> tuple[int, list[Any], list[tuple[int, bytes]], list[Any]]:
+    """On a worker: (ns, results, failures as (index, exception), items not reached).
+
+    each: items after one that failed are run too."""
+    started = clock()
+    out: list[Any] = []
+    failures: list[tuple[int, bytes]] = []
+    at = 0
+    while at < len(items):
+        try:
+            at = _core.run_chunk(fn, items, at, out, star)
+            break
+        except BaseException as e:
+            failures.append((len(out), _core.exc_encode(e)))
+            if not each:
+                at = len(items)
+                break
+            out.append(None)
+            at = len(out)
+    return clock() - started, out, failures, items[at:]
+
+
+async def await_items(
+    fn: Callable[..., Any], items: list[Any], star: bool, each: bool
+) -> tuple[int, list[Any], list[tuple[int, bytes]], list[Any]]:
+    """The same where fn makes coroutines: one after the other."""
+    started = clock()
+    out: list[Any] = []
+    failures: list[tuple[int, bytes]] = []
+    for item in items:
+        try:
+            out.append(await (fn(*item) if star else fn(item)))
+        except BaseException as e:
+            failures.append((len(out), _core.exc_encode(e)))
+            if not each:
+                break
+            out.append(None)
+    return clock() - started, out, failures, []
+
+
+class Chunk:
+    """Items [base, base + n) on their way."""
+
+    __slots__ = ("job", "base", "n", "sent_ns", "handle")
+
+    def __init__(self, job: Job, base: int, n: int) -> None:
+        self.job = job
+        self.base = base
+        self.n = n
+        self.sent_ns = 0
+        self.handle: Handle | None = None
+
+    def ended(self, h: Handle) -> None:
+        self.job.chunk_ended(self, h)
+
+    def fail(self, exc: BaseException) -> None:
+        self.job.chunk_failed(self, exc)
+
+    def cancel(self) -> None:
+        self.job.cancel()
+
+
+class Job:
+    """A map. `items()` gives the results; `whole` is set when all are there."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        fn: Callable[..., Any],
+        source: Iterable[Any],
+        *,
+        star: bool = False,
+        each: bool = False,
+        size: int | None = None,
+        ordered: bool = True,
+        limit: int | None = None,
+        coro: bool = False,
+        feeder: bool = False,
+        on_whole: Callable[[Job], None] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.fn = fn
+        self.run: Callable[..., Any] = await_items if coro else run_items
+        self.star = star
+        self.each = each
+        self.size = size
+        self.ordered = ordered
+        self.limit = None if limit is None else limit * (size or 1)
+        self.on_whole = on_whole
+        self.deadline: float | None = None
+        self.lock = threading.RLock()
+        self.cond = threading.Condition(self.lock)
+        self.room = threading.Condition(self.lock)  # for the feeder
+        self.buffer: collections.deque[Any] = collections.deque()
+        self.again: collections.deque[tuple[int, list[Any]]] = collections.deque()  # sent back
+        self.source: Iterator[Any] | None = None  # not read to its end
+        self.flying: set[Chunk] = set()
+        self.next_base = 0
+        self.at = 0  # results given out (ordered: which is next)
+        self.got = 0  # results that have come
+        self.out: dict[int, tuple[int, list[Any]]] = {}
+        self.parts: collections.deque[Any] = collections.deque()
+        self.ns = 0.0  # of an item
+        self.last_size = 1
+        self.feeding = False
+        self.stopped: BaseException | None = None
+        if feeder:
+            self.source = iter(source)
+            engine.jobs.add(self)
+            threading.Thread(target=self.feed_from, name="mpgort-feeder", daemon=True).start()
+        elif self.limit is not None:
+            self.source = iter(source)
+            self.read_ahead()
+        else:
+            self.buffer.extend(source)
+            if self.buffer:
+                engine.jobs.add(self)
+            self.feed()
+            self.look_whole()
+
+    # ---- giving out ----------------------------------------------------------------------------
+
+    def next_size(self) -> int:
+        if self.size is not None:
+            return self.size
+        if self.ns == 0.0:
+            return 1
+        procs = self.engine.procs
+        n = min(int(TARGET_NS / self.ns), self.last_size * GROWTH, MOST)
+        if self.limit is not None:
+            n = min(n, self.limit // (2 * procs))
+        elif self.source is None:
+            n = min(n, len(self.buffer) // (2 * procs))
+        return max(1, n)
+
+    def feed(self) -> None:
+        """Sends what can be sent."""
+        with self.lock:
+            if self.feeding or self.stopped is not None:
+                return
+            self.feeding = True
+            try:
+                procs = self.engine.procs
+                while self.again or self.buffer:
+                    out = len(self.flying)
+                    if out >= WINDOW * procs:
+                        break
+                    n = self.next_size()
+                    if self.again:
+                        base, items = self.again.popleft()
+                        if len(items) > n:
+                            self.again.appendleft((base + n, items[n:]))
+                            del items[n:]
+                    else:
+                        if len(self.buffer) < n and self.source is not None and out >= procs:
+                            break
+                        n = min(n, len(self.buffer))
+                        items = list(map(collections.deque.popleft, repeat(self.buffer, n)))
+                        base, self.next_base = self.next_base, self.next_base + n
+                        self.last_size = n
+                    self.send(base, items)
+                    del items
+                self.room.notify()
+            finally:
+                self.feeding = False
+            if not self.buffer and not self.again and self.source is None:
+                self.engine.jobs.discard(self)
+
+    def send(self, base: int, items: list[Any]) -> None:
+        chunk = Chunk(self, base, len(items))
+        self.flying.add(chunk)
+        started = clock()
+        try:
+            args = (self.fn, items, self.star, self.each)
+            chunk.handle = self.engine.spawn(chunk, self.run, args, {})
+        except Exception as e:
+            self.chunk_failed(chunk, e)
+        chunk.sent_ns = clock() - started
+
+    def read_ahead(self) -> None:
+        """With a limit: reads so much that at most `limit` items are between the iterable and the
+        reader of the results."""
+        assert self.limit is not None
+        with self.lock:
+            if self.source is None or self.stopped is not None:
+                return
+            n = self.limit - (self.next_base + len(self.buffer) - self.at)
+            before = len(self.buffer)
+            self.buffer.extend(islice(self.source, max(0, n)))
+            if len(self.buffer) - before < n:
+                self.source = None
+            self.feed()
+
+    def feed_from(self) -> None:
+        """The feeder's thread. Items can be sent as soon as they stand in the buffer: the deque is
+        filled one by one, also while the iterable blocks in the middle of a batch."""
+        source = self.source
+        assert source is not None
+        ended: BaseException | None = None
+        while self.stopped is None:
+            with self.lock:
+                most = AHEAD * WINDOW * self.engine.procs * self.next_size()
+                while len(self.buffer) >= most and self.stopped is None:
+                    self.room.wait(1.0)
+                    most = AHEAD * WINDOW * self.engine.procs * self.next_size()
+            try:
+                n = max(1, min(self.next_size(), 256)) if self.flying else 1
+                before = self.next_base + len(self.buffer)
+                self.buffer.extend(islice(source, n))
+                if self.next_base + len(self.buffer) - before < n:
+                    break
+            except BaseException as e:
+                ended = e
+                break
+            if len(self.flying) < WINDOW * self.engine.procs:
+                self.feed()
+        with self.lock:
+            self.source = None
+            if ended is not None and self.stopped is None:
+                # As one more item, after all that came before.
+                base = self.next_base + len(self.buffer)
+                self.finish_feed()
+                self.next_base = base + 1
+                self.deliver(base, 1, [Failure(ended)])
+            else:
+                self.feed()
+            self.look_whole()
+            self.cond.notify_all()
+
+    def finish_feed(self) -> None:
+        """Moves what is left to `again`, so that next_base stands behind it."""
+        items = list(self.buffer)
+        self.buffer.clear()
+        if items:
+            self.again.append((self.next_base, items))
+        self.feed()
+
+    # ---- what comes back -----------------------------------------------------------------------
+
+    def chunk_ended(self, chunk: Chunk, h: Handle) -> None:
+        started = clock()
+        value, exc = outcome(h)
+        if exc is not None:
+            self.chunk_failed(chunk, exc)
+            return
+        ns, results, failures, rest = value
+        decoded = clock() - started
+        with self.lock:
+            if chunk not in self.flying:
+                return  # told twice, or cancelled
+            self.flying.discard(chunk)
+            n = chunk.n - len(rest)
+            done = max(1, len(results))
+            self.ns = max(1.0, (ns + decoded) / done + chunk.sent_ns / chunk.n)
+            if rest:
+                self.last_size = done
+                self.again.append((chunk.base + n, rest))
+            self.deliver(chunk.base, n, pieces(results, failures, self.each))
+        self.feed()
+        self.look_whole()
+
+    def chunk_failed(self, chunk: Chunk, exc: BaseException) -> None:
+        with self.lock:
+            if chunk not in self.flying:
+                return
+            self.flying.discard(chunk)
+            self.deliver(chunk.base, chunk.n, [Failure(exc)] * (chunk.n if self.each else 1))
+        self.feed()
+        self.look_whole()
+
+    def deliver(self, base: int, n: int, parts: list[Any]) -> None:
+        """The lock held."""
+        self.got += n
+        self.out[base] = (n, parts)
+        self.cond.notify_all()
+
+    def look_whole(self) -> None:
+        if self.on_whole is not None and self.is_whole():
+            with self.lock:
+                tell, self.on_whole = self.on_whole, None
+            if tell is not None:
+                tell(self)
+
+    def is_whole(self) -> bool:
+        return self.got == self.next_base and not self.buffer and self.source is None
+
+    # ---- who reads -----------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        if self.ordered:
+            if self.at in self.out:
+                return True
+        elif self.out:
+            return True
+        return self.stopped is not None or (
+            self.at == self.next_base and not self.buffer and self.source is None
+        )
+
+    def __iter__(self) -> Job:
+        return self
+
+    def __next__(self) -> Iterator[Any]:
+        """The next results that are there, as an iterator that forgets what it has given."""
+        while not self.parts:
+            if self.limit is not None:
+                self.read_ahead()
+            if not self.ready():
+                self.wait()
+            with self.lock:
+                if self.ordered:
+                    entry = self.out.pop(self.at, None)
+                else:
+                    entry = self.out.pop(next(iter(self.out))) if self.out else None
+                if entry is not None:
+                    self.at += entry[0]
+                    self.parts.extend(entry[1])
+                elif self.stopped is not None:
+                    raise self.stopped
+                else:
+                    raise StopIteration
+        part = self.parts.popleft()
+        if isinstance(part, Failure):
+            raise part.exc
+        return map(list.pop, repeat(part, len(part)))
+
+    def wait(self) -> None:
+        """Until ready. Raises TimeoutError past the deadline."""
+        while not self.ready():
+            self.engine.lead(self.ready, self.deadline)
+            with self.cond:
+                if self.ready():
+                    return
+                left = None if self.deadline is None else self.deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError
+                self.cond.wait(left)
+
+    def items(self) -> Iterator[Any]:
+        return chain.from_iterable(self)
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Gives nothing more out and takes back what has not begun."""
+        self.fail(CancelledError())
+        for chunk in list(self.flying):
+            try:
+                if chunk.handle is not None and chunk.handle._withdraw():
+                    self.flying.discard(chunk)
+            except Exception:
+                pass  # its runtime has ended
+
+    def fail(self, exc: BaseException) -> None:
+        """Readers get exc after the results that are there."""
+        with self.lock:
+            if self.stopped is None and not (self.is_whole() and not self.flying):
+                self.stopped = exc
+            self.buffer.clear()
+            self.again.clear()
+            self.engine.jobs.discard(self)
+            self.cond.notify_all()
+            self.room.notify()
+
+
+def pieces(results: list[Any], failures: list[tuple[int, bytes]], each: bool) -> list[Any]:
+    """Lists of results, last first, with a Failure between where an item failed."""
+    if not failures:
+        results.reverse()
+        return [results] if results else []
+    parts: list[Any] = []
+    at = 0
+    for i, data in failures:
+        if i > at:
+            parts.append(results[at:i][::-1])
+        parts.append(Failure(_core.exc_decode(data)))
+        at = i + 1
+    if each and at < len(results):
+        parts.append(results[at:][::-1])
+    return parts
