@@ -31,6 +31,7 @@ from mpgort import _core, _m
 from mpgort._m import Plan, Wires
 
 GRACE_S = 0.1
+STOP_S = 1.0
 STILLBORN = 3
 UNKNOWN_STATUS = -1  # of an M that was somebody else's child
 
@@ -95,6 +96,21 @@ def end(crew: list[tuple[int, int, int]], grace: float) -> None:
             reap(left.pop(fd))
 
 
+def stopped(pid: int, pidfd: int) -> bool:
+    """Waits until a process that was sent SIGSTOP stands still; False if it has ended, or does not
+    within STOP_S (it is in a system call that cannot be interrupted)."""
+    deadline = time.monotonic() + STOP_S
+    while not dead(pidfd) and time.monotonic() < deadline:
+        try:
+            with open(f"/proc/{pid}/stat") as f:
+                if f.read().rpartition(")")[2].split()[0] == "T":
+                    return True
+        except OSError:
+            return False
+        time.sleep(0.0005)
+    return False
+
+
 def reap(pid: int) -> int:
     """The wait status of a process that has ended, UNKNOWN_STATUS if it was not our child."""
     try:
@@ -152,10 +168,30 @@ class Keeper:
                 _m.report(self.wires, RuntimeError(text), "the keeper")
         # else: an exception at its start, which it has reported itself
 
+    def kill(self, index: int) -> None:
+        """Ends an M for the goroutine that will not yield there (shm/kill.c). It is stopped first:
+        what runs there when the signal arrives may be another goroutine."""
+        slot, pid, fd = self.crew[index]
+        if slot < 0:
+            slot = self.prog.slot_of(pid)
+        try:
+            signal.pidfd_send_signal(fd, signal.SIGSTOP)
+            stands = stopped(pid, fd)
+            if stands and slot >= 0 and self.prog.kill_check(slot):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            signal.pidfd_send_signal(fd, signal.SIGCONT)
+        except ProcessLookupError:
+            pass  # it has died meanwhile; it is buried next
+
     def run(self) -> None:
         """Until the program ends or M0 dies; nothing is left of the crew afterwards."""
         living, lost = adopt(self.prog, set())
         self.crew += living
+        for _, _, fd in living:
+            try:
+                signal.pidfd_send_signal(fd, signal.SIGCONT)  # a keeper may have died in kill()
+            except ProcessLookupError:
+                pass
         for slot in lost:
             self.prog.report_death(slot, UNKNOWN_STATUS)
         for _ in range(self.prog.procs - len(living)):
@@ -171,6 +207,8 @@ class Keeper:
                 self.bury(what)
             elif what == _core.WAIT_SPARE:
                 self.start_m()
+            elif what <= _core.WAIT_KILL:
+                self.kill(_core.WAIT_KILL - what)
             elif what == _core.WAIT_M0_DIED or what == _core.WAIT_SHUTDOWN:
                 break
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -306,15 +306,22 @@ static void check_node(struct check *k, const struct shm_p *p, uint32_t i,
 {
     shm_off off = e->what & ~SHM_TNODE;
     const struct block *t = block_at(k, off - offsetof(struct shm_timer, node)),
-                       *x = block_at(k, off - offsetof(struct shm_context, node));
+                       *x = block_at(k, off - offsetof(struct shm_context, node)),
+                       *j = block_at(k, off - offsetof(struct shm_join, deadline));
     const struct shm_tnode *n = shm_at(k->c, off);
     if (t && t->usable < sizeof(struct shm_timer))
         t = NULL;
     if (x && x->usable < sizeof(struct shm_context))
         x = NULL;
-    if (!t && !x)
+    if (j && j->usable >= sizeof(struct shm_join) && n->kind == SHM_TN_JOIN)
+        t = x = NULL;
+    else
+        j = NULL;
+    if (!t && !x && !j)
         say(k, "P %u: timer %u: nothing is at %#llx", p->index, i, LLU(off));
-    else if (n->kind != (t && n->kind == SHM_TN_TIMER ? SHM_TN_TIMER : SHM_TN_CONTEXT) ||
+    else if (n->kind != (j                              ? SHM_TN_JOIN
+                         : t && n->kind == SHM_TN_TIMER ? SHM_TN_TIMER
+                                                        : SHM_TN_CONTEXT) ||
              n->pi != p->index || n->index1 != i + 1 || load_acq(&n->when_ns) != e->when_ns)
         say(k, "P %u: timer %u: its object says kind %u, P %u, place %u, when %llu", p->index, i,
             n->kind, n->pi, n->index1 - 1, LLU(load_acq(&n->when_ns)));

@@ -44,6 +44,7 @@ int shm_join_new(struct shm_ctx *c, shm_off *out)
 void shm_join_free(struct shm_ctx *c, shm_off off)
 {
     struct shm_join *j = join_at(c, off);
+    shm_join_no_deadline(c, off);
     if (unlikely(j->waiters_first))
         shm_throw("join: %#llx goes with goroutines waiting on it", (unsigned long long)off);
     shm_val_drop(c, &j->value);
@@ -57,6 +58,8 @@ void shm_join_finish(struct shm_ctx *c, shm_off off, unsigned state, struct shm_
     struct shm_join *j = join_at(c, off);
     bool first;
     store_rlx(&c->m->inflight[SHM_IF_DRAIN], off); /* before anybody is claimed; for the reaper */
+    if (state == SHM_J_DIED && load_acq(&j->kill)) /* its M was killed for it; pairs with kill.c */
+        state = SHM_J_KILLED;
     shm_lock(c, &j->lock);
     first = load_rlx(&j->state) == SHM_J_PENDING; /* under the lock */
     if (first) {
@@ -69,6 +72,7 @@ void shm_join_finish(struct shm_ctx *c, shm_off off, unsigned state, struct shm_
     }
     shm_sudog_drain(c, &j->lock, waiters(j), 1);
     shm_unlock(c, &j->lock);
+    shm_join_no_deadline(c, off);
     shm_group_done(c, off);
     shm_group_orphan(c, off);
     shm_doneq_put(c, off);

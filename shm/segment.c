@@ -363,6 +363,8 @@ int shm_minit(struct shm_ctx *c, uint32_t kind)
     store_rel(&m->epoch, load_rlx(&m->epoch) + 1); /* before the first lock; pairs with mine() */
     store_rlx(&m->tid, (uint64_t)syscall(SYS_gettid));
     store_rlx(&m->attn, 0);
+    store_seq(&m->kill, 0); /* its former owner's */
+    m->kill_ns = 0;
     store_rlx(&m->note, 0);
     c->m = m;
     c->p = NULL;
@@ -583,6 +585,9 @@ static const struct shm_field layout[] = {
     F(m, attn, U4),
     F(m, magic, U4),
     F(m, run_since_ns, U8),
+    F(m, kill, U8),
+    F(m, kill_ns, U8),
+    F(m, kill_cpu_ns, U8),
     F(m, tid, U8),
     GAP(m, tid, note),
     F(m, note, U4),

@@ -212,7 +212,7 @@ struct shm_tnode {
     uint32_t kind;            /* SHM_TN_*: what it is a part of */
     uint32_t pad_;
 };
-enum { SHM_TN_TIMER = 1, SHM_TN_CONTEXT = 2 };
+enum { SHM_TN_TIMER = 1, SHM_TN_CONTEXT = 2, SHM_TN_JOIN = 3 };
 
 struct shm_p {
     /* The owner P's M writes these; thieves read. */
@@ -289,6 +289,8 @@ struct shm_m {
     uint32_t magic;
     _Atomic uint64_t run_since_ns; /* when curg began (cached clock), for dumps */
     _Atomic uint64_t tid;
+    _Atomic uint64_t kill;         /* gref that the keeper is asked to end with this M; kill.c */
+    uint64_t kill_ns, kill_cpu_ns; /* when it has seen that, by the clock and M's; the keeper's */
     _Alignas(SHM_CACHELINE) _Atomic uint32_t note; /* futex: 0 clear, 1 set, 2 somebody sleeps */
     _Atomic uint32_t spinning; /* SHM_M_BUSY.. : the M's, but a waker may move it from SHM_M_IDLE */
     _Alignas(
@@ -672,7 +674,9 @@ struct shm_child {
 };
 /* One round of the keeper: sleeps as long as nothing is due, at most until something happens on
  * one of the pidfds or the kick; returns the index of a child that has died, -1 M0 has died,
- * -2 nothing (a signal, the kick), -3 shutdown, -4 a spare M is wanted (want_m was lowered by 1). */
+  * -2 nothing (a signal, the kick), -3 shutdown, -4 a spare M is wanted (want_m was lowered by 1),
+ * SHM_SYSMON_KILL - i: child i is to be killed for its goroutine (shm_kill_check() first). */
+#define SHM_SYSMON_KILL (-16)
 int shm_sysmon(struct shm_ctx *c, int m0_pidfd, struct shm_child *children, int n);
 
 /* ---- timer.c --------------------------------------------------------------------------------- */
@@ -779,7 +783,11 @@ struct shm_join {
     uint32_t dlisted; /* doneq.c, as the two below: under that queue's lock */
     shm_off doneq;    /* the queue that gets it when it has ended, a reference; 0: none */
     shm_off dnext;
+    _Atomic uint32_t kill; /* SHM_K_*: moved from none once (kill.c) */
+    uint32_t pad0_;
+    struct shm_tnode deadline;
 };
+enum { SHM_K_NONE = 0, SHM_K_KILL = 1, SHM_K_TIMEOUT = 2 };
 SHM_MUSTUSE int shm_join_new(struct shm_ctx *c,
                              shm_off *j); /* refs 1 for the g, 1 for the caller */
 void shm_join_free(struct shm_ctx *c, shm_off j);
@@ -791,6 +799,19 @@ bool shm_join_cancel(struct shm_ctx *c, shm_off j);
 /* One cancel less was asked for; what is due and nobody else asked for is due no more. Its own
  * goroutine only. Returns how many are left. */
 uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off j);
+
+/* ---- kill.c ---------------------------------------------------------------------------------- */
+
+/* Its goroutine is to end, whatever it does, without running any more. False: it has ended. */
+bool shm_join_kill(struct shm_ctx *c, shm_off j, uint32_t why);
+/* A kill for SHM_K_TIMEOUT at that time. Before the goroutine is made runnable. */
+SHM_MUSTUSE int shm_join_deadline(struct shm_ctx *c, shm_off j, uint64_t when_ns);
+/* The keeper's. Which child is to be killed for a goroutine that will not yield, -1: none now;
+ * *pending: look again in a tick. */
+int shm_kill_due(struct shm_ctx *c, const struct shm_child *children, int n, uint64_t now_ns,
+                 bool *pending);
+/* The process of that M is stopped. True: the goroutine it is to be killed for is there. */
+bool shm_kill_check(struct shm_ctx *c, uint32_t m1);
 
 /* ---- group.c --------------------------------------------------------------------------------- */
 

@@ -145,7 +145,13 @@ int shm_sysmon(struct shm_ctx *c, int m0_pidfd, struct shm_child *children, int 
             if (cas_seq(&h->want_m, &want, want - 1)) /* pairs with shm_handoffp() */
                 return -4;
         struct round r = tick(c);
+        bool killing;
+        int victim = shm_kill_due(c, children, n, shm_now_ns(), &killing);
+        if (victim >= 0)
+            return SHM_SYSMON_KILL - victim;
         int ms = nap_ms(c, &r);
+        if (killing && ms > TICK_MS)
+            ms = TICK_MS;
         store_seq(&c->m->spinning, SHM_M_IDLE);
         int e = poll(fds, (nfds_t)n + 2, ms), err = errno;
         store_seq(&c->m->spinning, SHM_M_BUSY);

@@ -284,17 +284,21 @@ void shm_sleep_unlink(struct shm_ctx *c, shm_gref r)
 /* ---- what is due ----------------------------------------------------------------------------- */
 
 /* Lock held. Claims due sleepers into the wake batch; returns how many of its slots are in use. A
- * context's deadline is left to be carried out after the lock: *ctx. */
-static unsigned claim_due(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, shm_off *ctx)
+ * context's or a goroutine's deadline is left to be carried out after the lock: *ctx, *join. */
+static unsigned claim_due(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, shm_off *ctx,
+                          shm_off *join)
 {
     unsigned n = 0;
-    *ctx = 0;
-    while (n < SHM_WAKE_BATCH && *ctx == 0 && p->timers_n && ents(c, p)->when_ns <= now_ns) {
+    *ctx = *join = 0;
+    while (n < SHM_WAKE_BATCH && *ctx == 0 && *join == 0 && p->timers_n &&
+           ents(c, p)->when_ns <= now_ns) {
         struct shm_timer_ent e = *ents(c, p);
         if (e.what & SHM_TNODE) {
             struct shm_tnode *node = shm_at(c, e.what & ~SHM_TNODE);
             if (node->kind == SHM_TN_CONTEXT)
                 *ctx = shm_context_fire(c, p, node);
+            else if (node->kind == SHM_TN_JOIN)
+                *join = shm_join_fire(c, p, node);
             else
                 n += shm_timer_fire(c, p, node, now_ns, SHM_IF_WAKE + n) != 0;
             continue;
@@ -321,9 +325,9 @@ uint64_t shm_checktimers(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, ui
     uint64_t next;
     *ran = 0;
     while ((next = load_acq(&p->timer0_when)) <= now_ns) { /* pairs with set_first() */
-        shm_off ctx;
+        shm_off ctx, join;
         shm_lock(c, &p->timers_lock);
-        unsigned n = claim_due(c, p, now_ns, &ctx);
+        unsigned n = claim_due(c, p, now_ns, &ctx, &join);
         shm_unlock(c, &p->timers_lock);
         for (unsigned i = 0; i < n; i++) {
             _Atomic uint64_t *name = &c->m->inflight[SHM_IF_WAKE + i];
@@ -332,7 +336,9 @@ uint64_t shm_checktimers(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, ui
         }
         if (ctx)
             shm_context_carry(c, ctx);
-        *ran += n + (ctx != 0);
+        if (join)
+            shm_join_carry(c, join);
+        *ran += n + (ctx != 0) + (join != 0);
     }
     return next;
 }

@@ -219,7 +219,10 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         store_seq(&c->m->spinning, SHM_M_BUSY);
     }
     PyObject *v = NULL;
-    if ((r == SHM_PARKED && w == 0) || r == SHM_OK)
+    if (r == SHM_PARKED && w == 0 && (g->ok == 2 || g->ok == 4)) { /* by cancel(), by kill() */
+        w = -1;
+        PyErr_SetNone(g->ok == 2 ? core_err.Cancelled : core_err.Killed);
+    } else if ((r == SHM_PARKED && w == 0) || r == SHM_OK)
         v = core_park_ops[pk->kind].resume(prog, c, g);
     else if (w == 1)
         PyErr_SetNone(PyExc_TimeoutError);

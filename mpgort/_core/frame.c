@@ -696,6 +696,36 @@ static void gen_release(PyGenObject *g)
     }
 }
 
+/* A chain that cannot be encoded (its goroutine was pinned) ends all the same without running its
+ * finally blocks: its frames are found by what each awaits. */
+static void chain_abandon(PyObject *root)
+{
+    PyObject *chain[DEPTH_MAX], *o = root;
+    int n = 0;
+    while (o != NULL && n < DEPTH_MAX && !Py_IS_TYPE(o, &CorePark_Type)) {
+        PyObject *next;
+        if (gen_is(o)) {
+            Frame *f = GEN_FRAME(o);
+            if (!gen_is_suspended((PyGenObject *)o))
+                break;
+            next = f->stacktop > CODE(f)->co_nlocalsplus ? f->localsplus[f->stacktop - 1] : NULL;
+        } else {
+            next = awaited_by(o);
+        }
+        chain[n++] = Py_NewRef(o);
+        o = next;
+    }
+    for (int i = 0; i < n; i++)
+        if (gen_is(chain[i]))
+            ((PyGenObject *)chain[i])->gi_frame_state = GEN_COMPLETED;
+    for (int i = 0; i < n; i++)
+        if (gen_is(chain[i]))
+            gen_empty((PyGenObject *)chain[i]);
+    Py_DECREF(root);
+    for (int i = 0; i < n; i++)
+        Py_DECREF(chain[i]);
+}
+
 void core_chain_drop(PyObject *root)
 {
     if (last.root != root) { /* another chain was encoded since: find the frames again */
@@ -707,7 +737,7 @@ void core_chain_drop(PyObject *root)
         }
         if (last.root != root) {
             PyErr_Clear();
-            Py_DECREF(root);
+            chain_abandon(root);
             return;
         }
     }

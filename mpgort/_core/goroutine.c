@@ -21,6 +21,9 @@ static PyObject *join_exception(CoreProg *prog, struct shm_join *j)
     case SHM_J_CANCELLED:
         return PyObject_CallNoArgs(core_err.Cancelled);
     case SHM_J_KILLED:
+        if (load_acq(&j->kill) == SHM_K_TIMEOUT) /* before its state */
+            return PyObject_CallFunction(PyExc_TimeoutError, "s",
+                                         "the goroutine ran longer than its timeout");
         return PyObject_CallFunction(core_err.Killed, "s", "the goroutine was killed");
     default:
         return core_exc_peek(prog, &j->value);
@@ -164,6 +167,19 @@ static PyObject *goroutine_begun(CoreHandle *h, PyObject *_)
     return PyBool_FromLong(load_acq(&join_of(h)->begun) == 1); /* a glance: pairs with start() */
 }
 
+static PyObject *goroutine_kill(CoreHandle *h, PyObject *_)
+{
+    struct shm_ctx *c = core_ctx(h->prog);
+    if (c == NULL)
+        return NULL;
+    shm_gref r = join_of(h)->g;
+    if (shm_readgstatus(c, r) != Gdead && shm_g(c, r)->flags & SHM_GF_MAIN) {
+        PyErr_SetString(PyExc_RuntimeError, "main cannot be killed");
+        return NULL;
+    }
+    return PyBool_FromLong(shm_join_kill(c, h->off, SHM_K_KILL));
+}
+
 static PyObject *goroutine_id(CoreHandle *h, void *_)
 {
     if (core_ctx(h->prog) == NULL)
@@ -240,6 +256,7 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
     if (!core_callable(fn, "spawn"))
         return NULL;
     uint8_t flags = 0;
+    int64_t timeout_ns = -1;
     if (kw != NULL && PyDict_GET_SIZE(kw) > 0) { /* a dict of this call's own */
         PyObject *durable = PyDict_GetItemString(kw, "durable");
         if (durable != NULL) {
@@ -248,14 +265,16 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
                 return NULL;
             flags = yes ? SHM_GF_DURABLE : 0;
         }
-        for (const char *const *k = (const char *const[]){"timeout", "retries", NULL}; *k; k++)
-            if (PyDict_GetItemString(kw, *k) != NULL) {
-                PyErr_Format(PyExc_NotImplementedError,
-                             "spawn(%s=...) is not there yet; for a function that takes %s itself, "
-                             "use functools.partial",
-                             *k, *k);
-                return NULL;
-            }
+        PyObject *timeout = PyDict_GetItemString(kw, "timeout");
+        if (timeout != NULL && ((timeout_ns = core_timeout_ns(timeout)) == -2 ||
+                                PyDict_DelItemString(kw, "timeout") < 0))
+            return NULL;
+        if (PyDict_GetItemString(kw, "retries") != NULL) {
+            PyErr_SetString(PyExc_NotImplementedError,
+                            "spawn(retries=...) is not there yet; for a function that takes "
+                            "retries itself, use functools.partial");
+            return NULL;
+        }
     }
     struct shm_ctx *c = core_ctx(prog);
     shm_off off;
@@ -270,7 +289,9 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
         shm_obj_ref(c, group);
         ((struct shm_join *)shm_at(c, off))->group = group;
     }
-    if (core_newproc(prog, fn, args, kw, off, flags) < 0) {
+    if (timeout_ns >= 0 && (r = shm_join_deadline(c, off, shm_now_ns() + (uint64_t)timeout_ns)) < 0)
+        core_shm_error(prog, r);
+    if (r < 0 || core_newproc(prog, fn, args, kw, off, flags) < 0) {
         shm_obj_unref(c, off);
         shm_obj_unref(c, off);
         return NULL;
@@ -468,6 +489,10 @@ static PyMethodDef goroutine_methods[] = {
      "cancel()\n--\n\nRaises Cancelled in it where it is parked, or at its next park; False if it "
      "has "
      "ended."},
+    {"kill", (PyCFunction)goroutine_kill, METH_NOARGS,
+     "kill()\n--\n\nEnds it, whatever it does: no finally block runs, `await h` raises Killed. One "
+     "that "
+     "never parks\nis ended with its process, which is replaced. False if it has ended."},
     CORE_HANDLE_REDUCE,
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL},

@@ -316,6 +316,38 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
     return fatal;
 }
 
+/* A goroutine that was killed ends: none of its frames runs again. root, pk: owned, NULL if it was not
+ * live here. */
+static void killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *pk)
+{
+    struct shm_ctx *c = s->c;
+    struct shm_g *g = core_g(s, gr);
+    struct shm_val none = {.tag = SHM_VAL_NONE};
+    struct core_home *h = s->curhome;
+    s->curg = 0; /* what the frames drop may run finalizers: on the scheduler's stack */
+    s->curhome = NULL;
+    if (root != NULL)
+        core_chain_drop(root);
+    Py_XDECREF(pk);
+    if (h != NULL)
+        core_home_note_free(s, g);
+    if (g->cont_off != 0) {
+        shm_cont_drop(c, g->cont_off, g->cont_len);
+        g->cont_off = 0;
+    }
+    shm_val_drop(c, &g->value);
+    g->value.tag = SHM_VAL_NONE;
+    core_wait_end(c, g);
+    shm_join_finish(c, g->obj, SHM_J_KILLED, &none); /* mostly done already */
+    shm_obj_unref(c, g->obj);
+    g->obj = 0;
+    if (h != NULL) {
+        core_thread_end(s, h);
+        core_home_drop(s, h);
+    }
+    shm_goexit0(c, gr);
+}
+
 /* ---- park ------------------------------------------------------------------------------------ */
 
 /* The wait's hold on its object ends. */
@@ -425,6 +457,12 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     bool inhand = s->inhand;
     s->inhand = false;
     struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
+    if (j != NULL && load_acq(&j->kill)) { /* pairs with shm_join_kill() */
+        if (!inhand)
+            core_park_drop(c, pk);
+        killed(s, gr, root, (PyObject *)pk);
+        return GONE;
+    }
     if (j != NULL && !inhand && cancel_due(j)) {
         PyErr_SetNone(core_err.Cancelled);
         *exc = core_take_exc();
@@ -464,6 +502,8 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
         if (j != NULL && load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, 2)) {
             store_seq(&j->cancel, 0);
             shm_ready(c, gr, true);
+        } else if (j != NULL && load_seq(&j->kill) && shm_wait_abort(c, gr, epoch, 4)) {
+            shm_ready(c, gr, true); /* tag: kill (shm/kill.c) */
         }
         if (how == CORE_LIGHT)
             core_warm_put(s, gr, root, pk);
@@ -639,6 +679,20 @@ int core_run_g(struct core_proc *s, shm_gref gr)
     s->curhome = h;
     if (core_context_base(s) < 0)
         PyErr_Clear();
+    if (g->obj != 0 && load_seq(&((struct shm_join *)shm_at(c, g->obj))->kill)) { /* tag: kill */
+        root = h != NULL ? h->root : NULL;
+        park = h != NULL ? (PyObject *)h->park : NULL;
+        if (h != NULL) {
+            h->root = NULL;
+            h->park = NULL;
+        } else if (core_warm_take(s, gr, &warm)) {
+            root = warm.root;
+            park = (PyObject *)warm.park;
+            Py_XDECREF(warm.ctx);
+        }
+        killed(s, gr, root, park);
+        return 0;
+    }
     if (h != NULL && h->root != NULL) {
         core_home_note_free(s, g);
         root = h->root;

@@ -487,7 +487,8 @@ PyDoc_STRVAR(
     keeper_wait_doc,
     "keeper_wait(m0_pidfd, children)\n--\n\n"
     "One round of sysmon. children: list of (slot or -1, pid, pidfd). Returns the index of one "
-    "that has died, or WAIT_M0_DIED, WAIT_NOTHING, WAIT_SHUTDOWN, WAIT_SPARE.");
+    "that has died, or WAIT_M0_DIED, WAIT_NOTHING, WAIT_SHUTDOWN, WAIT_SPARE, or WAIT_KILL less "
+    "the index of one that is to be killed.");
 static PyObject *prog_keeper_wait(CoreProg *p, PyObject *args)
 {
     int m0, r;
@@ -553,6 +554,18 @@ static void notify(struct shm_ctx *c, struct shm_m *m, uint32_t attn)
 {
     or_seq(&m->attn, attn); /* before the note: who wakes by it, or is about to sleep, sees it */
     shm_notewakeup(&m->note);
+}
+
+PyDoc_STRVAR(kill_check_doc, "kill_check(slot)\n--\n\nThe process of this M is stopped: is the "
+                             "goroutine it is to be killed for there?");
+static PyObject *prog_kill_check(CoreProg *p, PyObject *args)
+{
+    unsigned int slot;
+    if (!PyArg_ParseTuple(args, "I", &slot) || !usable(p))
+        return NULL;
+    if (slot >= p->loop.hdr->max_m)
+        return PyErr_Format(PyExc_ValueError, "no M slot %u", slot);
+    return PyBool_FromLong(shm_kill_check(&p->loop, slot + 1));
 }
 
 PyDoc_STRVAR(
@@ -897,6 +910,7 @@ static PyMethodDef prog_methods[] = {
     METHOD(bury_keepers, METH_NOARGS),
     METHOD(keeper_wait, METH_VARARGS),
     METHOD(report_death, METH_VARARGS),
+    METHOD(kill_check, METH_VARARGS),
     METHOD(shutdown, METH_NOARGS),
     METHOD(forget, METH_NOARGS),
     METHOD(drain_wait, METH_VARARGS),
@@ -943,9 +957,10 @@ int core_prog_init(PyObject *mod)
         const char *name;
         long value;
     } constants[] = {
-        {"M_M0", SHM_M_M0},    {"M_WORKER", SHM_M_WORKER}, {"M_KEEPER", SHM_M_KEEPER},
-        {"M_AUX", SHM_M_AUX},  {"WAIT_M0_DIED", -1},       {"WAIT_NOTHING", -2},
-        {"WAIT_SHUTDOWN", -3}, {"WAIT_SPARE", -4},         {"MAX_PROCS", SHM_MAX_P - 1},
+        {"M_M0", SHM_M_M0},           {"M_WORKER", SHM_M_WORKER}, {"M_KEEPER", SHM_M_KEEPER},
+        {"M_AUX", SHM_M_AUX},         {"WAIT_M0_DIED", -1},       {"WAIT_NOTHING", -2},
+        {"WAIT_SHUTDOWN", -3},        {"WAIT_SPARE", -4},         {"WAIT_KILL", SHM_SYSMON_KILL},
+        {"MAX_PROCS", SHM_MAX_P - 1},
     };
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
         if (PyModule_AddIntConstant(mod, constants[i].name, constants[i].value) < 0)
