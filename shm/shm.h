@@ -868,10 +868,10 @@ struct shm_timer {
     struct shm_val
         tick; /* what arrives; its last 8 bytes become the seconds of the firing (double) */
 };
-/* when_ns UINT64_MAX: never. tick stands in place. */
-SHM_MUSTUSE int shm_timer_new(struct shm_ctx *c, uint64_t when_ns, uint64_t period_ns,
-                              const struct shm_val *tick, shm_off *t);
-/* No value of before is received after either. True: it was active, or its value was still unread. */
+/* Not active; tick stands in place. */
+SHM_MUSTUSE int shm_timer_new(struct shm_ctx *c, const struct shm_val *tick, shm_off *t);
+/* when_ns UINT64_MAX: never. No value of before is received after either. True: it was active, or its
+ * value was still unread. */
 bool shm_timer_stop(struct shm_ctx *c, shm_off t);
 SHM_MUSTUSE int shm_timer_reset(struct shm_ctx *c, shm_off t, uint64_t when_ns, uint64_t period_ns,
                                 bool *was);

@@ -44,23 +44,18 @@ static struct shm_waitq *recvq(struct shm_timer *t)
 
 /* ---- with a channel -------------------------------------------------------------------------- */
 
-int shm_timer_new(struct shm_ctx *c, uint64_t when_ns, uint64_t period_ns,
-                  const struct shm_val *tick, shm_off *out)
+/* Not active: it is set when somebody holds it, so a death in between leaves nothing in a heap. */
+int shm_timer_new(struct shm_ctx *c, const struct shm_val *tick, shm_off *out)
 {
-    struct shm_p *p = shm_timers_p(c);
     int e = shm_chan_make(c, 1, sizeof(struct shm_timer), out);
     if (e)
         return e;
     struct shm_timer *t = shm_at(c, *out);
     t->ch.timer = 1;
-    t->node.pi = p->index;
+    t->node.pi = shm_timers_p(c)->index;
     t->node.kind = SHM_TN_TIMER;
     t->tick = *tick;
-    bool was;
-    e = shm_timer_reset(c, *out, when_ns, period_ns, &was);
-    if (e)
-        shm_obj_unref(c, *out);
-    return e;
+    return SHM_OK;
 }
 
 /* Both locks held, in a tx: what was sent and not received is not received any more. */

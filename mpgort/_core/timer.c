@@ -66,12 +66,18 @@ static PyObject *make(CoreProg *prog, uint8_t kind, uint64_t when, uint64_t peri
         PyErr_SetString(PyExc_SystemError, "a float does not stand in place in a message");
         return NULL;
     }
-    int r = shm_timer_new(c, when, period, &tick, &off);
+    int r = shm_timer_new(c, &tick, &off);
     if (r < 0) {
         core_shm_error(prog, r);
         return NULL;
     }
-    return core_handle_wrap(prog, kind, off);
+    PyObject *t = core_handle_wrap(prog, kind, off);
+    bool was;
+    if (t != NULL && (r = shm_timer_reset(c, off, when, period, &was)) < 0) {
+        core_shm_error(prog, r);
+        Py_CLEAR(t);
+    }
+    return t;
 }
 
 static PyObject *timer_new(PyTypeObject *type, PyObject *args, PyObject *kw)

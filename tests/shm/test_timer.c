@@ -179,7 +179,11 @@ static shm_off timer(struct shm_ctx *c, uint64_t when, uint64_t period)
 {
     struct shm_val tick = {.tag = 9, .b = {7}};
     shm_off t;
-    CHECK_EQ(shm_timer_new(c, when, period, &tick, &t), SHM_OK);
+    bool was;
+    CHECK_EQ(shm_timer_new(c, &tick, &t), SHM_OK);
+    CHECK(!shm_timer_stop(c, t));
+    CHECK_EQ(shm_timer_reset(c, t, when, period, &was), SHM_OK);
+    CHECK(!was);
     return t;
 }
 
