@@ -1,12 +1,13 @@
 """mpgort: Go's goroutine runtime for Python, over processes instead of threads.
 
 Layout, in order of dependence (imports go left only):
-_errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime, context, _group | _run |
-demos, cli.
+_errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime, sync, context, _group |
+_run | demos, cli.
 """
 
 from mpgort import _traceback as _traceback  # gives _core its texts
 from mpgort import context as context
+from mpgort import sync as sync
 from mpgort._core import Chan as Chan
 from mpgort._core import Goroutine as Goroutine
 from mpgort._core import Group as Group
@@ -38,7 +39,9 @@ from mpgort._errors import GoroutinePanic as GoroutinePanic
 from mpgort._errors import Killed as Killed
 from mpgort._errors import MDied as MDied
 from mpgort._errors import OutOfSharedMemory as OutOfSharedMemory
+from mpgort._errors import OwnerDied as OwnerDied
 from mpgort._errors import SerializationError as SerializationError
+from mpgort._errors import SyncError as SyncError
 from mpgort._errors import UnsupportedPlatform as UnsupportedPlatform
 from mpgort._executor import Executor as Executor
 from mpgort._group import to_thread as to_thread

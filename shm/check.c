@@ -148,6 +148,9 @@ static uint64_t object_bytes(const struct check *k, shm_off off, const struct bl
     case SHM_OBJ_DONEQ:
         return sizeof(struct shm_doneq);
     case SHM_OBJ_SEMA:
+        return sizeof(struct shm_sema);
+    case SHM_OBJ_ATOMIC:
+        return sizeof(struct shm_atomic);
     case SHM_OBJ_USER:
         return sizeof(struct shm_obj);
     }
@@ -395,6 +398,7 @@ static void check_header(struct check *k)
     check_lock(k, &h->heap_lock, "heap_lock");
     check_lock(k, &h->code_lock, "code_lock");
     check_lock(k, &h->reason_lock, "reason_lock");
+    check_lock(k, &h->sema_lock, "sema_lock");
     for (int i = 0; i < SHM_NCLASS; i++)
         check_lock(k, &h->depot_lock[i], "depot_lock");
     uint64_t n = chain(k, h->runq_head, AT_QUEUE, "global queue");
@@ -446,6 +450,7 @@ static void check_wait(struct check *k, const struct shm_g *g)
         break;
     case SHM_OBJ_CHAN:
     case SHM_OBJ_JOIN:
+    case SHM_OBJ_SEMA:
     case SHM_OBJ_GROUP:
     case SHM_OBJ_DONEQ:
         mark_object(k, g->waitobj, false, "waitobj");
@@ -765,6 +770,36 @@ static void check_doneq(struct check *k, shm_off off)
         say(k, "doneq %#llx: ends with %#llx, last is %#llx", LLU(off), LLU(last), LLU(q->last));
 }
 
+static void check_sema(struct check *k, shm_off off)
+{
+    struct shm_ctx *c = k->c;
+    const struct shm_sema *sy = shm_at(c, off);
+    uint64_t selects = 0, word = load_acq(&sy->word);
+    int breaches = k->breaches;
+    check_lock(k, &sy->lock, "sync object");
+    uint64_t n = check_queue(k, off, sy->first, sy->last, SHM_DIR_RECV, &selects) +
+                 check_queue(k, off, sy->rfirst, sy->rlast, SHM_DIR_SEND, &selects);
+    if (sy->what < SHM_SY_MUTEX || sy->what > SHM_SY_SEMAPHORE)
+        say(k, "sync object %#llx: is a %u", LLU(off), sy->what);
+    if (n && sy->what == SHM_SY_MUTEX && !(word & SHM_SY_SLOW))
+        say(k, "mutex %#llx: %llu wait, its word is %#llx (INV mutex-slow)", LLU(off), LLU(n),
+            LLU(word));
+    if (breaches == k->breaches && shm_sema_owes(c, sy))
+        say(k, "sync object %#llx: somebody waits who may go (INV sync-settled)", LLU(off));
+    if (sy->what == SHM_SY_SEMAPHORE && word > sy->n)
+        say(k, "semaphore %#llx: %llu of %llu free", LLU(off), LLU(word), LLU(sy->n));
+    if (sy->other)
+        mark_object(k, sy->other, true, "mutex of a cond");
+    struct block *b =
+        sy->holders ? mark(k, sy->holders, 8ULL * (sy->holders_cap + 1), "holders") : NULL;
+    if (b && *(const uint64_t *)shm_at(c, sy->holders) > sy->n)
+        say(k, "rwmutex %#llx: %llu readers, more are named", LLU(off), LLU(sy->n));
+    const struct block *p = sy->prev ? block_at(k, sy->prev) : NULL;
+    if ((sy->prev && !p) ||
+        (p ? ((const struct shm_sema *)shm_at(c, sy->prev))->next : c->hdr->sema_first) != off)
+        say(k, "sync object %#llx: is not in the list of all", LLU(off));
+}
+
 static void follow(struct check *k)
 {
     while (k->ntodo) {
@@ -785,6 +820,8 @@ static void follow(struct check *k)
             check_group(k, b->off);
         if (b->object && o->kind == SHM_OBJ_DONEQ)
             check_doneq(k, b->off);
+        if (b->object && o->kind == SHM_OBJ_SEMA)
+            check_sema(k, b->off);
     }
 }
 
@@ -825,7 +862,8 @@ static void check_left(struct check *k)
         if (SHM_ST_STATUS(load_acq(&g->status)) == Gwaiting &&
             SHM_W_STATE(load_acq(&g->wait)) == SHM_W_ARMED && !(k->at[i] & AT_WAITQ) &&
             (g->waitkind == SHM_OBJ_CHAN || g->waitkind == SHM_OBJ_JOIN ||
-             g->waitkind == SHM_OBJ_GROUP || g->waitkind == SHM_OBJ_DONEQ))
+             g->waitkind == SHM_OBJ_SEMA || g->waitkind == SHM_OBJ_GROUP ||
+             g->waitkind == SHM_OBJ_DONEQ))
             say(k, "goroutine %llu: waits on %#llx, in no queue of it", LLU(g->goid),
                 LLU(g->waitobj));
     }

@@ -64,6 +64,8 @@ struct shm_val *shm_sudog_value(struct shm_ctx *c, struct shm_sudog *s);
 void shm_sudog_drain(struct shm_ctx *c, shm_lockword *lock, struct shm_waitq *q, uint8_t ok);
 void shm_sudog_park(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj, struct shm_waitq *q,
                     uint8_t linked, const struct shm_val *v, unsigned reason);
+uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj,
+                        struct shm_waitq *q, uint8_t linked, bool first); /* in a tx */
 void shm_park_commit(struct shm_ctx *c, shm_gref r, unsigned reason, uint64_t epoch);
 void shm_tx_linked(struct shm_ctx *c, struct shm_sudog *s, uint8_t linked);
 void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok);
@@ -76,8 +78,16 @@ void shm_group_drain(struct shm_ctx *c, shm_off group);  /* group.c: what its re
 void shm_join_no_deadline(struct shm_ctx *c, shm_off j); /* kill.c */
 shm_off shm_join_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n);
 void shm_join_carry(struct shm_ctx *c, shm_off j);
-void shm_select_unlink(struct shm_ctx *c, shm_off blk); /* select.c */
-void shm_sleep_unlink(struct shm_ctx *c, shm_gref r);   /* timer.c */
+/* sema.c, mutex.c. All with the lock of sy held. */
+struct shm_sema *shm_sema_at(const struct shm_ctx *c, shm_off off, uint32_t what);
+uint64_t shm_sema_mark(const struct shm_g *g); /* of who waits: a ticket, a want, a time */
+void shm_sema_mark_set(struct shm_g *g, uint64_t mark);
+void shm_sema_settle(struct shm_ctx *c, struct shm_sema *sy);
+bool shm_sema_owes(const struct shm_ctx *c, const struct shm_sema *sy); /* not settled */
+void shm_mutex_revive(struct shm_ctx *c, struct shm_sema *sy); /* whoever was to try may be dead */
+bool shm_mutex_slow(struct shm_sema *sy);                      /* false: it is not locked */
+void shm_select_unlink(struct shm_ctx *c, shm_off blk);        /* select.c */
+void shm_sleep_unlink(struct shm_ctx *c, shm_gref r);          /* timer.c */
 
 /* ---- timer.c, for ticker.c and context.c: nodes in heaps ------------------------------------- */
 

@@ -109,6 +109,8 @@ const char *shm_strerror(int err)
         return "a system call failed";
     case SHM_EDEADLOCK:
         return "all goroutines are asleep";
+    case SHM_EOWNER:
+        return "the holder of the lock died";
     }
     return "unknown error";
 }
@@ -518,7 +520,10 @@ static const struct shm_field layout[] = {
     F(hdr, code_n, U4),
     F(hdr, reason_lock, U4),
     F(hdr, reason_n, U4),
-    END(hdr, reason_n),
+    F(hdr, sema_lock, U4),
+    PAD(hdr, pad7_),
+    F(hdr, sema_first, U8),
+    END(hdr, sema_first),
     /* struct shm_g */
     F(g, status, U8),
     F(g, wait, U8),

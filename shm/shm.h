@@ -31,7 +31,8 @@
  *
  * LOCK ORDER: a channel, join or timer-heap lock may be held when the global queue's or the heap's
  * is taken; never two channel locks except in select, by ascending offset. Before a timer heap's lock
- * may come an after_func's or that of a tree of contexts, after it a channel's. No G is readied while a
+ * may come an after_func's or that of a tree of contexts, after it a channel's. The list of sync
+ * objects, then one of them; a Cond, then its mutex. No G is readied while a
  * channel lock is held: peers are claimed under the lock, named in m->inflight, readied after it.
  *
  * WHAT BLOCKS WHAT
@@ -79,6 +80,7 @@ enum {
     SHM_EDEAD = -10,     /* the program is shutting down */
     SHM_ESYS = -11,      /* a system call failed: errno */
     SHM_EDEADLOCK = -12, /* all goroutines are asleep (to M0's findrunnable only) */
+    SHM_EOWNER = -13,    /* the holder of the lock died with its M */
 };
 const char *shm_strerror(int err);
 _Noreturn void shm_throw(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -117,6 +119,7 @@ enum {
     SHM_OBJ_SEMA = 4,
     SHM_OBJ_USER = 5,
     SHM_OBJ_CONTEXT = 6,
+    SHM_OBJ_ATOMIC = 9,
     SHM_OBJ_GROUP = 10,
     SHM_OBJ_DONEQ = 12,
 };
@@ -165,6 +168,15 @@ enum {                     /* g->flags, written by the owner of the G */
 };
 enum { SHM_HOME_NONE = 0, SHM_HOME_MAIN, SHM_HOME_PINNED, SHM_HOME_HEAVY, SHM_HOME_LOCKED };
 
+enum {
+    SHM_OK_CLOSED = 0,
+    SHM_OK_VALUE = 1,
+    SHM_OK_CANCELLED = 2,
+    SHM_OK_TIMEOUT = 3,
+    SHM_OK_COMPETE = 4, /* a mutex was free: try, or wait once more (mutex.c) */
+    SHM_OK_OWNER = 5,   /* the holder of the lock died with its M */
+};
+
 struct shm_g {
     _Atomic uint64_t status; /* moves by casgstatus only */
     _Atomic uint64_t wait;   /* armed by the parker, claimed by the one waker */
@@ -174,7 +186,7 @@ struct shm_g {
     uint32_t cont_len;
     uint16_t reason;      /* wait reason, of the wait that `wait` counts */
     uint8_t flags;        /* SHM_GF_* */
-    uint8_t ok;           /* how the wait ended: 1 value, 0 closed, 2 cancelled, 3 timed out */
+    uint8_t ok;           /* how the wait ended: SHM_OK_* */
     struct shm_val value; /* to send while parked in send; what was received when readied */
     shm_gref schedlink;   /* next in the global queue, in a home queue or in the free list */
     uint16_t home_m1;     /* M slot + 1 of the M that has it live, 0: light */
@@ -389,6 +401,9 @@ struct shm_hdr {
     _Atomic uint32_t code_n;
     shm_lockword reason_lock;
     _Atomic uint32_t reason_n; /* registered by users */
+    shm_lockword sema_lock;
+    uint32_t pad7_;
+    shm_off sema_first; /* all objects of sema.c, under sema_lock */
 };
 
 /* ---- ctx ------------------------------------------------------------------------------------- */
@@ -594,6 +609,7 @@ bool shm_wait_claim(struct shm_ctx *c, shm_gref g, uint64_t epoch); /* low 32 bi
     X(WAITGROUP_WAIT, "sync.WaitGroup.Wait")       \
     X(COND_WAIT, "sync.Cond.Wait")                 \
     X(SEMAPHORE_ACQUIRE, "sync.Semaphore.Acquire") \
+    X(ONCE_DO, "sync.Once.Do")                     \
     X(PREEMPTED, "preempted")                      \
     X(WORKER_LOST, "worker lost")
 enum shm_reason {
@@ -749,6 +765,90 @@ SHM_MUSTUSE int shm_select_park(struct shm_ctx *c, const struct shm_case *cases,
  * -1: none (cancelled, timed out). Takes the G out of the other queues, drops what was not sent and
  * gives back the channels. */
 int shm_select_done(struct shm_ctx *c, shm_gref g, uint32_t *tag);
+
+/* ---- sema.c, mutex.c ------------------------------------------------------------------------- */
+
+/* What sync is made of: a state, and who waits for it to change. */
+enum {
+    SHM_SY_MUTEX = 1,
+    SHM_SY_RWMUTEX,
+    SHM_SY_WAITGROUP,
+    SHM_SY_ONCE,
+    SHM_SY_COND,
+    SHM_SY_SEMAPHORE,
+};
+enum {                      /* state */
+       SHM_SY_DEAD = 1,     /* its holder died with its M; until recover */
+       SHM_SY_WOKEN = 2,    /* mutex: a waiter is on its way to try */
+       SHM_SY_STARVING = 4, /* mutex: handed over, first come first served */
+       SHM_SY_RUNNING = 8,  /* once */
+       SHM_SY_DONE = 16,    /* once */
+};
+#define SHM_SY_LOCKED 1ULL /* in word, below a goid << 8 */
+#define SHM_SY_SLOW 2ULL   /* mutex: whatever comes next, it takes the lock */
+struct shm_sema {
+    struct shm_obj obj;
+    shm_lockword lock;
+    uint32_t what;         /* SHM_SY_* */
+    _Atomic uint64_t word; /* mutex: holder; rwmutex: writer; once: runner; waitgroup: counter; */
+                           /* semaphore: what is free */
+    uint64_t n;            /* rwmutex: readers; semaphore: its size */
+    uint32_t state;        /* under lock, by tx, as all below */
+    uint32_t holders_cap;
+    shm_off first, last;   /* who waits: FIFO, but for a mutex's that lost again */
+    shm_off rfirst, rlast; /* rwmutex: readers who wait */
+    uint64_t ticket;       /* of the next waiter */
+    uint64_t notify;       /* those with a lower ticket may go */
+    shm_off holders;       /* rwmutex: how many goids, and these; 0 none yet */
+    shm_off other;         /* cond: its mutex, one reference */
+    shm_off next, prev;    /* of all, under hdr->sema_lock */
+};
+static_assert(sizeof(struct shm_sema) == 120, "two lines with its header");
+/* n: of a semaphore; mutex: of a cond (a reference is taken), else 0. */
+SHM_MUSTUSE int shm_sema_new(struct shm_ctx *c, uint32_t what, uint64_t n, shm_off mutex,
+                             shm_off *sy);
+void shm_sema_free(struct shm_ctx *c, shm_off sy); /* at the last unref */
+/* goid: the caller's, 0 a thread that is no goroutine. SHM_OK: it has the lock; SHM_EAGAIN: it would
+ * have to wait; SHM_EOWNER. */
+SHM_MUSTUSE int shm_mutex_trylock(struct shm_ctx *c, shm_off sy, uint64_t goid);
+/* As above, but SHM_PARKED for SHM_EAGAIN. Woken with g->ok SHM_OK_VALUE, it has the lock;
+ * SHM_OK_OWNER; SHM_OK_COMPETE: it calls shm_mutex_again(). */
+SHM_MUSTUSE int shm_mutex_lock_park(struct shm_ctx *c, shm_off sy, shm_gref g);
+/* SHM_OK: g->ok has become one of the other two; SHM_PARKED. */
+SHM_MUSTUSE int shm_mutex_again(struct shm_ctx *c, shm_gref g);
+/* SHM_EAGAIN: it is not locked; SHM_EOWNER. */
+SHM_MUSTUSE int shm_mutex_unlock(struct shm_ctx *c, shm_off sy);
+/* Waits, in the same transaction that gives back the cond's mutex, which the caller holds.
+ * SHM_PARKED; SHM_EAGAIN: the mutex is not locked; SHM_EOWNER. */
+SHM_MUSTUSE int shm_cond_park(struct shm_ctx *c, shm_off sy, shm_gref g);
+void shm_cond_signal(struct shm_ctx *c, shm_off sy);
+void shm_cond_broadcast(struct shm_ctx *c, shm_off sy);
+/* RWMutex (how: SHM_SY_WRITE, SHM_SY_READ), WaitGroup, Once, Semaphore (want). SHM_OK, SHM_EAGAIN,
+ * SHM_EOWNER; of a Once SHM_OK too to the one who is to run it: shm_once_mine(). */
+enum { SHM_SY_WRITE = 1, SHM_SY_READ = 2 };
+SHM_MUSTUSE int shm_sema_try(struct shm_ctx *c, shm_off sy, int how, uint64_t want, uint64_t goid);
+/* As above, but SHM_PARKED; woken with SHM_OK_VALUE or SHM_OK_OWNER. */
+SHM_MUSTUSE int shm_sema_park(struct shm_ctx *c, shm_off sy, int how, uint64_t want, shm_gref g);
+/* After a wait that was cancelled: those behind may go now. */
+void shm_sema_left(struct shm_ctx *c, shm_off sy);
+/* SHM_EAGAIN: it is not locked so. */
+SHM_MUSTUSE int shm_rwmutex_unlock(struct shm_ctx *c, shm_off sy, int how, uint64_t goid);
+SHM_MUSTUSE int shm_waitgroup_add(struct shm_ctx *c, shm_off sy, int64_t n); /* EAGAIN: below 0 */
+bool shm_once_mine(struct shm_ctx *c, shm_off sy, uint64_t goid);
+void shm_once_done(struct shm_ctx *c, shm_off sy);
+SHM_MUSTUSE int shm_semaphore_release(struct shm_ctx *c, shm_off sy, uint64_t n); /* EAGAIN: more */
+/* A lock whose holder died is free again; false: it is not such a lock (any more). */
+bool shm_sema_recover(struct shm_ctx *c, shm_off sy);
+/* By a reaper, after rollback and locks, for each goroutine that died with its M (0: none, but once
+ * per death all the same): what it held is marked, and whoever may go on is let on. */
+void shm_sema_reap(struct shm_ctx *c, uint64_t goid);
+
+/* A 64-bit number that all Ms may change. */
+struct shm_atomic {
+    struct shm_obj obj;
+    _Atomic int64_t value;
+};
+SHM_MUSTUSE int shm_atomic_new(struct shm_ctx *c, int64_t value, shm_off *a);
 
 /* ---- join.c ---------------------------------------------------------------------------------- */
 

@@ -48,6 +48,8 @@ static_assert(
     offsetof(struct shm_chan, recvq_last) == offsetof(struct shm_chan, recvq_first) + 8 &&
         offsetof(struct shm_chan, sendq_last) == offsetof(struct shm_chan, sendq_first) + 8 &&
         offsetof(struct shm_join, waiters_last) == offsetof(struct shm_join, waiters_first) + 8 &&
+        offsetof(struct shm_sema, last) == offsetof(struct shm_sema, first) + 8 &&
+        offsetof(struct shm_sema, rlast) == offsetof(struct shm_sema, rfirst) + 8 &&
         offsetof(struct shm_group, waiters_last) == offsetof(struct shm_group, waiters_first) + 8 &&
         offsetof(struct shm_group, queue_last) == offsetof(struct shm_group, queue_first) + 8,
     "a struct shm_waitq each");
@@ -93,6 +95,18 @@ void shm_sudog_put(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s)
     else
         shm_tx_store64(c, &q->first, off);
     shm_tx_store64(c, &q->last, off);
+}
+
+static void put_first(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s)
+{
+    shm_off off = shm_offof(c, s);
+    s->prev = 0;
+    s->next = q->first;
+    if (q->first)
+        shm_tx_store64(c, &((struct shm_sudog *)shm_at(c, q->first))->prev, off);
+    else
+        shm_tx_store64(c, &q->last, off);
+    shm_tx_store64(c, &q->first, off);
 }
 
 void shm_sudog_remove(struct shm_ctx *c, struct shm_waitq *q, struct shm_sudog *s)
@@ -175,9 +189,9 @@ void shm_park_commit(struct shm_ctx *c, shm_gref r, unsigned reason, uint64_t ep
     store_rel(name, 0); /* after the arming, for the reaper */
 }
 
-/* The object's lock held. v: what g->value holds meanwhile, NULL nothing. */
-void shm_sudog_park(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj, struct shm_waitq *q,
-                    uint8_t linked, const struct shm_val *v, unsigned reason)
+/* In a tx, the object's lock held. r's own sudog joins q, for the wait whose epoch is returned. */
+uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj,
+                        struct shm_waitq *q, uint8_t linked, bool first)
 {
     struct shm_g *g = shm_g(c, r);
     struct shm_sudog *s = &g->sudog;
@@ -189,13 +203,24 @@ void shm_sudog_park(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj, st
     s->epoch = (uint32_t)epoch;
     s->isselect = 0;
     s->which = 0;
-    shm_tx_begin(c);
     shm_tx_linked(c, s, linked);
+    if (first)
+        put_first(c, q, s);
+    else
+        shm_sudog_put(c, q, s);
+    return epoch;
+}
+
+/* The object's lock held. v: what g->value holds meanwhile, NULL nothing. */
+void shm_sudog_park(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj, struct shm_waitq *q,
+                    uint8_t linked, const struct shm_val *v, unsigned reason)
+{
+    shm_tx_begin(c);
+    uint64_t epoch = shm_sudog_join(c, r, kind, obj, q, linked, false);
     if (v) {
         shm_val_publish(c, v);
-        shm_tx_val(c, &g->value, v);
+        shm_tx_val(c, &shm_g(c, r)->value, v);
     }
-    shm_sudog_put(c, q, s);
     shm_tx_commit(c);
     FAILPOINT("sudog.linked");
     shm_park_commit(c, r, reason, epoch);
@@ -239,6 +264,11 @@ void shm_sudog_unlink(struct shm_ctx *c, shm_gref r)
     case SHM_OBJ_DONEQ: {
         struct shm_doneq *q = shm_at(c, g->waitobj);
         unlink_from(c, &q->lock, SHM_WAITQ(&q->waiters_first), NULL, &g->sudog);
+        break;
+    }
+    case SHM_OBJ_SEMA: {
+        struct shm_sema *sy = shm_at(c, g->waitobj);
+        unlink_from(c, &sy->lock, SHM_WAITQ(&sy->first), SHM_WAITQ(&sy->rfirst), &g->sudog);
         break;
     }
     case SHM_WAIT_SELECT:

@@ -31,7 +31,7 @@ static PyTypeObject *asend_type, *athrow_type, *wrapper_type;
 static PyObject *reduced[MAX_REDUCED]; /* types whose own __reduce__ tells all; [0]: builtin iter */
 static int n_reduced;
 static PyTypeObject *callable_iterator_type, *deque_type;
-#define MAX_HANDLES 16
+#define MAX_HANDLES 32
 static struct core_handle_type handle_types[MAX_HANDLES];
 static int n_handle_types;
 static PyFunctionObject *ended[3];

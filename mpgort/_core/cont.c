@@ -98,6 +98,14 @@ void core_warm_put(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *p
     *w = (struct core_warm){gr, root, pk, bare ? NULL : Py_XNewRef(s->ctx)};
 }
 
+/* gr has been elsewhere: what is here is not what it stands in. */
+void core_warm_stale(struct core_proc *s, shm_gref gr)
+{
+    struct core_warm *w = &s->warm[shm_gidx(gr) % CORE_WARM];
+    if (w->g == gr)
+        cool(w);
+}
+
 /* The chain that gr, which came up here, has stood in since it parked here; false: decode. */
 bool core_warm_take(struct core_proc *s, shm_gref gr, struct core_warm *out)
 {
@@ -105,7 +113,7 @@ bool core_warm_take(struct core_proc *s, shm_gref gr, struct core_warm *out)
     if (w->g != gr)
         return false;
     if (s->c->moved) {
-        cool(w);
+        core_warm_stale(s, gr);
         return false;
     }
     *out = *w;

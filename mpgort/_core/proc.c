@@ -666,11 +666,31 @@ static int start(struct core_proc *s, shm_gref gr)
     return drive(s, gr, v, res, out);
 }
 
+/* A woken goroutine whose operation may have to wait once more, before anything of it is decoded. */
+static bool waits_on(struct core_proc *s, shm_gref gr, struct shm_g *g)
+{
+    struct shm_ctx *c = s->c;
+    struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
+    uint64_t epoch = shm_wait_next(g);
+    if (c->moved) /* when it comes up here next, it will seem not to have been away */
+        core_warm_stale(s, gr);
+    if (core_park_ops[g->op].again(c, gr) != SHM_PARKED)
+        return false;
+    own_add(&c->m->st.parks, 1); /* owner only */
+    if (j != NULL && load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, 2)) {
+        store_seq(&j->cancel, 0); /* as in park() */
+        shm_ready(c, gr, true);
+    }
+    return true;
+}
+
 /* Step 2 and 3 for a goroutine whose status is running and which this M holds. */
 int core_run_g(struct core_proc *s, shm_gref gr)
 {
     struct shm_g *g = core_g(s, gr);
     struct shm_ctx *c = s->c;
+    if (g->op < CORE_PARK_KINDS && core_park_ops[g->op].again != NULL && waits_on(s, gr, g))
+        return 0;
     unsigned op = g->op;
     PyObject *root, *park = NULL;
     struct core_warm warm;

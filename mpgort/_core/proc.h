@@ -24,6 +24,13 @@ enum {
     PK_GOPARK,
     PK_MCALL,
     PK_SELECT = 20,
+    PK_LOCK = 24, /* sync.c, to PK_COND_CANCELLED */
+    PK_EXIT,
+    PK_SEMA,
+    PK_ONCE,
+    PK_COND,
+    PK_COND_LOCK,
+    PK_COND_CANCELLED,
     PK_GROUP = 48, /* 48-55: a goroutine's life */
     PK_GROUP_ENTER,
     PK_THREAD,
@@ -40,6 +47,9 @@ struct core_park_op {
     /* The request will not be parked after all: frees what its try left in it. NULL: nothing. */
     void (*drop)(struct shm_ctx *c, CorePark *pk);
     bool home; /* what the wait gives is an object of this process: the goroutine stays */
+    /* The goroutine is up again, its continuation untouched: SHM_OK: resume it; SHM_PARKED: it waits
+     * on (it may run elsewhere by now). g->op may have become another. NULL: always SHM_OK. */
+    int (*again)(struct shm_ctx *c, shm_gref g);
 };
 #define CORE_EXC (-100) /* park(): an exception is set */
 extern struct core_park_op core_park_ops[CORE_PARK_KINDS];
@@ -180,6 +190,7 @@ int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, str
 bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain, size_t *ctx);
 void core_warm_put(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
 bool core_warm_take(struct core_proc *s, shm_gref gr, struct core_warm *out);
+void core_warm_stale(struct core_proc *s, shm_gref gr);
 void core_warm_rest(struct core_proc *s);
 enum { CORE_AT_HOME = 0, CORE_LIGHT = 1 };
 int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
@@ -285,6 +296,7 @@ void core_thread_end(struct core_proc *s, struct core_home *h);
 bool core_thread_rest(struct core_proc *s);
 
 int core_thread_init(PyObject *mod);
+int core_sync_init(PyObject *mod);
 int core_group_init(PyObject *mod);
 int core_timer_init(PyObject *mod);
 int core_ctxtree_init(PyObject *mod);
