@@ -233,7 +233,7 @@ bool enc_must_pickle(struct enc *E, PyObject *o);
 void enc_locate(struct enc *E, uint32_t frame, int slot);
 Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o); /* codec_exc.c */
 const char *enc_kind_name(PyObject *o);                /* "an open file (_io.TextIOWrapper)" */
-int is_plain_instance(PyTypeObject *type); /* -1: exception */
+int is_plain_instance(PyTypeObject *type);             /* -1: exception */
 /* By which a class says how it is pickled: interned strings, __reduce_ex__ and so on (codec_types.c). */
 enum { N_PICKLING_NAMES = 6 };
 extern PyObject *pickling_names[N_PICKLING_NAMES];
