@@ -45,5 +45,6 @@ from mpgort._errors import SyncError as SyncError
 from mpgort._errors import UnsupportedPlatform as UnsupportedPlatform
 from mpgort._executor import Executor as Executor
 from mpgort._group import to_thread as to_thread
+from mpgort._pool import Pool as Pool
 from mpgort._run import Runtime as Runtime
 from mpgort._run import run as run

@@ -125,7 +125,7 @@ class Job:
         ordered: bool = True,
         limit: int | None = None,
         coro: bool = False,
-        feeder: bool = False,
+        lazy: bool = False,
         on_whole: Callable[[Job], None] | None = None,
     ) -> None:
         self.engine = engine
@@ -154,10 +154,14 @@ class Job:
         self.last_size = 1
         self.feeding = False
         self.stopped: BaseException | None = None
-        if feeder:
+        if lazy:
             self.source = iter(source)
             engine.jobs.add(self)
-            threading.Thread(target=self.feed_from, name="mpgort-feeder", daemon=True).start()
+            if hasattr(source, "__len__"):
+                self.read_to_end(self.source)
+            else:
+                name = "mpgort-feeder"
+                threading.Thread(target=self.feed_from, name=name, daemon=True).start()
         elif self.limit is not None:
             self.source = iter(source)
             self.read_ahead()
@@ -202,7 +206,8 @@ class Job:
                             self.again.appendleft((base + n, items[n:]))
                             del items[n:]
                     else:
-                        if len(self.buffer) < n and self.source is not None and out >= procs:
+                        short = len(self.buffer) < n and self.source is not None
+                        if short and (self.size is not None or out >= procs):
                             break
                         n = min(n, len(self.buffer))
                         items = list(map(collections.deque.popleft, repeat(self.buffer, n)))
@@ -244,46 +249,64 @@ class Job:
     def feed_from(self) -> None:
         """The feeder's thread. Items can be sent as soon as they stand in the buffer: the deque is
         filled one by one, also while the iterable blocks in the middle of a batch."""
-        source = self.source
-        assert source is not None
-        ended: BaseException | None = None
+        assert self.source is not None
+        source = self.watched(self.source)
         while self.stopped is None:
             with self.lock:
-                most = AHEAD * WINDOW * self.engine.procs * self.next_size()
-                while len(self.buffer) >= most and self.stopped is None:
+                while len(self.buffer) >= self.ahead() and self.stopped is None:
                     self.room.wait(1.0)
-                    most = AHEAD * WINDOW * self.engine.procs * self.next_size()
             try:
-                n = max(1, min(self.next_size(), 256)) if self.flying else 1
+                n = max(1, min(self.next_size(), 256))
                 before = self.next_base + len(self.buffer)
                 self.buffer.extend(islice(source, n))
                 if self.next_base + len(self.buffer) - before < n:
                     break
             except BaseException as e:
-                ended = e
-                break
+                self.source_ended(e)
+                return
             if len(self.flying) < WINDOW * self.engine.procs:
                 self.feed()
-        with self.lock:
-            self.source = None
-            if ended is not None and self.stopped is None:
-                # As one more item, after all that came before.
-                base = self.next_base + len(self.buffer)
-                self.finish_feed()
-                self.next_base = base + 1
-                self.deliver(base, 1, [Failure(ended)])
-            else:
-                self.feed()
-            self.look_whole()
-            self.cond.notify_all()
+        self.source_ended(None)
 
-    def finish_feed(self) -> None:
-        """Moves what is left to `again`, so that next_base stands behind it."""
-        items = list(self.buffer)
-        self.buffer.clear()
-        if items:
-            self.again.append((self.next_base, items))
-        self.feed()
+    def watched(self, source: Iterator[Any]) -> Iterator[Any]:
+        """Before source may block, what it gave so far is sent if workers are idle. (If they are
+        not, the end of a chunk will see to it.)"""
+        procs = self.engine.procs
+        for item in source:
+            yield item
+            if len(self.flying) < procs:
+                self.feed()
+
+    def ahead(self) -> int:
+        return AHEAD * WINDOW * self.engine.procs * self.next_size()
+
+    def read_to_end(self, source: Iterator[Any]) -> None:
+        try:
+            self.buffer.extend(source)
+        except BaseException as e:
+            self.source_ended(e)
+        else:
+            self.source_ended(None)
+
+    def source_ended(self, exc: BaseException | None) -> None:
+        """exc comes as one more item after all before it (but those of a chunk of given size that
+        it has cut short, as with multiprocessing)."""
+        with self.lock:
+            if exc is not None and self.stopped is None:
+                if self.size is not None:
+                    for _ in range(len(self.buffer) % self.size):
+                        self.buffer.pop()
+                items = list(self.buffer)
+                self.buffer.clear()
+                if items:
+                    self.again.append((self.next_base, items))
+                    self.next_base += len(items)
+                self.next_base += 1
+                self.deliver(self.next_base - 1, 1, [Failure(exc)])
+            self.source = None
+            self.feed()
+            self.cond.notify_all()
+        self.look_whole()
 
     # ---- what comes back -----------------------------------------------------------------------
 
@@ -305,7 +328,9 @@ class Job:
             if rest:
                 self.last_size = done
                 self.again.append((chunk.base + n, rest))
-            self.deliver(chunk.base, n, pieces(results, failures, self.each))
+            prog = self.engine.runtime._prog
+            failed = [(i, _core.exc_from(prog, data)) for i, data in failures]
+            self.deliver(chunk.base, n, pieces(results, failed, self.each))
         self.feed()
         self.look_whole()
 
@@ -412,17 +437,17 @@ class Job:
             self.room.notify()
 
 
-def pieces(results: list[Any], failures: list[tuple[int, bytes]], each: bool) -> list[Any]:
+def pieces(results: list[Any], failures: list[tuple[int, BaseException]], each: bool) -> list[Any]:
     """Lists of results, last first, with a Failure between where an item failed."""
     if not failures:
         results.reverse()
         return [results] if results else []
     parts: list[Any] = []
     at = 0
-    for i, data in failures:
+    for i, exc in failures:
         if i > at:
             parts.append(results[at:i][::-1])
-        parts.append(Failure(_core.exc_decode(data)))
+        parts.append(Failure(exc))
         at = i + 1
     if each and at < len(results):
         parts.append(results[at:][::-1])

@@ -142,6 +142,20 @@ static PyObject *mod_run_chunk(PyObject *mod, PyObject *args)
     return PyLong_FromSsize_t(i);
 }
 
+/* What exc_encode() has made on a worker: its numbers are those of the program's table. */
+static PyObject *mod_exc_from(PyObject *mod, PyObject *args)
+{
+    CoreProg *prog;
+    Py_buffer b;
+    if (!PyArg_ParseTuple(args, "O!y*:exc_from", &CoreProg_Type, &prog, &b))
+        return NULL;
+    struct core_entered was = core_enter(prog);
+    PyObject *exc = core_exc_decode(b.buf, (size_t)b.len);
+    core_leave(was);
+    PyBuffer_Release(&b);
+    return exc;
+}
+
 /* ---- the module's part ----------------------------------------------------------------------- */
 
 static PyMethodDef doneq_methods[] = {
@@ -169,6 +183,8 @@ static PyMethodDef functions[] = {
      "run_chunk(fn, items, start, results, star)\n--\n\nAppends fn(item), or fn(*item), to results "
      "for items[start:], until a preemption\nis due. Returns how far it came; after an exception "
      "len(results) says so."},
+    {"exc_from", mod_exc_from, METH_VARARGS,
+     "exc_from(prog, bytes)\n--\n\nThe exception that exc_encode() has written in that program."},
     {NULL},
 };
 

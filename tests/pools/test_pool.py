@@ -1,0 +1,137 @@
+"""Pool: what differs from multiprocessing's, whose own tests run in test_cpython_pool.py."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import mpgort
+from mpgort import gosched
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[mpgort.Pool]:
+    with mpgort.Pool(2) as p:
+        yield p
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+async def double_slowly(x: int) -> int:
+    await gosched()
+    return 2 * x
+
+
+def third_fails(x: int) -> int:
+    if x % 3 == 0:
+        raise ValueError(x)
+    return x
+
+
+def test_lambdas_closures_and_coroutine_functions_may_be_given(pool: mpgort.Pool) -> None:
+    n = 3
+    assert pool.map(lambda x: x + n, range(4)) == [3, 4, 5, 6]
+    assert pool.apply(double_slowly, (4,)) == 8
+    assert list(pool.imap(double_slowly, range(4))) == [0, 2, 4, 6]
+    assert pool.starmap(lambda a, b: a * b, zip(range(4), range(4), strict=True)) == [0, 1, 4, 9]
+
+
+@pytest.mark.parametrize("chunksize", [1, 7, 1000])
+def test_each_result_of_many_comes_once(pool: mpgort.Pool, chunksize: int) -> None:
+    n = 50_000
+    wanted = list(range(0, 2 * n, 2))
+    assert list(pool.imap(double, range(n), chunksize)) == wanted
+    assert sorted(pool.imap_unordered(double, iter(range(n)), chunksize)) == wanted
+    assert pool.map(double, range(n), chunksize) == wanted
+
+
+def test_imap_goes_on_after_an_item_that_failed(pool: mpgort.Pool) -> None:
+    """Though items travel together, each is its own failure, as with chunk size 1."""
+    n = 3000
+    it = pool.imap(third_fails, range(n))
+    seen: list[Any] = []
+    while True:
+        try:
+            seen.append(next(it))
+        except StopIteration:
+            break
+        except ValueError as e:
+            seen.append(("failed", e.args[0]))
+    assert seen == [("failed", i) if i % 3 == 0 else i for i in range(n)]
+
+
+def test_an_iterable_that_waits_for_its_own_results_goes_on(pool: mpgort.Pool) -> None:
+    todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    todo.put(1)
+    got = []
+    for v in pool.imap_unordered(double, iter(todo.get, None)):
+        got.append(v)
+        todo.put(v if v < 2000 else None)
+    assert got == [2**k for k in range(1, 12)]
+
+
+def test_an_endless_iterable_is_read_only_so_far_ahead(pool: mpgort.Pool) -> None:
+    read = itertools.count()
+    it = pool.imap(double, read)
+    assert list(itertools.islice(it, 20_000)) == list(range(0, 40_000, 2))
+    it._job.cancel()
+    assert next(read) < 10_000_000
+
+
+def test_callbacks_get_the_value_or_the_error(pool: mpgort.Pool) -> None:
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    pool.apply_async(double, (2,), callback=told.put)
+    assert told.get(timeout=30) == 4
+    pool.apply_async(third_fails, (3,), callback=told.put, error_callback=told.put)
+    assert isinstance(told.get(timeout=30), ValueError)
+    pool.map_async(double, range(3), callback=told.put)
+    assert told.get(timeout=30) == [0, 2, 4]
+
+
+def test_an_argument_that_cannot_cross_is_an_error_and_no_hang(pool: mpgort.Pool) -> None:
+    lock = threading.Lock()
+    with pytest.raises(mpgort.SerializationError):
+        pool.apply(double, (lock,))
+    with pytest.raises(mpgort.SerializationError):
+        pool.map(double, [1, lock])
+    assert pool.apply(double, (1,)) == 2
+
+
+def test_workers_are_replaced_after_maxtasksperchild() -> None:
+    with mpgort.Pool(1, maxtasksperchild=2) as p:
+        pids = [p.apply(os.getpid) for _ in range(8)]
+    assert len(set(pids)) >= 3
+
+
+def test_leaving_the_block_ends_the_workers_at_once() -> None:
+    with mpgort.Pool(2) as p:
+        results = [p.apply_async(threading.Event().wait) for _ in range(1)]
+        workers = p._pool
+    p.join()
+    assert len(workers) == 2 and not any(w.is_alive() for w in workers)
+    with pytest.raises((RuntimeError, TypeError)):
+        results[0].get(timeout=30)
+
+
+def test_a_program_that_ends_without_close_ends(program: Any) -> None:
+    result = program(
+        """
+        import time
+        import mpgort
+
+        if __name__ == "__main__":
+            p = mpgort.Pool(2)
+            p.map_async(time.sleep, [100] * 10)
+            print(p.apply(abs, (-1,)), flush=True) if False else print(1)
+        """,
+        limit=30,
+    )
+    assert (result.status, result.out) == (0, "1\n")
