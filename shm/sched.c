@@ -65,7 +65,9 @@
  *
  * SPINNING. An M that runs dry looks around for hdr->spin_ns, about the price of a wake, before it
  * sleeps: if at most half of the busy Ps do so, and if there is a processor for it that nobody works
- * on. M0 does the same for its home queue, without becoming a `spinner`: it could not take what the
+ * on. But two Ms that hand over in turns and have once fallen asleep would stay in it: each is woken
+ * just when the other has given up. So an M whose sleep was short spins longer next time (twice that
+ * sleep, up to SPIN_MOST), and one that slept long as at first. M0 does the same for its home queue, without becoming a `spinner`: it could not take what the
  * others are spared waking for.
  *
  * TIMERS are per P (timer.c). The last M that goes idle is the poller: it sleeps only until the
@@ -100,6 +102,8 @@
 #define M0_NAP_NS 100000000LL /* M0 looks at signals and at the keeper */
 #define REFUSALS 2            /* migrate=always: how often a G may be left for another M */
 #define REFUSAL_NS 50000
+#define SPIN_MOST 250000 /* ns: longer sleeps are cheaper than a processor */
+#define LOOKS 16         /* of a spinner between two looks at the clock */
 
 #define ATTN_NOW (SHM_ATTN_SHUTDOWN | SHM_ATTN_DUMP | SHM_ATTN_DEATH | SHM_ATTN_PANIC)
 
@@ -649,11 +653,18 @@ static bool something(struct shm_ctx *c, uint64_t now)
     return !c->homely && (c->p || shm_anyidlep(c)) && shm_anywork(c);
 }
 
-/* Another P's runnext, which steal() takes if it stays. */
-static bool other_runnext(const struct shm_ctx *c)
+/* The part of something() that comes from who is awake, without a clock; and another P's runnext,
+ * which steal() takes if it stays. Relaxed: all hints, what they lead to is taken by CAS. */
+static bool handed_over(const struct shm_ctx *c)
 {
+    if (load_rlx(&c->m->homeq_n) || (load_rlx(&c->m->attn) & ATTN_NOW))
+        return true;
+    if (home_only(c))
+        return false;
+    if (load_rlx(&c->hdr->runq_size))
+        return true;
     for (uint32_t i = 0; i < nworkp(c); i++)
-        if (load_rlx(&c->ptab[i].runnext)) /* a hint */
+        if (load_rlx(&c->ptab[i].runnext) || shm_runqsize(&c->ptab[i]))
             return true;
     return false;
 }
@@ -665,15 +676,18 @@ static bool spin(struct shm_ctx *c, uint64_t *until)
     if (*until == 0) {
         if (!may_spin(c))
             return false;
-        *until = now + c->hdr->spin_ns;
+        *until = now + (c->spin_ns ? c->spin_ns : c->hdr->spin_ns);
         if (!home_only(c))
             store_seq(&c->m->spinning, SHM_M_SPINNING); /* from here on S3 counts on us */
     }
     for (; now < *until; now = shm_now_ns()) {
-        if (something(c, now) || (!home_only(c) && other_runnext(c)))
+        if (something(c, now))
             return true;
-        for (int i = 0; i < 10; i++)
+        for (int i = 0; i < LOOKS; i++) {
+            if (handed_over(c))
+                return true;
             cpu_relax();
+        }
     }
     return false;
 }
@@ -772,9 +786,11 @@ static int idle(struct shm_ctx *c, bool *woken)
         nap = M0_NAP_NS;
     own_add(&m->st.sleeps, 1);
     bool set = shm_notetsleep(&m->note, nap); /* I5 */
+    uint64_t slept = shm_now_ns() - now;
+    c->spin_ns = set && slept < SPIN_MOST / 2 ? 2 * slept : h->spin_ns;
     leave_idle(c, SHM_M_BUSY);
     *woken = load_rlx(&m->spinning) == SHM_M_SPINNING; /* own again */
-    if (set || *woken || shm_now_ns() >= next)
+    if (set || *woken || now + slept >= next)
         return SHM_OK;
     return SHM_EINTR; /* a signal, or M0's nap is over */
 }

@@ -424,8 +424,9 @@ struct shm_ctx {
     uint32_t chain; /* runnexts taken in a row, in one time slice */
     bool homely;    /* takes no P, runs only what is at home here (_core/thread.c) */
     uint64_t rng;
-    uint64_t now_ns; /* clock as of the last findrunnable(), to some ms */
-    bool moved;      /* the G that was executed last ran on another M before, or nowhere */
+    uint64_t now_ns;  /* clock as of the last findrunnable(), to some ms */
+    uint64_t spin_ns; /* how long this M spins when it runs dry next, 0: hdr->spin_ns */
+    bool moved;       /* the G that was executed last ran on another M before, or nowhere */
     uint64_t mapped;
 };
 

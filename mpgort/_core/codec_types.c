@@ -57,12 +57,21 @@ const struct core_handle_type *core_handle_type_of(uint8_t kind)
     return NULL;
 }
 
+/* Asked about every object that has no tag of its own: the answer is kept by type. */
 const struct core_handle_type *core_handle_type_for(PyTypeObject *type)
 {
-    for (int i = 0; i < n_handle_types; i++)
-        if (handle_types[i].type == type)
-            return &handle_types[i];
-    return NULL;
+    static struct {
+        PyTypeObject *type;
+        const struct core_handle_type *handle;
+    } asked[64];
+    uint32_t i = hash_address(type) % 64;
+    if (likely(asked[i].type == type))
+        return asked[i].handle;
+    const struct core_handle_type *h = handle_types;
+    while (h < handle_types + n_handle_types && h->type != type)
+        h++;
+    asked[i].type = type;
+    return asked[i].handle = h < handle_types + n_handle_types ? h : NULL;
 }
 
 PyFunctionObject *core_ended_function(int kind)

@@ -26,7 +26,7 @@ static struct {
 
 bool core_context_empty(PyObject *ctx)
 {
-    return ctx == NULL || PyObject_Size(ctx) <= 0;
+    return ctx == NULL || context_n_vars(ctx) == 0;
 }
 
 /* Enters ctx (a new reference is taken) instead of what the loop has entered now. */

@@ -157,8 +157,11 @@ typedef struct core_prog {
     uint64_t max_rss;   /* ... or has grown to so many bytes; 0: no limit */
 } CoreProg;
 extern PyTypeObject CoreProg_Type;
+/* Initial-exec: read at each step of the hot path, and two words fit into the room that the loader
+ * keeps for libraries that come late. */
+#define CORE_TLS _Thread_local __attribute__((tls_model("initial-exec")))
 /* The program whose goroutine (or worker) the calling thread runs; NULL in outside threads. */
-extern _Thread_local CoreProg *core_prog_cur;
+extern CORE_TLS CoreProg *core_prog_cur;
 /* The ctx that the calling thread may use: loop in the loop's thread, aux elsewhere (slot taken on
  * first use). NULL with an exception set: detached, or no M slot left. */
 struct shm_ctx *core_ctx(CoreProg *prog);

@@ -29,6 +29,7 @@
 #include "internal/pycore_pystate.h"
 #endif
 #include "internal/pycore_context.h"
+#include "internal/pycore_hamt.h"
 #if PY_VERSION_HEX >= 0x030d0000
 #include "internal/pycore_ceval.h"
 #include "internal/pycore_setobject.h" /* _PySet_NextEntry became internal */
@@ -59,6 +60,11 @@ typedef struct _PyInterpreterFrame Frame;
 static inline PyObject *context_vars(PyObject *ctx)
 {
     return (PyObject *)((PyContext *)ctx)->ctx_vars;
+}
+
+static inline Py_ssize_t context_n_vars(PyObject *ctx)
+{
+    return ((PyContext *)ctx)->ctx_vars->h_count;
 }
 
 static inline bool gen_is(PyObject *o)

@@ -39,7 +39,7 @@
 
 struct core_park_op core_park_ops[CORE_PARK_KINDS];
 struct core_err core_err;
-_Thread_local struct core_proc *core_proc_cur;
+CORE_TLS struct core_proc *core_proc_cur;
 
 /* ---- the state of one program in this process ------------------------------------------------ */
 

@@ -166,7 +166,7 @@ bool core_preempt_due(struct core_proc *s);
 PyObject *core_failure(CoreProg *prog);
 
 /* The loop of the calling thread, NULL in threads that run none. */
-extern _Thread_local struct core_proc *core_proc_cur;
+extern CORE_TLS struct core_proc *core_proc_cur;
 /* For a `try`: the loop whose goroutine awaits pk on a handle of prog, or NULL with an exception. */
 struct core_proc *core_try_begin(CoreProg *prog);
 /* A `try` that is done has put ok and value into the running g: 1 and *result by its resume(); 0 if

@@ -41,7 +41,7 @@
 #include <time.h>
 #include <unistd.h>
 
-_Thread_local CoreProg *core_prog_cur;
+CORE_TLS CoreProg *core_prog_cur;
 
 static PyObject *errors; /* mpgort._errors */
 
@@ -147,7 +147,7 @@ struct shm_ctx *core_ctx(CoreProg *prog)
         detached();
         return NULL;
     }
-    if (prog->loop_thread != 0 && prog->loop_thread == PyThread_get_thread_ident())
+    if (core_proc_cur != NULL && core_proc_cur->prog == prog && prog->loop_thread != 0)
         return &prog->loop;
     if (!prog->aux_on) {
         shm_ctx_copy(&prog->aux, &prog->loop);
