@@ -103,6 +103,7 @@
 #define REFUSALS 2            /* migrate=always: how often a G may be left for another M */
 #define REFUSAL_NS 50000
 #define SPIN_MOST 250000 /* ns: longer sleeps are cheaper than a processor */
+#define LINGER 100       /* looks: 2 to 4 us */
 #define LOOKS 16         /* of a spinner between two looks at the clock */
 
 #define ATTN_NOW (SHM_ATTN_SHUTDOWN | SHM_ATTN_DUMP | SHM_ATTN_DEATH | SHM_ATTN_PANIC)
@@ -669,16 +670,36 @@ static bool handed_over(const struct shm_ctx *c)
     return false;
 }
 
+/* From here on S3 counts on us. False: this is not the moment for it. */
+static bool start_spinning(struct shm_ctx *c)
+{
+    if (!may_spin(c))
+        return false;
+    if (!home_only(c))
+        store_seq(&c->m->spinning, SHM_M_SPINNING); /* tag: idle-dance */
+    return true;
+}
+
+bool shm_linger(struct shm_ctx *c)
+{
+    if (!start_spinning(c))
+        return false;
+    for (int i = 0; i < LINGER; i++) {
+        if (handed_over(c))
+            return true;
+        cpu_relax();
+    }
+    return false;
+}
+
 /* True: look again. False: the time is up, or this is not the moment for it. */
 static bool spin(struct shm_ctx *c, uint64_t *until)
 {
     uint64_t now = shm_now_ns();
     if (*until == 0) {
-        if (!may_spin(c))
+        if (!start_spinning(c))
             return false;
         *until = now + (c->spin_ns ? c->spin_ns : c->hdr->spin_ns);
-        if (!home_only(c))
-            store_seq(&c->m->spinning, SHM_M_SPINNING); /* from here on S3 counts on us */
     }
     for (; now < *until; now = shm_now_ns()) {
         if (something(c, now))

@@ -658,6 +658,10 @@ bool shm_execute(struct shm_ctx *c, shm_gref g, bool inherit);
 /* On M0 a blocking call returns SHM_EINTR at the latest after 100 ms: its caller looks at signals and at
  * the keeper. */
 SHM_MUSTUSE int shm_findrunnable(struct shm_ctx *c, bool block, shm_gref *g, bool *inherit);
+/* After SHM_EAGAIN: looks around for some microseconds, as a spinner. True: there is something, find it.
+ * False: nothing, or this is not the moment to spin; the caller goes on to a blocking call. For an M that
+ * would have to let go of a lock (Python's) before it may block. */
+bool shm_linger(struct shm_ctx *c);
 /* Running -> runnable on the global tail (Gosched, preemption); continuation stored before. */
 void shm_gosched(struct shm_ctx *c, shm_gref g);
 /* Running -> waiting with `reason`, curg dropped; then the caller arms. For parks on objects the

@@ -136,8 +136,8 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
         /* The futex is the status word's low half: status and owner change in it, never the
          * generation, so a wake-up cannot be missed between the load and the wait. */
         if (slice > 0) {
-            Py_BEGIN_ALLOW_THREADS shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)st,
-                                                  slice);
+            Py_BEGIN_ALLOW_THREADS
+                shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)st, slice);
             Py_END_ALLOW_THREADS
         }
         if (shm_gclaim_runnable(c, gr))

@@ -705,6 +705,44 @@ int core_call_encode(PyObject *call, struct core_enc *e)
     return value_encode(call, e, true);
 }
 
+size_t core_value_encode_small(PyObject *v, uint8_t *p, size_t room)
+{
+    PyTypeObject *t = Py_TYPE(v);
+    p[0] = BLOB_MAGIC_VALUE;
+    p[1] = BLOB_BARE;
+    if (t == &PyLong_Type) {
+        int overflow;
+        long long w = PyLong_AsLongLongAndOverflow(v, &overflow);
+        if (overflow)
+            return 0;
+        if (w >= SMALL_MIN && w <= SMALL_MAX) {
+            p[2] = (uint8_t)(TAG_SMALL + (w - SMALL_MIN));
+            return 3;
+        }
+        p[2] = TAG_INT64;
+        memcpy(p + 3, &w, 8);
+        return 11;
+    }
+    if (v == Py_None || t == &PyBool_Type) {
+        p[2] = v == Py_None ? TAG_NONE : v == Py_True ? TAG_TRUE : TAG_FALSE;
+        return 3;
+    }
+    if (t == &PyFloat_Type) {
+        p[2] = TAG_FLOAT;
+        memcpy(p + 3, &((PyFloatObject *)v)->ob_fval, 8);
+        return 11;
+    }
+    if (t == &PyUnicode_Type && PyUnicode_KIND(v) == PyUnicode_1BYTE_KIND &&
+        (size_t)PyUnicode_GET_LENGTH(v) + 4 <= room) {
+        size_t n = (size_t)PyUnicode_GET_LENGTH(v);
+        p[2] = TAG_STR;
+        p[3] = (uint8_t)n;
+        memcpy(p + 4, PyUnicode_DATA(v), n);
+        return n + 4;
+    }
+    return 0;
+}
+
 int core_codec_init(PyObject *mod)
 {
     if ((core_pickle = PyImport_ImportModule("mpgort._pickle")) == NULL || core_types_init() < 0)

@@ -62,6 +62,11 @@ int core_value_encode(PyObject *v, struct core_enc *e);
 /* The same for a call, a tuple (fn, args[, kwargs]): the path begins with "args" or "kwargs". */
 int core_call_encode(PyObject *call, struct core_enc *e);
 PyObject *core_value_decode(const uint8_t *p, size_t n);
+/* The same bytes for the values that most messages are (None, bool, int, float, short str), without
+ * what a blob needs that may hold anything: how many of at most `room` were written to p, 0: not such
+ * a value. Decoding: NULL without an exception says the same. */
+size_t core_value_encode_small(PyObject *v, uint8_t *p, size_t room);
+PyObject *core_value_decode_small(const uint8_t *p, size_t n);
 
 /* An exception that ends a goroutine, for whoever awaits it: type, args, cause, context, notes, and
  * the text of its traceback here, which decode chains as the cause (as concurrent.futures does).

@@ -464,3 +464,31 @@ PyObject *core_value_decode(const uint8_t *p, size_t n)
         return NULL;
     return dec_end(&D, dec_value(&D));
 }
+
+PyObject *core_value_decode_small(const uint8_t *p, size_t n)
+{
+    if (n < 3 || p[0] != BLOB_MAGIC_VALUE || p[1] != BLOB_BARE)
+        return NULL;
+    uint8_t tag = p[2];
+    if (n == 3) {
+        if (tag >= TAG_SMALL && tag < TAG_MEMO)
+            return PyLong_FromLong(tag - TAG_SMALL + SMALL_MIN);
+        return tag == TAG_NONE    ? Py_NewRef(Py_None)
+               : tag == TAG_TRUE  ? Py_NewRef(Py_True)
+               : tag == TAG_FALSE ? Py_NewRef(Py_False)
+                                  : NULL;
+    }
+    if (n == 11 && tag == TAG_INT64) {
+        int64_t v;
+        memcpy(&v, p + 3, 8);
+        return PyLong_FromLongLong(v);
+    }
+    if (n == 11 && tag == TAG_FLOAT) {
+        double v;
+        memcpy(&v, p + 3, 8);
+        return PyFloat_FromDouble(v);
+    }
+    if (tag == TAG_STR && n < 0x80 && p[3] == n - 4)
+        return PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, p + 4, (Py_ssize_t)n - 4);
+    return NULL;
+}

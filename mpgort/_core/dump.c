@@ -94,7 +94,8 @@ static void ask_homes(CoreProg *prog, struct shm_ctx *c)
                load_acq(&c->mtab[i].attn) & SHM_ATTN_DUMP &&
                shm_now_ns() < end) { /* pairs with attend */
             _Atomic uint32_t never = 0;
-            Py_BEGIN_ALLOW_THREADS shm_futex_wait(&never, 0, 200000);
+            Py_BEGIN_ALLOW_THREADS
+                shm_futex_wait(&never, 0, 200000);
             Py_END_ALLOW_THREADS
         }
 }

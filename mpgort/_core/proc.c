@@ -886,6 +886,8 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
             (r = attend(s)) != 0)
             return r;
         r = shm_findrunnable(c, false, g, inherit);
+        if (r == SHM_EAGAIN && shm_linger(c)) /* cheaper than letting go of the GIL */
+            r = shm_findrunnable(c, false, g, inherit);
         if (r == SHM_OK)
             return 0;
         if (r == SHM_EAGAIN) {
@@ -896,8 +898,11 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
                 core_warm_rest(s);
                 core_handle_rest(s);
             }
-            Py_BEGIN_ALLOW_THREADS r = shm_findrunnable(c, true, g, inherit);
-            Py_END_ALLOW_THREADS if (r == SHM_OK) return 0;
+            Py_BEGIN_ALLOW_THREADS
+                r = shm_findrunnable(c, true, g, inherit);
+            Py_END_ALLOW_THREADS
+            if (r == SHM_OK)
+                return 0;
         }
         if (r == SHM_EDEADLOCK)
             return core_raise(core_deadlock(s));

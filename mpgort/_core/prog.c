@@ -437,8 +437,10 @@ static PyObject *prog_calibrate(CoreProg *p, PyObject *noargs)
 {
     if (!usable(p))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS shm_calibrate(&p->loop);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+        shm_calibrate(&p->loop);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(work_doc,
@@ -508,8 +510,10 @@ static PyObject *prog_keeper_wait(CoreProg *p, PyObject *args)
         }
         kids[i].m1 = slot >= 0 ? (uint32_t)slot + 1 : slot_of(&p->loop, (uint32_t)kids[i].pid);
     }
-    Py_BEGIN_ALLOW_THREADS r = shm_sysmon(&p->loop, m0, kids, (int)n);
-    Py_END_ALLOW_THREADS PyMem_Free(kids);
+    Py_BEGIN_ALLOW_THREADS
+        r = shm_sysmon(&p->loop, m0, kids, (int)n);
+    Py_END_ALLOW_THREADS
+    PyMem_Free(kids);
     return PyLong_FromLong(r);
 }
 
@@ -638,8 +642,10 @@ static PyObject *prog_drain_wait(CoreProg *p, PyObject *args)
     shm_noteclear(&c->m->note);
     if (shm_checkdead(c))
         Py_RETURN_TRUE;
-    Py_BEGIN_ALLOW_THREADS shm_notetsleep(&c->m->note, (int64_t)(seconds * 1e9));
-    Py_END_ALLOW_THREADS and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_CHECKDEAD);
+    Py_BEGIN_ALLOW_THREADS
+        shm_notetsleep(&c->m->note, (int64_t)(seconds * 1e9));
+    Py_END_ALLOW_THREADS
+    and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_CHECKDEAD);
     return PyBool_FromLong(shm_checkdead(c));
 }
 

@@ -89,6 +89,8 @@ static int value_store(CoreProg *prog, struct shm_ctx *c, struct core_enc *e, st
 
 int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val)
 {
+    if ((val->tag = (uint8_t)core_value_encode_small(v, val->b, sizeof val->b)) != 0)
+        return 0;
     struct core_proc *s = core_proc_get(prog);
     struct shm_ctx *c = core_ctx(prog);
     struct core_enc spare, *e;
@@ -137,6 +139,15 @@ PyObject *core_val_take(CoreProg *prog, struct shm_val *val)
 {
     if (val->tag == SHM_VAL_NONE)
         Py_RETURN_NONE;
+    if (val->tag <= sizeof val->b) {
+        PyObject *small = core_value_decode_small(val->b, val->tag);
+        if (small != NULL) {
+            val->tag = SHM_VAL_NONE;
+            return small;
+        }
+        if (PyErr_Occurred())
+            return NULL;
+    }
     struct shm_ctx *c = core_ctx(prog);
     if (c == NULL)
         return NULL;
