@@ -726,11 +726,11 @@ struct shm_chan {
     _Atomic uint32_t qcount; /* under lock; read without by len() */
     uint32_t sendx, recvx;
     _Atomic uint32_t closed;
-    shm_off recvq_first, recvq_last, sendq_first, sendq_last; /* sudogs, FIFO */
-    uint64_t id;
-    shm_off buf;    /* cap values, 0 for cap 0 */
     uint32_t timer; /* 1: it is the first part of a struct shm_timer */
     uint32_t pad_;
+    shm_off recvq_first, recvq_last, sendq_first, sendq_last; /* sudogs, FIFO */
+    uint64_t id;
+    shm_off buf; /* cap values, 0 for cap 0 */
 };
 SHM_MUSTUSE int shm_chan_new(struct shm_ctx *c, uint32_t cap, shm_off *ch);
 void shm_chan_free(struct shm_ctx *c, shm_off ch); /* at the last unref */

@@ -14,6 +14,8 @@ import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -413,7 +415,115 @@ def test_an_after_func_of_main_starts_beside_a_pingpong(run: Run) -> None:
     assert run(timer_of_main_beside_a_pingpong) is True
 
 
+async def busy_main() -> object:
+    fired: Chan[bool] = chan(1)
+    after_func(0.01, send_true, fired)
+    while len(fired) == 0:  # no await: nobody runs main's timers here
+        pass
+    return await fired.recv()
+
+
+@pytest.mark.parametrize("procs", [1, 2])
+def test_a_timer_of_a_busy_main_is_run_by_the_others(procs: int) -> None:
+    assert mpgort.run(busy_main, procs=procs) is True
+
+
+async def hog(timers: Chan[Chan[float]], stop: Chan[bool]) -> None:
+    await timers.send(after(0.01))
+    while len(stop) == 0:
+        pass
+
+
+async def busy_worker(hogs: int) -> bool:
+    timers: Chan[Chan[float]] = chan()
+    stop: Chan[bool] = chan(1)
+    handles = [spawn(hog, timers, stop) for _ in range(hogs)]
+    for c in [await timers.recv() for _ in range(hogs)]:
+        await c.recv()
+    await stop.send(True)
+    for h in handles:
+        await h
+    return True
+
+
+@pytest.mark.parametrize("procs", [1, 2])
+def test_a_timer_of_a_worker_that_never_looks_is_run_by_the_others(procs: int) -> None:
+    assert mpgort.run(busy_worker, procs, procs=procs)
+
+
+def plain() -> tuple[float, bool]:
+    t0 = time.monotonic()
+    t = Timer(0.01)
+    assert t.c is not None
+    at = t.c.get()
+    fired: Chan[bool] = chan(1)
+    after_func(0.005, send_true, fired)
+    return at - t0, fired.get(timeout=30)
+
+
+async def from_a_plain_function() -> tuple[float, bool]:
+    got: tuple[float, bool] = await spawn(plain)
+    return got
+
+
+def test_plain_functions_make_timers_and_wait_for_them(run: Run) -> None:
+    took, fired = run(from_a_plain_function)
+    assert took >= 0.01 and fired
+
+
+async def every_tick(n: int) -> int:
+    ticker = Ticker(0.001)
+    got = 0
+    async for _ in ticker.c:
+        got += 1
+        if got == n:
+            return got
+    return -1
+
+
+def test_ticks_are_iterated_over(run: Run) -> None:
+    assert run(every_tick, 5) == 5
+
+
+async def later(path: Path) -> None:
+    after_func(0.02, path.touch)
+
+
+@pytest.mark.parametrize("procs", [0, 1, 2])
+def test_the_end_of_a_runtime_waits_for_what_is_due(procs: int, tmp_path: Path) -> None:
+    with mpgort.Runtime(procs=procs) as rt:
+        rt.spawn(later, tmp_path / "ran").result()
+    assert (tmp_path / "ran").exists()
+
+
 # ---- handles ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Kept:
+    timers: dict[str, Timer | Ticker]
+    ctx: context.Context
+    cancel: context.CancelFunc
+
+
+async def cancel_kept(kept: Kept, back: Chan[Kept]) -> None:
+    kept.cancel(KeyError("kept"))
+    kept.timers["t"].stop()
+    await back.send(kept)
+
+
+async def inside_of_others() -> None:
+    ctx, cancel = context.with_timeout(context.background(), HOUR)
+    kept = Kept({"t": Timer(HOUR), "k": Ticker(HOUR), "f": after_func(HOUR, gosched)}, ctx, cancel)
+    back: Chan[Kept] = chan()
+    go(cancel_kept, kept, back)
+    assert await back.recv() == kept
+    assert isinstance(context.cause(ctx), KeyError)
+    assert [t.stop() for t in kept.timers.values()] == [False, None, True]
+
+
+def test_timers_and_contexts_cross_inside_of_other_objects(run: Run) -> None:
+    run(inside_of_others)
 
 
 async def stop_there(t: Timer, back: Chan[Any]) -> None:
