@@ -229,16 +229,16 @@ int shm_sleep_born(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t when
     g->ok = 2;
     g->reason = SHM_WR_SLEEP;
     g->waitkind = 0;
-    store_rlx(name, r); /* INV nothing-in-hand, in the place of the name as a new one */
-    store_rlx(&c->m->inflight[SHM_IF_NEW], 0); /* own word */
-    FAILPOINT("timer.born.named");
+    if (when_ns != UINT64_MAX)
+        link_sleeper(c, p, r, when_ns, *epoch);
+    FAILPOINT("timer.born.linked"); /* named as new: its reaper unlinks it first */
+    store_rlx(name, r);             /* INV nothing-in-hand, as in shm_park_commit() */
     if (unlikely(!shm_casgstatus(c, r, Gidle, Gwaiting)))
         shm_throw("born asleep: goroutine slot %u is of another generation", shm_gidx(r));
     FAILPOINT("timer.born.waiting");
-    if (when_ns != UINT64_MAX)
-        link_sleeper(c, p, r, when_ns, *epoch);
-    FAILPOINT("timer.born.linked");
+    store_rlx(&c->m->inflight[SHM_IF_NEW], 0); /* own word */
     shm_wait_arm(c, r, *epoch);
+    FAILPOINT("timer.born.armed");
     store_rel(name, 0); /* after the arming, for the reaper */
     shm_unlock(c, &p->timers_lock);
     shm_timers_tell(c, p, when_ns);

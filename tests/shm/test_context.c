@@ -1,5 +1,5 @@
 /* Tests of context.c: children first, once, by whoever, and after a death on the way. */
-#include "gs.h"
+#include "bury.h"
 
 #define SEC 1000000000ULL
 
@@ -301,29 +301,6 @@ static void cancel_and_die(struct shm_ctx *c, int i, void *arg)
     else
         cancel(c, v->x[0]);
     h_die_at("", 0);
-}
-
-/* What a reaper does with what is the context's. */
-static void bury(struct shm_ctx *c, struct shm_m *dead)
-{
-    shm_tx_rollback(c, dead);
-    shm_lock_reap(c, dead);
-    shm_off drain = load_acq(&dead->inflight[SHM_IF_DRAIN]);
-    for (uint32_t i = 0; i < SHM_INFLIGHT; i++) { /* a claimed waiter: told, or armed again */
-        shm_gref r = i == SHM_IF_DRAIN || i == SHM_IF_NEW ? 0 : load_acq(&dead->inflight[i]);
-        if (r && shm_readgstatus(c, r) == Gwaiting) {
-            if (shm_g(c, r)->sudog.linked)
-                shm_wait_arm(c, r, SHM_W_EPOCH(load_acq(&shm_g(c, r)->wait)));
-            else
-                shm_ready(c, r, false);
-        } else if (r && shm_readgstatus(c, r) == Grunnable) {
-            shm_globrunqput(c, r);
-        }
-        store_rlx(&dead->inflight[i], 0);
-    }
-    if (drain)
-        shm_waiters_drain(c, drain);
-    store_rlx(&dead->inflight[SHM_IF_DRAIN], 0);
 }
 
 /* The tree is 0 > 1 > 2, 0 > 3, 3 > 4, 0 > 5, each with a channel; one waits on 2 and on 0. */

@@ -1,5 +1,5 @@
 /* Tests of timer.c: order, once, not before its time, cancelled in time. */
-#include "gs.h"
+#include "bury.h"
 
 #define SEC 1000000000ULL
 
@@ -552,7 +552,165 @@ static void test_every_arming_ends_in_one_value_or_one_stop(void)
     munmap(h, sizeof *h);
 }
 
-H_MAIN(T(test_every_arming_ends_in_one_value_or_one_stop),
+/* ---- a death on the way ---------------------------------------------------------------------- */
+
+static const char *const points[] = {
+    "undo.noted",           "undo.counted",       "undo.stored",        "undo.commit",
+    "undo.committed",       "sudog.named",        "sudog.claimed",      "ticker.fire.claimed",
+    "ticker.fire.sent",     "ticker.set",         "timer.due.out",      "timer.born.linked",
+    "timer.born.waiting",   "timer.born.armed",   "g.wait.arm",         "sched.ready.named",
+    "sched.ready.runnable", "sched.ready.queued", "sched.abort.claimed"};
+
+struct victim {
+    const char *point;
+    uint32_t nth;
+    int what;
+    uint64_t t0;
+    shm_off t;
+};
+enum { FIRE, STOP, RESET, FUNC_FIRE, FUNC_STOP, FUNC_RESET, FUNC_AGAIN, FUNC_NEW, WHATS };
+
+static void do_and_die(struct shm_ctx *c, int i, void *arg)
+{
+    struct victim *v = arg;
+    uint32_t ran;
+    bool was;
+    shm_off t;
+    (void)i;
+    h_die_at(v->point, v->nth);
+    switch (v->what) {
+    case FIRE:
+    case FUNC_FIRE:
+        shm_checktimers(c, &c->ptab[0], v->t0, &ran);
+        break;
+    case STOP:
+        CHECK(shm_timer_stop(c, v->t));
+        break;
+    case RESET:
+        CHECK_EQ(shm_timer_reset(c, v->t, v->t0 + 100, 0, &was), SHM_OK);
+        break;
+    case FUNC_STOP:
+        CHECK(shm_afterfunc_stop(c, v->t));
+        break;
+    case FUNC_RESET:
+    case FUNC_AGAIN:
+        CHECK_EQ(shm_afterfunc_reset(c, v->t, v->t0 + 100, &was), SHM_OK);
+        break;
+    case FUNC_NEW:
+        func(c, v->t0 + 100, &t);
+    }
+    h_die_at("", 0);
+}
+
+/* Of what is runnable now: how many have begun in time, how many were stopped. */
+static void drain_runnable(struct shm_ctx *c, int *begun, int *stopped)
+{
+    *begun = *stopped = 0;
+    for (shm_gref r; (r = l_next(c)) != 0;) {
+        ++*(shm_g(c, r)->ok == 1 ? begun : stopped);
+        l_end(c, r);
+    }
+}
+
+/* A timer with one who waits and one without, a ticker, or a function; something is done with them and
+ * its M dies. What is due comes once, not before its time, and nothing else. */
+static bool die_at(int what, const char *point, uint32_t nth, uint32_t with)
+{
+    struct shm_ctx c;
+    struct victim *v = h_shared(sizeof *v);
+    struct shm_val val;
+    int begun, stopped;
+    begin(&c);
+    *v = (struct victim){point, nth, what, shm_now_ns() + 10000 * SEC, 0};
+    uint64_t period = with & 1 ? 1000 : 0;
+    shm_gref r = 0;
+    if (what <= RESET) {
+        v->t = timer(&c, v->t0, period);
+        if (with & 2) {
+            r = l_new(&c);
+            CHECK_EQ(shm_chan_recv_park(&c, v->t, &val, r), SHM_PARKED);
+        } else if (what != FIRE) {
+            run_until(&c, v->t0); /* its value is in the channel */
+        }
+    } else if (what != FUNC_NEW) {
+        func(&c, v->t0, &v->t);
+        if (what == FUNC_AGAIN) {
+            run_until(&c, v->t0);
+            drain_runnable(&c, &begun, &stopped);
+            CHECK_EQ(begun, 1);
+        }
+    }
+    int status = h_wait(h_fork(do_and_die, 0, v));
+    bool died = WIFSIGNALED(status);
+    CHECK(died || status == 0);
+    if (died)
+        bury(&c, &c.mtab[1]);
+    CHECK_SEGMENT(&c);
+    if (what == FIRE) {
+        run_until(&c, v->t0);
+        drain_runnable(&c, &begun, &stopped);
+        CHECK_EQ(begun, r != 0);
+        CHECK_EQ(stopped, 0);
+        CHECK_EQ(shm_chan_tryrecv(&c, v->t, &val), r ? SHM_EAGAIN : SHM_OK);
+        CHECK_EQ(shm_timer_next(&c), period ? v->t0 + period : UINT64_MAX);
+    } else if (what == STOP || what == RESET) {
+        uint64_t next = shm_timer_next(&c);
+        struct shm_chan *ch = shm_at(&c, v->t);
+        bool done = what == STOP ? next == UINT64_MAX : next == v->t0 + 100;
+        CHECK(done || died);
+        if (what == STOP && r == 0 && period == 0) /* it was in no heap, before and after */
+            CHECK(died || load_acq(&ch->qcount) == 0);
+        else if (done)
+            CHECK_EQ(load_acq(&ch->qcount), 0);
+        else
+            CHECK_EQ(load_acq(&ch->qcount), r == 0);
+    } else {
+        int early, late;
+        drain_runnable(&c, &early, &stopped);
+        CHECK(what == FUNC_FIRE || early == 0);
+        run_until(&c, v->t0 + 99);
+        drain_runnable(&c, &begun, &stopped);
+        run_until(&c, v->t0 + 100);
+        drain_runnable(&c, &late, &stopped);
+        int all = early + begun + late;
+        switch (what) {
+        case FUNC_FIRE:
+            CHECK_EQ(all, 1);
+            break;
+        case FUNC_STOP:
+            CHECK(all == 0 || (died && all == 1));
+            break;
+        case FUNC_RESET:
+            CHECK(all == 1 && (late == 1 || died));
+            break;
+        default: /* was it made or not? */
+            CHECK_EQ(early + begun, 0);
+            CHECK(late == 1 || (died && late == 0));
+        }
+        CHECK_EQ(shm_timer_next(&c), UINT64_MAX);
+        for (uint64_t i = 1; i < load_acq(&c.hdr->g_next); i++)
+            CHECK_EQ(SHM_ST_STATUS(load_acq(&c.gtab[i].status)), Gdead);
+    }
+    munmap(v, sizeof *v);
+    h_seg_end(&c);
+    return died;
+}
+
+static void test_what_dies_with_its_m_is_none_or_whole(void)
+{
+    int deaths = 0;
+    if (H_TSAN) /* a death takes the process */
+        return;
+    for (int what = 0; what < WHATS; what++)
+        for (uint32_t with = 0; with < (what <= RESET ? 4 : 1); with++)
+            for (size_t p = 0; p < sizeof points / sizeof *points; p++)
+                for (uint32_t nth = 1; nth < 100 && die_at(what, points[p], nth, with); nth++)
+                    deaths++;
+    CHECK(deaths > 300);
+}
+
+H_MAIN(T(test_what_dies_with_its_m_is_none_or_whole),
+       T(test_every_arming_ends_in_one_value_or_one_stop),
        T(test_a_timer_sends_once_and_to_who_waits_directly),
        T(test_after_stop_or_reset_nothing_of_before_is_received),
        T(test_a_ticker_drops_what_nobody_takes_and_keeps_its_beat),
