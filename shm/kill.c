@@ -66,7 +66,8 @@ static void carry_out(struct shm_ctx *c, shm_off off)
             ask_keeper(c, r, SHM_ST_M1(w));
             return;
         }
-        if (SHM_W_STATE(wait) == SHM_W_ARMED && shm_wait_abort(c, r, SHM_W_EPOCH(wait), 4))
+        if (SHM_W_STATE(wait) == SHM_W_ARMED &&
+            shm_wait_abort(c, r, SHM_W_EPOCH(wait), SHM_OK_KILLED))
             shm_ready(c, r, true);
         else if (SHM_W_STATE(wait) != SHM_W_CLAIMED)
             return; /* not yet armed: who arms it sees the mark */

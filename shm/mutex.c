@@ -258,19 +258,21 @@ int shm_mutex_unlock(struct shm_ctx *c, shm_off off)
     return e;
 }
 
-/* By a reaper, or after recover; the lock held, before and after. */
+/* The lock held, before and after. The waiter that was on its way may never come: if the mutex is free
+ * another is woken, else its unlock wakes one. By a reaper, a killer, or after recover. */
 void shm_mutex_revive(struct shm_ctx *c, struct shm_sema *sy)
 {
-    if (sy->state & SHM_SY_DEAD ||
-        load_rlx(&sy->word) != SHM_SY_SLOW) /* held: its unlock does it */
+    if (sy->state & SHM_SY_DEAD || !(load_rlx(&sy->word) & SHM_SY_SLOW)) /* slow: under the lock */
         return;
     shm_tx_begin(c);
-    shm_tx_store32(c, &sy->state, 0);
+    shm_tx_store32(c, &sy->state, sy->state & ~(uint32_t)SHM_SY_WOKEN);
     shm_tx_commit(c);
+    if (load_rlx(&sy->word) & SHM_SY_LOCKED)
+        return;
     struct shm_sudog *s = next_waiter(c, sy, SHM_IF_READY);
     shm_gref peer = s ? s->g : 0;
     shm_tx_begin(c);
-    release(c, sy, s, 0);
+    release(c, sy, s, starving_now(sy));
     shm_tx_commit(c);
     calm(sy);
     if (peer) {

@@ -385,11 +385,19 @@ int shm_sema_park(struct shm_ctx *c, shm_off off, int how, uint64_t want, shm_gr
     return e;
 }
 
+/* The lock held. Of a waiter that goes without a look back: it may have been the one on its way. */
+static void settle_all(struct shm_ctx *c, struct shm_sema *sy)
+{
+    shm_sema_settle(c, sy);
+    if (sy->what == SHM_SY_MUTEX)
+        shm_mutex_revive(c, sy);
+}
+
 void shm_sema_left(struct shm_ctx *c, shm_off off)
 {
     struct shm_sema *sy = shm_sema_at(c, off, 0);
     shm_lock(c, &sy->lock);
-    shm_sema_settle(c, sy);
+    settle_all(c, sy);
     shm_unlock(c, &sy->lock);
 }
 
@@ -547,19 +555,27 @@ static void owner_died(struct shm_ctx *c, struct shm_sema *sy, uint64_t goid)
     FAILPOINT("sema.died");
 }
 
+/* No lock: may goid hold it? */
+static bool may_hold(struct shm_sema *sy, uint64_t goid)
+{
+    return load_acq(&sy->word) >> 8 == goid || sy->what == SHM_SY_RWMUTEX;
+}
+
 void shm_sema_reap(struct shm_ctx *c, uint64_t goid)
 {
     struct shm_hdr *h = c->hdr;
+    if (load_acq((_Atomic uint64_t *)&h->sema_first) == 0) /* pairs with shm_tx_store64() */
+        return;
     shm_lock(c, &h->sema_lock); /* no object goes meanwhile */
     for (shm_off off = h->sema_first; off;) {
         struct shm_sema *sy = shm_at(c, off);
-        shm_lock(c, &sy->lock);
-        if (goid)
-            owner_died(c, sy, goid);
-        shm_sema_settle(c, sy); /* an M may have died halfway, or a waiter that had left */
-        if (sy->what == SHM_SY_MUTEX)
-            shm_mutex_revive(c, sy);
-        shm_unlock(c, &sy->lock);
+        if (goid == 0 || may_hold(sy, goid)) {
+            shm_lock(c, &sy->lock);
+            if (goid)
+                owner_died(c, sy, goid);
+            settle_all(c, sy);
+            shm_unlock(c, &sy->lock);
+        }
         off = sy->next;
     }
     shm_unlock(c, &h->sema_lock);

@@ -175,6 +175,7 @@ enum {
     SHM_OK_TIMEOUT = 3,
     SHM_OK_COMPETE = 4, /* a mutex was free: try, or wait once more (mutex.c) */
     SHM_OK_OWNER = 5,   /* the holder of the lock died with its M */
+    SHM_OK_KILLED = 6,
 };
 
 struct shm_g {
@@ -834,7 +835,7 @@ enum { SHM_SY_WRITE = 1, SHM_SY_READ = 2 };
 SHM_MUSTUSE int shm_sema_try(struct shm_ctx *c, shm_off sy, int how, uint64_t want, uint64_t goid);
 /* As above, but SHM_PARKED; woken with SHM_OK_VALUE or SHM_OK_OWNER. */
 SHM_MUSTUSE int shm_sema_park(struct shm_ctx *c, shm_off sy, int how, uint64_t want, shm_gref g);
-/* After a wait that was cancelled: those behind may go now. */
+/* After a wait that was cancelled or killed: those behind may go now. */
 void shm_sema_left(struct shm_ctx *c, shm_off sy);
 /* SHM_EAGAIN: it is not locked so. */
 SHM_MUSTUSE int shm_rwmutex_unlock(struct shm_ctx *c, shm_off sy, int how, uint64_t goid);
@@ -844,8 +845,9 @@ void shm_once_done(struct shm_ctx *c, shm_off sy);
 SHM_MUSTUSE int shm_semaphore_release(struct shm_ctx *c, shm_off sy, uint64_t n); /* EAGAIN: more */
 /* A lock whose holder died is free again; false: it is not such a lock (any more). */
 bool shm_sema_recover(struct shm_ctx *c, shm_off sy);
-/* By a reaper, after rollback and locks, for each goroutine that died with its M (0: none, but once
- * per death all the same): what it held is marked, and whoever may go on is let on. */
+/* Goroutine goid has died with its M, or was killed: what it held is marked, and who waits for that is
+ * told. 0: an M has died, and its goroutines have been told of: whoever may go on is let on, everywhere.
+ * By a reaper after rollback and locks, by a killer. */
 void shm_sema_reap(struct shm_ctx *c, uint64_t goid);
 
 /* A 64-bit number that all Ms may change. */

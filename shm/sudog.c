@@ -197,8 +197,8 @@ uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj
     struct shm_sudog *s = &g->sudog;
     uint64_t epoch = shm_wait_next(g);
     g->value.tag = SHM_VAL_NONE;
-    g->waitkind = kind;
     g->waitobj = obj;
+    g->waitkind = kind;
     s->g = r;
     s->epoch = (uint32_t)epoch;
     s->isselect = 0;

@@ -337,7 +337,10 @@ static void killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *p
     }
     shm_val_drop(c, &g->value);
     g->value.tag = SHM_VAL_NONE;
+    if (g->waitkind == SHM_OBJ_SEMA)
+        shm_sema_left(c, g->waitobj);
     core_wait_end(c, g);
+    shm_sema_reap(c, g->goid);                       /* what it had locked nobody would unlock */
     shm_join_finish(c, g->obj, SHM_J_KILLED, &none); /* mostly done already */
     shm_obj_unref(c, g->obj);
     g->obj = 0;
@@ -502,7 +505,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
         if (j != NULL && load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, 2)) {
             store_seq(&j->cancel, 0);
             shm_ready(c, gr, true);
-        } else if (j != NULL && load_seq(&j->kill) && shm_wait_abort(c, gr, epoch, 4)) {
+        } else if (j != NULL && load_seq(&j->kill) && shm_wait_abort(c, gr, epoch, SHM_OK_KILLED)) {
             shm_ready(c, gr, true); /* tag: kill (shm/kill.c) */
         }
         if (how == CORE_LIGHT)
@@ -672,13 +675,22 @@ static bool waits_on(struct core_proc *s, shm_gref gr, struct shm_g *g)
     struct shm_ctx *c = s->c;
     struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
     uint64_t epoch = shm_wait_next(g);
+    struct core_home *home = s->curhome;
     if (c->moved) /* when it comes up here next, it will seem not to have been away */
         core_warm_stale(s, gr);
-    if (core_park_ops[g->op].again(c, gr) != SHM_PARKED)
+    s->curg = 0;
+    s->curhome = NULL;
+    if (core_park_ops[g->op].again(c, gr) != SHM_PARKED) {
+        s->curg = gr;
+        s->curhome = home;
         return false;
+    }
     own_add(&c->m->st.parks, 1); /* owner only */
-    if (j != NULL && load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, 2)) {
-        store_seq(&j->cancel, 0); /* as in park() */
+    /* As in park(): tag cancel, tag kill. */
+    if (j != NULL && load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, SHM_OK_CANCELLED)) {
+        store_seq(&j->cancel, 0);
+        shm_ready(c, gr, true);
+    } else if (j != NULL && load_seq(&j->kill) && shm_wait_abort(c, gr, epoch, SHM_OK_KILLED)) {
         shm_ready(c, gr, true);
     }
     return true;
@@ -689,9 +701,6 @@ int core_run_g(struct core_proc *s, shm_gref gr)
 {
     struct shm_g *g = core_g(s, gr);
     struct shm_ctx *c = s->c;
-    if (g->op < CORE_PARK_KINDS && core_park_ops[g->op].again != NULL && waits_on(s, gr, g))
-        return 0;
-    unsigned op = g->op;
     PyObject *root, *park = NULL;
     struct core_warm warm;
     struct core_home *h = g->home_m1 == c->m1 ? core_home_get(s, gr) : NULL;
@@ -713,6 +722,9 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         killed(s, gr, root, park);
         return 0;
     }
+    if (g->op < CORE_PARK_KINDS && core_park_ops[g->op].again != NULL && waits_on(s, gr, g))
+        return 0;
+    unsigned op = g->op;
     if (h != NULL && h->root != NULL) {
         core_home_note_free(s, g);
         root = h->root;
