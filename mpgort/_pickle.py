@@ -127,7 +127,40 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             raise Refused(why)
         if isinstance(o, (type, types.FunctionType)) and _code.name_of(o) is not None:
             return NotImplemented
+        if type(o).__name__ == "ndarray":
+            return _strided_view(o) or NotImplemented
         return super().reducer_override(o)
+
+
+def _strided_view(a: Any) -> tuple[Any, ...] | None:
+    """How a NumPy array that has gaps, and lies in shared memory, crosses as what it is: a view.
+    None: it is no such. (One without gaps does by itself, NumPy hands it over as a buffer.)"""
+    import numpy as np
+
+    if type(a) is not np.ndarray or a.flags.forc or a.dtype.hasobject:
+        return None
+    root: Any = a.base
+    while type(root) is np.ndarray:
+        root = root.base
+    if isinstance(root, memoryview):
+        root = root.obj
+    if type(root).__name__ not in _SHARED:
+        return None
+    root = memoryview(root)
+    whole = np.frombuffer(root, np.uint8)
+    offset = a.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+    if not a.flags.writeable:
+        root = root.toreadonly()
+    return strided, (pickle.PickleBuffer(root), offset, a.dtype, a.shape, a.strides)
+
+
+_SHARED = ("SharedBuffer", "FrozenBuffer")  # of _core/buffer.c, which imports this
+
+
+def strided(buffer: Any, offset: int, dtype: Any, shape: Any, strides: Any) -> Any:
+    import numpy as np
+
+    return np.ndarray(shape, dtype, buffer, offset, strides)
 
 
 def dumps(objects: list[Any], seen: Callable[[Any], Any], left: int, moving: bool) -> Any:

@@ -147,6 +147,11 @@ static uint64_t object_bytes(const struct check *k, shm_off off, const struct bl
         return sizeof(struct shm_group);
     case SHM_OBJ_DONEQ:
         return sizeof(struct shm_doneq);
+    case SHM_OBJ_ARRAY:
+        return b->usable < sizeof(struct shm_array)
+                   ? UINT64_MAX
+                   : sizeof(struct shm_array) +
+                         ((const struct shm_array *)shm_at(k->c, off))->bytes;
     case SHM_OBJ_SEMA:
         return sizeof(struct shm_sema);
     case SHM_OBJ_ATOMIC:

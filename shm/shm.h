@@ -120,6 +120,7 @@ enum {
     SHM_OBJ_USER = 5,
     SHM_OBJ_CONTEXT = 6,
     SHM_OBJ_ATOMIC = 9,
+    SHM_OBJ_ARRAY = 7,
     SHM_OBJ_GROUP = 10,
     SHM_OBJ_DONEQ = 12,
 };
@@ -1056,6 +1057,17 @@ void shm_doneq_put(struct shm_ctx *c, shm_off join);
 uint32_t shm_doneq_take(struct shm_ctx *c, shm_off q, shm_off *joins, uint32_t n);
 /* SHM_OK: there is something to take; SHM_PARKED: woken when there may be. */
 SHM_MUSTUSE int shm_doneq_park(struct shm_ctx *c, shm_off q, shm_gref g);
+
+/* ---- array.c --------------------------------------------------------------------------------- */
+
+struct shm_array {
+    struct shm_obj obj;
+    uint64_t bytes;
+    uint64_t pad_[6];
+    uint8_t data[]; /* on a cache line of its own where the block is a large one */
+};
+static_assert(sizeof(struct shm_array) == 64, "a line");
+SHM_MUSTUSE int shm_array_new(struct shm_ctx *c, uint64_t bytes, shm_off *array);
 
 /* ---- code.c ---------------------------------------------------------------------------------- */
 

@@ -16,6 +16,12 @@
 
 #include "cpython.h"
 
+struct enc;
+/* buffer.c: the persistent id of a PickleBuffer, None: it stays in the pickle; NULL: exception. */
+#define CORE_BUFFER_MIN 65536
+PyObject *core_buffer_id(struct enc *E, PyObject *pickle_buffer);
+PyObject *core_buffer_from_id(PyObject *id);
+
 /* ---- tags ------------------------------------------------------------------------------------ */
 
 enum {

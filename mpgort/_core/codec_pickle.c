@@ -7,7 +7,7 @@
  *
  * A handle inside an object (a dataclass with a channel in it) is a word of the blob like any other:
  * `seen` takes it, and the pickle has the word as a persistent id, one for each time it is met, so
- * that unpickling takes over as many references as were written.
+ * that unpickling takes over as many references as were written. A large buffer is one too (buffer.c).
  *
  * Pickling runs code of the user's. Meanwhile all frames of the graph are marked EXECUTING: nobody
  * can resume or close what is being encoded. The check for sharing with the outside is done before.
@@ -81,6 +81,8 @@ static PyObject *seen(PyObject *capsule, PyObject *o)
         return E != NULL && enc_handle_word(E, o, h, &word) == 0 ? PyLong_FromUnsignedLongLong(word)
                                                                  : NULL;
     }
+    if (PyPickleBuffer_Check(o))
+        return core_buffer_id(E, o);
     struct memo_entry *m = E != NULL ? enc_find(E, o) : NULL;
     if (m != NULL && (m->flags & MEMO_CHECK) && !(m->flags & MEMO_PICKLED)) {
         if (E->moving && (gen_is(o) || (m->flags & MEMO_UNNAMED))) {
@@ -110,6 +112,8 @@ static PyMethodDef seen_dry_def = {"seen", seen_dry, METH_O, NULL};
 /* The unpickler's persistent_load. */
 static PyObject *unseen(PyObject *none, PyObject *o)
 {
+    if (PyTuple_CheckExact(o))
+        return core_buffer_from_id(o);
     uint64_t word = PyLong_AsUnsignedLongLong(o);
     if (word == (uint64_t)-1 && PyErr_Occurred())
         return NULL;

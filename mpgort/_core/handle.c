@@ -65,7 +65,10 @@ static int handle_put(CoreProg *prog, uint64_t key, PyObject *o)
         i = (i + 1) & (s->slots_cap - 1);
     s->slots[i] = (struct core_slot){key, o};
     s->nslots++;
-    if (core_proc_cur == s && !timed(prog, (CoreHandle *)o)) {
+    /* Nor is what a buffer holds kept longer than need be: it may be large. */
+    bool buffer =
+        ((CoreHandle *)o)->kind == HANDLE_FROZEN || ((CoreHandle *)o)->kind == HANDLE_SHARED;
+    if (core_proc_cur == s && !buffer && !timed(prog, (CoreHandle *)o)) {
         PyObject **r = &s->recent[slot_of(key, CORE_RECENT)], *old = *r;
         *r = Py_NewRef(o);
         Py_XDECREF(old);

@@ -249,6 +249,8 @@ enum {                  /* kind in bytes */
        HANDLE_TICKER = 33,
        HANDLE_CONTEXT = 40,
        HANDLE_CANCEL = 41,
+       HANDLE_FROZEN = 48, /* buffers */
+       HANDLE_SHARED = 49,
        HANDLE_DONEQ = 54,
 };
 /* The handle of this process on off; takes over one reference, also on failure. */
@@ -305,6 +307,8 @@ PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw,
 
 int core_runtime_init(PyObject *mod);
 int core_pool_init(PyObject *mod);
+int core_buffer_init(PyObject *mod);
+void core_unexport(CoreProg *prog); /* prog.c: a buffer of its mapping is gone */
 int core_dump_init(PyObject *mod);
 
 #endif

@@ -818,11 +818,15 @@ static int prog_getbuffer(PyObject *o, Py_buffer *b, int flags)
     return 0;
 }
 
-static void prog_releasebuffer(PyObject *o, Py_buffer *b)
+void core_unexport(CoreProg *p)
 {
-    CoreProg *p = (CoreProg *)o;
     p->exports--;
     unmap(p);
+}
+
+static void prog_releasebuffer(PyObject *o, Py_buffer *b)
+{
+    core_unexport((CoreProg *)o);
 }
 
 PyDoc_STRVAR(
