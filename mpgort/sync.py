@@ -21,6 +21,7 @@ from mpgort import _core
 from mpgort._core import (
     AtomicInt,
     Cond,
+    Map,
     Mutex,
     Once,
     RWMutex,
@@ -33,12 +34,14 @@ from mpgort._core import (
 __all__ = [
     "AtomicInt",
     "Cond",
+    "Map",
     "Mutex",
     "Once",
     "RWMutex",
     "RWMutexReader",
     "RWMutexWriter",
     "Semaphore",
+    "SingleFlight",
     "WaitGroup",
 ]
 
@@ -65,6 +68,50 @@ async def _go(
             await value
     finally:
         wg.done()
+
+
+class SingleFlight(tuple[Map, Mutex]):
+    """Calls for the same key that come while one is under way share its outcome.
+
+    Source: golang.org/x/sync/singleflight. Pickles as its two handles; equal wherever it is."""
+
+    __slots__ = ()
+
+    def __new__(cls, *parts: Any) -> SingleFlight:
+        return super().__new__(cls, parts or (Map(), Mutex()))
+
+    def __getnewargs__(self) -> tuple[Map, Mutex]:
+        return self[0], self[1]
+
+    async def do(self, key: Any, fn: Callable[..., Any], *args: Any) -> tuple[Any, bool]:
+        """(value, shared): of fn(*args), run as a goroutine, or of the call that is under way.
+
+        An exception is raised to all. A caller that is cancelled leaves the call to the others."""
+        calls, lock = self
+        async with lock:
+            call, shared = calls.load(key)
+            if not shared:
+                call = _core.spawn(_fly, self, key, fn, args)
+                calls.store(key, call)
+        return await call, shared
+
+    def forget(self, key: Any) -> None:
+        """The next call for key runs its own function, whatever is under way."""
+        self[0].delete(key)
+
+
+async def _fly(
+    flight: SingleFlight, key: Any, fn: Callable[..., Any], args: tuple[Any, ...]
+) -> Any:
+    calls, lock = flight
+    try:
+        value = fn(*args)
+        return await value if isinstance(value, Awaitable) else value
+    finally:
+        async with lock:
+            call, found = calls.load(key)
+            if found and call.id == _core.goid():
+                calls.delete(key)
 
 
 _core._sync_hooks(_do, _go)

@@ -156,6 +156,8 @@ static uint64_t object_bytes(const struct check *k, shm_off off, const struct bl
         return sizeof(struct shm_sema);
     case SHM_OBJ_ATOMIC:
         return sizeof(struct shm_atomic);
+    case SHM_OBJ_MAP:
+        return sizeof(struct shm_map);
     case SHM_OBJ_USER:
         return sizeof(struct shm_obj);
     }
@@ -805,6 +807,35 @@ static void check_sema(struct check *k, shm_off off)
         say(k, "sync object %#llx: is not in the list of all", LLU(off));
 }
 
+static void check_map(struct check *k, shm_off off)
+{
+    const struct shm_map *m = shm_at(k->c, off);
+    uint64_t n = 0;
+    check_lock(k, &m->lock, "map");
+    if (m->nbuckets == 0 && m->n == 0)
+        return;
+    if (m->gen > 1 || m->nbuckets & (m->nbuckets - 1) ||
+        !mark(k, m->buckets, 8 * m->nbuckets, "table of a map")) {
+        say(k, "map %#llx: generation %u, %llu chains", LLU(off), m->gen, LLU(m->nbuckets));
+        return;
+    }
+    for (uint64_t i = 0; i < m->nbuckets; i++) {
+        shm_off at = ((const shm_off *)shm_at(k->c, m->buckets))[i];
+        for (; at && n <= m->n; n++) {
+            const struct shm_ment *e = shm_at(k->c, at);
+            if (!mark(k, at, sizeof *e, "entry of a map") || (e->hash & (m->nbuckets - 1)) != i)
+                break;
+            mark_value(k, &e->value, "value in a map");
+            at = e->next[m->gen];
+        }
+        if (at)
+            say(k, "map %#llx: entry %#llx is not of chain %llu", LLU(off), LLU(at), LLU(i));
+    }
+    if (n != m->n)
+        say(k, "map %#llx: %llu entries, counted %llu (INV map-complete)", LLU(off), LLU(n),
+            LLU(m->n));
+}
+
 static void follow(struct check *k)
 {
     while (k->ntodo) {
@@ -827,6 +858,8 @@ static void follow(struct check *k)
             check_doneq(k, b->off);
         if (b->object && o->kind == SHM_OBJ_SEMA)
             check_sema(k, b->off);
+        if (b->object && o->kind == SHM_OBJ_MAP)
+            check_map(k, b->off);
     }
 }
 

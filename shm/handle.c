@@ -54,6 +54,9 @@ void shm_obj_unref(struct shm_ctx *c, shm_off obj)
     case SHM_OBJ_SEMA:
         shm_sema_free(c, obj);
         break;
+    case SHM_OBJ_MAP:
+        shm_map_free(c, obj);
+        break;
     case SHM_OBJ_GROUP:
         shm_group_free(c, obj);
         break;

@@ -119,6 +119,7 @@ enum {
     SHM_OBJ_SEMA = 4,
     SHM_OBJ_USER = 5,
     SHM_OBJ_CONTEXT = 6,
+    SHM_OBJ_MAP = 8,
     SHM_OBJ_ATOMIC = 9,
     SHM_OBJ_ARRAY = 7,
     SHM_OBJ_GROUP = 10,
@@ -857,6 +858,41 @@ struct shm_atomic {
     _Atomic int64_t value;
 };
 SHM_MUSTUSE int shm_atomic_new(struct shm_ctx *c, int64_t value, shm_off *a);
+
+/* ---- map.c ----------------------------------------------------------------------------------- */
+
+struct shm_map {
+    struct shm_obj obj;
+    shm_lockword lock;
+    uint32_t gen;      /* which link of an entry is in use; under lock, by tx, as all below */
+    uint64_t n;        /* entries */
+    uint64_t nbuckets; /* a power of two; 0: no table yet */
+    shm_off buckets;   /* the first of each chain */
+};
+struct shm_ment {
+    shm_off next[2];
+    uint64_t hash;
+    struct shm_val value;
+    uint32_t len, pad_;
+    uint8_t key[]; /* len bytes */
+};
+static_assert(sizeof(struct shm_ment) == 48, "words");
+SHM_MUSTUSE int shm_map_new(struct shm_ctx *c, shm_off *map);
+void shm_map_free(struct shm_ctx *c, shm_off map);
+/* SHM_OK: *v is a copy; SHM_EAGAIN: it has no such key. */
+SHM_MUSTUSE int shm_map_load(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
+                             struct shm_val *v);
+/* SHM_OK: a new key, v is moved. SHM_EAGAIN: it was there: keep: *old is a copy of its value and v the
+ * caller's; else v is moved and *old is the value before, the caller's. */
+SHM_MUSTUSE int shm_map_store(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
+                              const struct shm_val *v, bool keep, struct shm_val *old);
+/* SHM_OK: *old, the caller's, was its value. SHM_EAGAIN: no such key. */
+SHM_MUSTUSE int shm_map_delete(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
+                               struct shm_val *old);
+/* Each entry, at one moment; the map is locked meanwhile. fn: 0 goes on, else the result. */
+int shm_map_each(struct shm_ctx *c, shm_off map,
+                 int (*fn)(void *arg, const uint8_t *key, uint32_t len, const struct shm_val *v),
+                 void *arg);
 
 /* ---- join.c ---------------------------------------------------------------------------------- */
 

@@ -299,6 +299,7 @@ bool core_thread_rest(struct core_proc *s);
 
 int core_thread_init(PyObject *mod);
 int core_sync_init(PyObject *mod);
+int core_map_init(PyObject *mod);
 int core_group_init(PyObject *mod);
 int core_timer_init(PyObject *mod);
 int core_ctxtree_init(PyObject *mod);
