@@ -144,8 +144,10 @@ PyObject *core_buffer_id(struct enc *E, PyObject *o)
         if (h == NULL)
             return NULL;
         uint8_t *to = array_of(h)->data;
-        Py_BEGIN_ALLOW_THREADS memcpy(to, view->buf, (size_t)view->len);
-        Py_END_ALLOW_THREADS readonly = 1;
+        Py_BEGIN_ALLOW_THREADS
+            memcpy(to, view->buf, (size_t)view->len);
+        Py_END_ALLOW_THREADS
+        readonly = 1;
     }
     uint64_t word;
     PyObject *id = NULL;
@@ -202,7 +204,8 @@ static PyObject *mod_shared_buffer(PyObject *mod, PyObject *args)
     PyObject *h = buffer_new(prog, HANDLE_SHARED, bytes);
     if (h != NULL && zero) {
         uint8_t *to = array_of((CoreHandle *)h)->data;
-        Py_BEGIN_ALLOW_THREADS memset(to, 0, bytes);
+        Py_BEGIN_ALLOW_THREADS
+            memset(to, 0, bytes);
         Py_END_ALLOW_THREADS
     }
     return h;
