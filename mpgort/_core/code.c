@@ -466,10 +466,26 @@ uint32_t global_id(PyObject *o)
     return likely(id != 0) ? id : named_add(o, "name_of", false);
 }
 
+/* Whether some module's dict has o as a value. Most that are asked about have no name: a goroutine that
+ * holds a lock asks at each try, so this is a look at some ten thousand pointers and not Python code. */
+static bool in_some_module(PyObject *o)
+{
+    PyObject *modules = PyImport_GetModuleDict(), *module, *value; /* borrowed: nothing runs here */
+    Py_ssize_t at = 0;
+    while (PyDict_Next(modules, &at, NULL, &module)) {
+        PyObject *dict = PyModule_Check(module) ? PyModule_GetDict(module) : NULL;
+        Py_ssize_t i = 0;
+        while (dict != NULL && PyDict_Next(dict, &i, NULL, &value))
+            if (value == o)
+                return true;
+    }
+    return false;
+}
+
 uint32_t variable_id(PyObject *o)
 {
     uint32_t id = named_id(o);
-    return id != 0 ? id : named_add(o, "variable_of", true);
+    return id != 0 ? id : in_some_module(o) ? named_add(o, "variable_of", true) : 0;
 }
 
 uint32_t variable_known(PyObject *o)
