@@ -505,6 +505,12 @@ static uint64_t *handle_words(const struct shm_ctx *c, shm_off off)
     return (uint64_t *)((uint8_t *)shm_at(c, off) + shm_usable(c, off)) - nhandles(shm_blk(c, off));
 }
 
+const uint64_t *shm_bytes_handles(const struct shm_ctx *c, shm_off off, uint32_t *n)
+{
+    *n = nhandles(shm_blk(c, off));
+    return handle_words(c, off);
+}
+
 static int bytes_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
                       const uint64_t *h, uint32_t nh, uint32_t cont)
 {

@@ -541,6 +541,8 @@ size_t shm_usable(const struct shm_ctx *c, shm_off off);
 SHM_MUSTUSE int shm_val_make(struct shm_ctx *c, struct shm_val *v, const void *bytes, uint32_t len,
                              const uint64_t *h, uint32_t nh);
 const uint8_t *shm_val_bytes(const struct shm_ctx *c, const struct shm_val *v, uint32_t *len);
+/* The handle words of a block of shm_val_make() or shm_cont_make(). */
+const uint64_t *shm_bytes_handles(const struct shm_ctx *c, shm_off off, uint32_t *n);
 /* Frees the block of a value that was read (handles taken over by the reader)... */
 void shm_val_consumed(struct shm_ctx *c, struct shm_val *v);
 /* ... or never read (handles given back). */

@@ -158,7 +158,7 @@ PyObject *core_buffer_id(struct enc *E, PyObject *o)
     return id;
 }
 
-PyObject *core_buffer_from_id(PyObject *id)
+PyObject *core_buffer_from_id(PyObject *id, struct core_words *W)
 {
     unsigned long long word;
     Py_ssize_t start, n;
@@ -168,7 +168,7 @@ PyObject *core_buffer_from_id(PyObject *id)
     const struct core_handle_type *t = core_handle_type_of((uint8_t)(word >> 56));
     if (t == NULL || (t->kind != HANDLE_FROZEN && t->kind != HANDLE_SHARED))
         return dec_bad("a buffer of no known kind in a pickle");
-    PyObject *h = t->make(t->kind, word & ((1ull << 56) - 1)), *part = NULL;
+    PyObject *h = dec_handle_word(W, t->kind, word & OFFSET_MASK), *part = NULL;
     if (h == NULL)
         return NULL;
     Py_ssize_t len = buffer_len(h);

@@ -548,7 +548,7 @@ static void enc_begin(struct enc *E, size_t from)
     Py_CLEAR(E->ghosts);
     E->cur_frame = 0;
     E->cur_slot = 0;
-    E->park_met = E->again = E->located = false;
+    E->park_met = E->again = E->located = E->words = false;
     E->path[0] = E->why[0] = 0;
     Py_CLEAR(E->ghosts);
     if (++E->table_epoch == 0) { /* every 2^32 blobs */
@@ -564,7 +564,7 @@ void core_handles_drop(struct core_enc *out, uint32_t from)
         uint8_t kind = (uint8_t)(out->h[i] >> 56);
         const struct core_handle_type *t = core_handle_type_of(kind);
         if (t != NULL)
-            t->drop(kind, out->h[i] & ((1ull << 56) - 1));
+            t->drop(kind, out->h[i] & OFFSET_MASK);
     }
     out->nh = from;
 }

@@ -20,7 +20,7 @@ struct enc;
 /* buffer.c: the persistent id of a PickleBuffer, None: it stays in the pickle; NULL: exception. */
 #define CORE_BUFFER_MIN 65536
 PyObject *core_buffer_id(struct enc *E, PyObject *pickle_buffer);
-PyObject *core_buffer_from_id(PyObject *id);
+PyObject *core_buffer_from_id(PyObject *id, struct core_words *W);
 
 /* ---- tags ------------------------------------------------------------------------------------ */
 
@@ -82,7 +82,8 @@ enum {
 #define BLOB_MAGIC_CHAIN (0xC0 | (PY_MINOR_VERSION & 0xf)) /* frames are bound to the version */
 #define BLOB_MAGIC_VALUE (0xA0 | (PY_MINOR_VERSION & 0xf))
 enum { BLOB_BARE = 0, BLOB_PICKLE = 1, BLOB_PICKLE_HANDLES = 2 /* with handles in it */ };
-#define DEPTH_MAX 3000 /* nesting of values and frames in one blob */
+#define OFFSET_MASK ((1ull << 56) - 1) /* of a handle word: kind << 56 | offset */
+#define DEPTH_MAX 3000                 /* nesting of values and frames in one blob */
 
 /* ---- code.c ---------------------------------------------------------------------------------- */
 
@@ -178,6 +179,7 @@ struct enc {
     Py_ssize_t refused;  /* number of the pickled object that is known to fail, or -1 */
     PyObject *by_pickle; /* set of addresses: objects that the pickle has to hold (a further try) */
     PyObject *ghosts;    /* list of dead frames met in tracebacks, or NULL */
+    bool words;          /* the pickle names handles (nil ones among them) */
     bool again;          /* the try failed, but by_pickle or the table of names has grown */
     bool located;        /* path begins with a frame's local */
     struct enc *next;    /* of the free ones */
@@ -294,11 +296,14 @@ struct dec {
     } *gens;
     uint32_t n_gens, gens_cap;
     struct built gens_few[8];
+    struct core_words *words;
     PyObject *owner; /* the function that the last TAG_CELLOF named; borrowed from its module */
     CorePark *park;
 };
 
-int dec_begin(struct dec *D, const uint8_t *p, size_t n, uint8_t magic);
+int dec_begin(struct dec *D, const uint8_t *p, size_t n, struct core_words *W, uint8_t magic);
+/* Makes the handle of a word that W still has. */
+PyObject *dec_handle_word(struct core_words *W, uint8_t kind, uint64_t off);
 PyObject *dec_end(struct dec *D, PyObject *root); /* takes over root; commits or undoes */
 PyObject *dec_str(struct dec *D);
 int dec_dict_items(struct dec *D, PyObject *o, bool attributes);
@@ -307,8 +312,8 @@ PyObject *dec_value(struct dec *D); /* new reference, or NULL with an exception 
 PyObject *dec_gen(struct dec *D, bool memo);
 PyObject *dec_other(struct dec *D, int tag, bool memo);
 PyObject *dec_exception(struct dec *D, bool memo);
-PyObject *dec_pickle(const char *p, size_t n,
-                     bool handles); /* codec_pickle.c: the list of objects */
+/* codec_pickle.c: the list of objects */
+PyObject *dec_pickle(const char *p, size_t n, bool handles, struct core_words *W);
 PyObject *dec_traceback(struct dec *D, bool memo);
 void *dec_bad(const char *fmt, ...); /* BadContinuation, returns NULL */
 int dec_varint(struct dec *D, uint64_t *v);

@@ -364,6 +364,7 @@ static PyObject *encode_part(PyObject *capsule, PyObject *args)
     int keep;
     if (out == NULL || !PyArg_ParseTuple(args, "Op", &o, &keep) || core_enc_init(&one) < 0)
         return NULL;
+    one.loose = out->loose;
     if (core_value_encode(o, &one) == ENC_OK)
         bytes = PyBytes_FromStringAndSize((const char *)one.base, one.p - one.base);
     if (bytes != NULL && keep && one.nh > 0) {
@@ -384,12 +385,17 @@ static PyObject *encode_part(PyObject *capsule, PyObject *args)
 }
 static PyMethodDef encode_part_def = {"encode", encode_part, METH_VARARGS, NULL};
 
-static PyObject *decode_part(PyObject *none, PyObject *bytes)
+/* decode(bytes): capsule: the words of the whole blob. Without (a try, to see whether it can be made) an
+ * exception that has handles in it is refused, and goes by its parts. */
+static PyObject *decode_part(PyObject *capsule, PyObject *bytes)
 {
+    struct core_words *W = NULL;
+    if (capsule != NULL && (W = PyCapsule_GetPointer(capsule, NULL)) == NULL)
+        return NULL;
     if (!PyBytes_CheckExact(bytes))
         return dec_bad("an exception without bytes");
     return core_value_decode((const uint8_t *)PyBytes_AS_STRING(bytes),
-                             (size_t)PyBytes_GET_SIZE(bytes));
+                             (size_t)PyBytes_GET_SIZE(bytes), W);
 }
 static PyMethodDef decode_part_def = {"decode", decode_part, METH_O, NULL};
 
@@ -411,10 +417,14 @@ int core_exc_encode(PyObject *exc, struct core_enc *e)
     return r;
 }
 
-PyObject *core_exc_decode(const uint8_t *p, size_t n)
+PyObject *core_exc_decode(const uint8_t *p, size_t n, struct core_words *W)
 {
-    PyObject *v = core_value_decode(p, n), *text, *rows, *exc = NULL;
-    PyObject *decode = v != NULL ? PyCFunction_New(&decode_part_def, NULL) : NULL;
+    PyObject *v = core_value_decode(p, n, W), *text, *rows, *exc = NULL;
+    PyObject *capsule = v != NULL && W != NULL ? PyCapsule_New(W, NULL, NULL) : NULL;
+    PyObject *decode = v != NULL && (W == NULL || capsule != NULL)
+                           ? PyCFunction_New(&decode_part_def, capsule)
+                           : NULL;
+    Py_XDECREF(capsule);
     if (decode != NULL && PyTuple_CheckExact(v) && PyTuple_GET_SIZE(v) == 2 &&
         PyArg_ParseTuple(v, "UO!", &text, &PyList_Type, &rows))
         exc = PyObject_CallMethod(core_pickle, "exc_made", "OOO", text, rows, decode);
@@ -462,9 +472,9 @@ int core_context_encode(PyObject *ctx, struct core_enc *e)
     return r;
 }
 
-int core_context_decode(const uint8_t *p, size_t n)
+int core_context_decode(const uint8_t *p, size_t n, struct core_words *W)
 {
-    PyObject *items = core_value_decode(p, n);
+    PyObject *items = core_value_decode(p, n, W);
     PyObject *r =
         items != NULL ? PyObject_CallMethod(core_pickle, "context_set", "O", items) : NULL;
     Py_XDECREF(items);

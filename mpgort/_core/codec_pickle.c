@@ -78,11 +78,17 @@ static PyObject *seen(PyObject *capsule, PyObject *o)
     const struct core_handle_type *h = core_handle_type_for(Py_TYPE(o));
     if (h != NULL) {
         uint64_t word;
-        return E != NULL && enc_handle_word(E, o, h, &word) == 0 ? PyLong_FromUnsignedLongLong(word)
-                                                                 : NULL;
+        if (E == NULL || enc_handle_word(E, o, h, &word) < 0)
+            return NULL;
+        E->words = true;
+        return PyLong_FromUnsignedLongLong(word);
     }
-    if (PyPickleBuffer_Check(o))
-        return core_buffer_id(E, o);
+    if (PyPickleBuffer_Check(o)) {
+        PyObject *id = core_buffer_id(E, o);
+        if (E != NULL && id != NULL && id != Py_None)
+            E->words = true;
+        return id;
+    }
     struct memo_entry *m = E != NULL ? enc_find(E, o) : NULL;
     if (m != NULL && (m->flags & MEMO_CHECK) && !(m->flags & MEMO_PICKLED)) {
         if (E->moving && (gen_is(o) || (m->flags & MEMO_UNNAMED))) {
@@ -110,16 +116,15 @@ static PyObject *seen_dry(PyObject *none, PyObject *o)
 static PyMethodDef seen_dry_def = {"seen", seen_dry, METH_O, NULL};
 
 /* The unpickler's persistent_load. */
-static PyObject *unseen(PyObject *none, PyObject *o)
+static PyObject *unseen(PyObject *capsule, PyObject *o)
 {
+    struct core_words *W = PyCapsule_GetPointer(capsule, NULL);
     if (PyTuple_CheckExact(o))
-        return core_buffer_from_id(o);
+        return core_buffer_from_id(o, W);
     uint64_t word = PyLong_AsUnsignedLongLong(o);
-    if (word == (uint64_t)-1 && PyErr_Occurred())
+    if (PyErr_Occurred())
         return NULL;
-    const struct core_handle_type *h = core_handle_type_of((uint8_t)(word >> 56));
-    return h != NULL ? h->make(h->kind, word & ((1ull << 56) - 1))
-                     : dec_bad("a handle of no known kind in a pickle");
+    return dec_handle_word(W, (uint8_t)(word >> 56), word & OFFSET_MASK);
 }
 static PyMethodDef unseen_def = {"unseen", unseen, METH_O, NULL};
 
@@ -159,7 +164,6 @@ int enc_pickle_all(struct enc *E, uint8_t **pp)
     uint8_t *p = *pp;
     PyObject *capsule = PyCapsule_New(E, NULL, NULL);
     PyObject *fn = capsule != NULL ? PyCFunction_New(&seen_def, capsule) : NULL;
-    uint32_t nh = E->out->nh;
     Py_XDECREF(capsule);
     size_t budget = E->out->budget, used = (size_t)(p - E->start);
     Py_ssize_t left = budget == SIZE_MAX ? PY_SSIZE_T_MAX
@@ -204,16 +208,23 @@ int enc_pickle_all(struct enc *E, uint8_t **pp)
     }
     memcpy(p, PyBytes_AS_STRING(bytes), n);
     memcpy(p + n, &len, 4);
-    E->start[1] = E->out->nh > nh ? BLOB_PICKLE_HANDLES : BLOB_PICKLE;
+    E->start[1] = E->words ? BLOB_PICKLE_HANDLES : BLOB_PICKLE;
     *pp = p + n + 4;
     Py_DECREF(bytes);
     return ENC_OK;
 }
 
-PyObject *dec_pickle(const char *p, size_t n, bool handles)
+PyObject *dec_pickle(const char *p, size_t n, bool handles, struct core_words *W)
 {
     PyObject *bytes = PyBytes_FromStringAndSize(p, (Py_ssize_t)n), *list = NULL;
-    PyObject *fn = handles ? PyCFunction_New(&unseen_def, NULL) : Py_NewRef(Py_None);
+    PyObject *fn = handles ? NULL : Py_NewRef(Py_None);
+    if (handles && W == NULL) {
+        dec_bad("a pickle with handles that these bytes do not hold");
+    } else if (handles) {
+        PyObject *capsule = PyCapsule_New(W, NULL, NULL);
+        fn = capsule != NULL ? PyCFunction_New(&unseen_def, capsule) : NULL;
+        Py_XDECREF(capsule);
+    }
     if (bytes != NULL && fn != NULL)
         list = PyObject_CallMethod(core_pickle, "loads", "OO", bytes, fn);
     Py_XDECREF(bytes);

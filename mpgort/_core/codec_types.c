@@ -1136,6 +1136,10 @@ int enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h
         out->hcap = cap;
     }
     uint64_t off;
+    if (out->loose) {
+        PyErr_Format(PyExc_TypeError, "a %.80s cannot cross here", Py_TYPE(o)->tp_name);
+        return -1;
+    }
     if (h->word(o, &off) < 0)
         return -1;
     *word = (uint64_t)h->kind << 56 | off;
@@ -1152,7 +1156,7 @@ static uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct 
     MEET(o, 0, memo, at);
     if (enc_handle_word(E, o, h, &word) < 0)
         return enc_fail_by_exception(E);
-    word &= (1ull << 56) - 1;
+    word &= OFFSET_MASK;
     *p++ = TAG_HANDLE | memo;
     *p++ = h->kind;
     memcpy(p, &word, 8);
@@ -1164,12 +1168,10 @@ static PyObject *dec_handle(struct dec *D, bool memo)
     uint64_t off;
     if (D->end - D->p < 9)
         return dec_bad("the bytes end within a handle");
-    const struct core_handle_type *h = core_handle_type_of(*D->p++);
+    uint8_t kind = *D->p++;
     memcpy(&off, D->p, 8);
     D->p += 8;
-    if (h == NULL || off >> 56)
-        return dec_bad("a handle of no known kind");
-    PyObject *o = h->make(h->kind, off);
+    PyObject *o = dec_handle_word(D->words, kind, off);
     if (o != NULL && memo && dec_remember(D, o, NULL) < 0)
         Py_CLEAR(o);
     return o;

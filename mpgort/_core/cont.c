@@ -75,12 +75,14 @@ void core_home_drop(struct core_proc *s, struct core_home *h)
 
 static void cool(struct core_warm *w)
 {
-    struct core_warm was = *w;
-    *w = (struct core_warm){0};
-    if (was.root != NULL) {
-        core_chain_drop(was.root);
-        Py_DECREF(was.park);
-        Py_XDECREF(was.ctx);
+    PyObject *root = w->root, *park = (PyObject *)w->park, *ctx = w->ctx;
+    w->g = 0;
+    w->root = w->ctx = NULL;
+    w->park = NULL;
+    if (root != NULL) {
+        core_chain_drop_kept(root, &w->frames);
+        Py_DECREF(park);
+        Py_XDECREF(ctx);
     }
 }
 
@@ -88,14 +90,25 @@ static void cool(struct core_warm *w)
 void core_warm_put(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
 {
     struct core_warm *w = &s->warm[shm_gidx(gr) % CORE_WARM];
-    cool(w);
     if (s->c->hdr->migrate == 1) {
         core_chain_drop(root);
         Py_DECREF(pk);
         return;
     }
+    if (w->root == NULL) {
+        core_chain_frames_take(root, &w->frames);
+    } else {
+        struct core_frames frames = {NULL, 0, 0};
+        core_chain_frames_take(root, &frames);
+        cool(w);
+        PyMem_Free(w->frames.gens);
+        w->frames = frames;
+    }
     bool bare = s->ctx == s->base_ctx && core_context_empty(s->ctx);
-    *w = (struct core_warm){gr, root, pk, bare ? NULL : Py_XNewRef(s->ctx)};
+    w->g = gr;
+    w->root = root;
+    w->park = pk;
+    w->ctx = bare ? NULL : Py_XNewRef(s->ctx);
 }
 
 /* gr has been elsewhere: what is here is not what it stands in. */
@@ -117,7 +130,10 @@ bool core_warm_take(struct core_proc *s, shm_gref gr, struct core_warm *out)
         return false;
     }
     *out = *w;
-    *w = (struct core_warm){0};
+    w->g = 0;
+    w->root = w->ctx = NULL;
+    w->park = NULL;
+    w->frames.n = 0; /* its room is used again */
     return true;
 }
 

@@ -132,7 +132,7 @@ int core_context_put(PyObject *ctx, struct core_enc *e)
 }
 
 /* Enters a fresh context with the variables in these bytes: 0, or -1 with an exception. */
-int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n)
+int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n, struct core_words *W)
 {
     unsigned i = place_of_bytes(p, n);
     PyObject *bytes = made[i].bytes;
@@ -140,7 +140,7 @@ int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n)
                 memcmp(PyBytes_AS_STRING(bytes), p, n) == 0;
     PyObject *ctx = knew ? PyContext_Copy(made[i].ctx) : PyContext_New(), *copy;
     int r = ctx == NULL ? -1 : core_context_switch(s, ctx);
-    if (r == 0 && !knew && (r = core_context_decode(p, n)) == 0 &&
+    if (r == 0 && !knew && (r = core_context_decode(p, n, W)) == 0 &&
         (bytes = keepable(ctx, p, n)) != NULL) {
         if ((copy = PyContext_Copy(ctx)) != NULL) {
             Py_XSETREF(made[i].bytes, Py_NewRef(bytes));

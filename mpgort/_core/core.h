@@ -23,6 +23,7 @@ struct core_enc {
     uint8_t *p, *base, *end; /* write pointer, start and end of the buffer (grown by realloc) */
     uint64_t *h;             /* handle words in order of appearance: kind << 56 | offset */
     uint32_t nh, hcap;
+    bool loose;       /* the bytes go where nobody counts references: handles are refused */
     size_t budget;    /* bytes after which encoding stops with ENC_HEAVY; SIZE_MAX: no limit */
     char reason[256]; /* why ENC_PINNED / ENC_HEAVY: names the local and the culprit */
 };
@@ -43,12 +44,33 @@ int core_enc_append(struct core_enc *e, const void *bytes, size_t n); /* ENC_OK 
  * `park` (an object of the exact type CoreParkType on the leaf's stack). On ENC_OK the bytes are in
  * e; the live chain is still alive: drop it with core_chain_drop(). */
 int core_chain_encode(PyObject *root, PyObject *park, struct core_enc *e);
-/* Drops (DECREFs) an encoded chain: runs no finally, warns of nothing, leaks nothing. */
+/* Drops (DECREFs) a chain that was just encoded: runs no finally, warns of nothing, leaks nothing.
+ * Of one that was not (at home until the end) only what the await chain alone holds is sure to. */
 void core_chain_drop(PyObject *root);
+/* What the drop has to look after, for a chain that is dropped later: taken after its encoding (its
+ * former content must be used up), valid until the chain is resumed. */
+struct core_frames {
+    void **gens; /* borrowed from the chain */
+    uint32_t n, cap;
+};
+void core_chain_frames_take(PyObject *root, struct core_frames *f);
+void core_chain_drop_kept(PyObject *root,
+                          struct core_frames *f); /* leaves f empty, with its room */
+/* The handle words that bytes hold, while they are decoded. Opening takes the references over from
+ * the block: decoding makes handles from them, closing gives back those that nothing was made from
+ * (damaged bytes, bytes that were known already). A word that is not there makes no handle. */
+struct core_words {
+    uint64_t *w; /* 0: made a handle */
+    uint32_t n, next;
+    uint64_t few[8];
+};
+int core_words_open(struct core_words *W, const uint64_t *h, uint32_t n); /* -1: no memory */
+void core_words_close(struct core_words *W);
 /* Rebuilds the chain. Returns the root coroutine (new reference), or NULL with an exception
  * (mpgort._errors.BadContinuation for damaged bytes, CodeMismatch for other code). The leaf stands
- * at a fresh park request; *park receives it (borrowed; it lives on the leaf's stack). */
-PyObject *core_chain_decode(const uint8_t *p, size_t n, PyObject **park);
+ * at a fresh park request; *park receives it (borrowed; it lives on the leaf's stack).
+ * W: here and below, the words of the bytes; NULL: they hold none. */
+PyObject *core_chain_decode(const uint8_t *p, size_t n, struct core_words *W, PyObject **park);
 /* Resumes the chain with `value` (borrowed) as the result of the awaited park, by fast-forward where
  * that is safe (frames.md §3), else through the park. As PyIter_Send: PYGEN_NEXT: *out is the new
  * park request (or a foreign object); PYGEN_RETURN: *out is the result; PYGEN_ERROR: exception set. */
@@ -61,7 +83,7 @@ PySendResult core_chain_throw(PyObject *root, PyObject *park, PyObject *exc, PyO
 int core_value_encode(PyObject *v, struct core_enc *e);
 /* The same for a call, a tuple (fn, args[, kwargs]): the path begins with "args" or "kwargs". */
 int core_call_encode(PyObject *call, struct core_enc *e);
-PyObject *core_value_decode(const uint8_t *p, size_t n);
+PyObject *core_value_decode(const uint8_t *p, size_t n, struct core_words *W);
 /* The same bytes for the values that most messages are (None, bool, int, float, short str), without
  * what a blob needs that may hold anything: how many of at most `room` were written to p, 0: not such
  * a value. Decoding: NULL without an exception says the same. */
@@ -73,11 +95,11 @@ PyObject *core_value_decode_small(const uint8_t *p, size_t n);
  * What of it cannot cross is left out, and a note says so: an argument arrives as text, a class as
  * its nearest builtin base. Encode fails (ENC_ERROR) only for want of memory. */
 int core_exc_encode(PyObject *exc, struct core_enc *e);
-PyObject *core_exc_decode(const uint8_t *p, size_t n);
+PyObject *core_exc_decode(const uint8_t *p, size_t n, struct core_words *W);
 /* The items of a contextvars.Context that can cross (others are left out); decode sets them in the
  * current context: 0, or -1 with an exception. */
 int core_context_encode(PyObject *ctx, struct core_enc *e);
-int core_context_decode(const uint8_t *p, size_t n);
+int core_context_decode(const uint8_t *p, size_t n, struct core_words *W);
 /* The frames of an encoded chain without rebuilding it, for dumps: a new list of
  * (qualname, file, line), outermost first. Never trusts the bytes; NULL with an exception set. */
 PyObject *core_chain_frames(const uint8_t *p, size_t n);

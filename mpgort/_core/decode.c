@@ -397,8 +397,62 @@ PyObject *dec_value(struct dec *D)
 
 /* ---- one blob -------------------------------------------------------------------------------- */
 
-int dec_begin(struct dec *D, const uint8_t *p, size_t n, uint8_t magic)
+int core_words_open(struct core_words *W, const uint64_t *h, uint32_t n)
 {
+    W->n = n;
+    W->next = 0;
+    W->w = n <= sizeof W->few / sizeof *W->few ? W->few : PyMem_Malloc(n * sizeof *h);
+    if (W->w == NULL) {
+        W->n = 0;
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (n > 0)
+        memcpy(W->w, h, n * sizeof *h);
+    return 0;
+}
+
+void core_words_close(struct core_words *W)
+{
+    for (uint32_t i = 0; i < W->n; i++) {
+        uint8_t kind = (uint8_t)(W->w[i] >> 56);
+        const struct core_handle_type *t = kind != 0 ? core_handle_type_of(kind) : NULL;
+        if (t != NULL)
+            t->drop(kind, W->w[i] & OFFSET_MASK);
+    }
+    if (W->w != W->few)
+        PyMem_Free(W->w);
+    W->w = NULL;
+    W->n = 0;
+}
+
+/* The words come in the order of the tags, but those of the pickle, which is read first, come last. */
+static bool words_take(struct core_words *W, uint64_t word)
+{
+    for (uint32_t i = 0; W != NULL && i < W->n; i++) {
+        uint32_t at = W->next + i < W->n ? W->next + i : W->next + i - W->n;
+        if (W->w[at] == word) {
+            W->w[at] = 0;
+            W->next = at + 1 < W->n ? at + 1 : 0;
+            return true;
+        }
+    }
+    return false;
+}
+
+PyObject *dec_handle_word(struct core_words *W, uint8_t kind, uint64_t off)
+{
+    const struct core_handle_type *h = core_handle_type_of(kind);
+    if (h == NULL || off > OFFSET_MASK)
+        return dec_bad("a handle of no known kind");
+    if (off != 0 && !words_take(W, (uint64_t)kind << 56 | off)) /* 0: nil, which nobody counts */
+        return dec_bad("a handle that these bytes do not hold");
+    return h->make(kind, off);
+}
+
+int dec_begin(struct dec *D, const uint8_t *p, size_t n, struct core_words *W, uint8_t magic)
+{
+    D->words = W;
     D->moving = magic == BLOB_MAGIC_CHAIN;
     D->depth = 0;
     D->memo = D->memo_few;
@@ -425,7 +479,7 @@ int dec_begin(struct dec *D, const uint8_t *p, size_t n, uint8_t magic)
     if (len > n - 6)
         goto bad;
     D->end = p + n - 4 - len;
-    D->pickled = dec_pickle((const char *)D->end, len, p[1] == BLOB_PICKLE_HANDLES);
+    D->pickled = dec_pickle((const char *)D->end, len, p[1] == BLOB_PICKLE_HANDLES, W);
     if (D->pickled == NULL)
         return -1;
     if (PyList_CheckExact(D->pickled))
@@ -457,10 +511,10 @@ PyObject *dec_end(struct dec *D, PyObject *root)
     return root;
 }
 
-PyObject *core_value_decode(const uint8_t *p, size_t n)
+PyObject *core_value_decode(const uint8_t *p, size_t n, struct core_words *W)
 {
     struct dec D;
-    if (dec_begin(&D, p, n, BLOB_MAGIC_VALUE) < 0)
+    if (dec_begin(&D, p, n, W, BLOB_MAGIC_VALUE) < 0)
         return NULL;
     return dec_end(&D, dec_value(&D));
 }

@@ -127,7 +127,7 @@ static PyObject *parked_frames(CoreProg *prog, struct shm_ctx *c, struct shm_g *
         if (was != prog)
             core_codes_changed();
         if (home) {
-            v = core_value_decode(copy, n);
+            v = core_value_decode(copy, n, NULL);
         } else {
             PyObject *frames = core_chain_frames(copy, n);
             v = frames ? Py_BuildValue("(NO)", frames, Py_None) : NULL;

@@ -47,6 +47,7 @@ static PyObject *chain_encode(PyObject *mod, PyObject *args)
         return NULL;
     if (budget >= 0)
         e.budget = (size_t)budget;
+    e.loose = true;
     return take_bytes(core_chain_encode(coro, NULL, &e), &e);
 }
 
@@ -64,7 +65,7 @@ static PyObject *chain_decode(PyObject *mod, PyObject *arg)
     PyObject *park;
     if (PyObject_GetBuffer(arg, &b, PyBUF_SIMPLE) < 0)
         return NULL;
-    PyObject *coro = core_chain_decode(b.buf, (size_t)b.len, &park);
+    PyObject *coro = core_chain_decode(b.buf, (size_t)b.len, NULL, &park);
     PyBuffer_Release(&b);
     return coro;
 }
@@ -97,6 +98,7 @@ static PyObject *value_encode(PyObject *mod, PyObject *v)
     struct core_enc e;
     if (core_enc_init(&e) < 0)
         return NULL;
+    e.loose = true;
     return take_bytes(core_value_encode(v, &e), &e);
 }
 
@@ -109,15 +111,17 @@ static PyObject *exc_encode(PyObject *mod, PyObject *v)
     }
     if (core_enc_init(&e) < 0)
         return NULL;
+    e.loose = true;
     return take_bytes(core_exc_encode(v, &e), &e);
 }
 
-static PyObject *from_buffer(PyObject *arg, PyObject *(*decode)(const uint8_t *, size_t))
+static PyObject *from_buffer(PyObject *arg,
+                             PyObject *(*decode)(const uint8_t *, size_t, struct core_words *))
 {
     Py_buffer b;
     if (PyObject_GetBuffer(arg, &b, PyBUF_SIMPLE) < 0)
         return NULL;
-    PyObject *v = decode(b.buf, (size_t)b.len);
+    PyObject *v = decode(b.buf, (size_t)b.len, NULL);
     PyBuffer_Release(&b);
     return v;
 }
@@ -130,9 +134,13 @@ static PyObject *exc_decode(PyObject *mod, PyObject *b)
 {
     return from_buffer(b, core_exc_decode);
 }
+static PyObject *frames_of(const uint8_t *p, size_t n, struct core_words *none)
+{
+    return core_chain_frames(p, n);
+}
 static PyObject *chain_frames(PyObject *mod, PyObject *b)
 {
-    return from_buffer(b, core_chain_frames);
+    return from_buffer(b, frames_of);
 }
 
 static PyObject *set_fast_forward(PyObject *mod, PyObject *on)
@@ -157,7 +165,7 @@ static PyObject *bench_trip(PyObject *mod, PyObject *args)
         if (enc_result(core_chain_encode(coro, park, &e), &e) < 0)
             break;
         core_chain_drop(coro);
-        coro = core_chain_decode(e.base, (size_t)(e.p - e.base), &park);
+        coro = core_chain_decode(e.base, (size_t)(e.p - e.base), NULL, &park);
         if (coro == NULL || core_chain_send(coro, park, Py_True, &out) != PYGEN_NEXT)
             break;
         park = out;
@@ -235,7 +243,7 @@ static void self_test(PyObject *mod)
             break;
         }
         core_chain_drop(coro);
-        if ((coro = core_chain_decode(e.base, (size_t)(e.p - e.base), &park)) == NULL)
+        if ((coro = core_chain_decode(e.base, (size_t)(e.p - e.base), NULL, &park)) == NULL)
             break;
         PyObject *v = PyLong_FromLong(1000 + i);
         r = v != NULL ? core_chain_send(coro, park, v, &out) : PYGEN_ERROR;

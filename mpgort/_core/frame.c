@@ -610,15 +610,12 @@ fail:
 /* ---- the chain ------------------------------------------------------------------------------- */
 
 /* The frames of the chain encoded last, so that the drop that follows finds them all. */
-static struct {
-    PyObject *root;
-    PyGenObject **gens;
-    uint32_t n, cap;
-} last;
+static struct core_frames last;
+static PyObject *last_root;
 
 int core_chain_encode(PyObject *root, PyObject *park, struct core_enc *e)
 {
-    last.root = NULL;
+    last_root = NULL;
     if (!frames_ok) {
         PyOS_snprintf(e->reason, sizeof e->reason, "%s", frames_reason);
         return ENC_PINNED;
@@ -635,10 +632,10 @@ int core_chain_encode(PyObject *root, PyObject *park, struct core_enc *e)
     E->park = park;
     int r = enc_run(E, root, BLOB_MAGIC_CHAIN);
     if (r == ENC_OK) {
-        last.root = root;
+        last_root = root;
         last.n = E->n_gens;
-        PyGenObject **t = last.gens; /* swapped, not copied */
-        last.gens = E->gens;
+        PyGenObject **t = (PyGenObject **)last.gens; /* swapped, not copied */
+        last.gens = (void **)E->gens;
         E->gens = t;
         uint32_t cap = last.cap;
         last.cap = E->gens_cap;
@@ -696,56 +693,9 @@ static void gen_release(PyGenObject *g)
     }
 }
 
-/* A chain that cannot be encoded (its goroutine was pinned) ends all the same without running its
- * finally blocks: its frames are found by what each awaits. */
-static void chain_abandon(PyObject *root)
+/* Marks all frames ended, empties them, then lets go of them and of root. */
+static void drop_frames(PyObject *root, PyGenObject **gens, uint32_t n)
 {
-    PyObject *chain[DEPTH_MAX], *o = root;
-    int n = 0;
-    while (o != NULL && n < DEPTH_MAX && !Py_IS_TYPE(o, &CorePark_Type)) {
-        PyObject *next;
-        if (gen_is(o)) {
-            Frame *f = GEN_FRAME(o);
-            if (!gen_is_suspended((PyGenObject *)o))
-                break;
-            next = f->stacktop > CODE(f)->co_nlocalsplus ? f->localsplus[f->stacktop - 1] : NULL;
-        } else {
-            next = awaited_by(o);
-        }
-        chain[n++] = Py_NewRef(o);
-        o = next;
-    }
-    for (int i = 0; i < n; i++)
-        if (gen_is(chain[i]))
-            ((PyGenObject *)chain[i])->gi_frame_state = GEN_COMPLETED;
-    for (int i = 0; i < n; i++)
-        if (gen_is(chain[i]))
-            gen_empty((PyGenObject *)chain[i]);
-    Py_DECREF(root);
-    for (int i = 0; i < n; i++)
-        Py_DECREF(chain[i]);
-}
-
-void core_chain_drop(PyObject *root)
-{
-    if (last.root != root) { /* another chain was encoded since: find the frames again */
-        struct core_enc again;
-        if (core_enc_init(&again) == 0) {
-            core_chain_encode(root, chain_park(root), &again);
-            core_handles_drop(&again, 0);
-            core_enc_free(&again);
-        }
-        if (last.root != root) {
-            PyErr_Clear();
-            chain_abandon(root);
-            return;
-        }
-    }
-    PyGenObject **gens = last.gens; /* dropping values may run code that encodes */
-    uint32_t n = last.n, cap = last.cap;
-    last.root = NULL;
-    last.gens = NULL;
-    last.cap = 0;
     for (uint32_t i = 0; i < n; i++) {
         Py_INCREF(gens[i]);
         if (gen_is((PyObject *)gens[i]))
@@ -762,18 +712,78 @@ void core_chain_drop(PyObject *root)
             gen_release(gens[i]);
         else
             Py_DECREF(gens[i]);
-    if (last.gens == NULL) {
-        last.gens = gens;
-        last.cap = cap;
-    } else {
-        PyMem_Free(gens);
+}
+
+void core_chain_frames_take(PyObject *root, struct core_frames *f)
+{
+    struct core_frames was = *f;
+    was.n = 0;
+    *f = last;
+    f->n = last_root == root ? last.n : 0;
+    last = was;
+    last_root = NULL;
+}
+
+static bool found(const struct core_frames *f, PyObject *o)
+{
+    for (uint32_t i = 0; i < f->n; i++)
+        if (f->gens[i] == o)
+            return true;
+    return false;
+}
+
+/* Frames of a chain that was not encoded: those that only the frames above hold, as what they await
+ * or in another slot. What somebody else holds goes on living, and is not touched. */
+static void find_frames(struct core_frames *f, PyGenObject *g)
+{
+    Frame *frame = GEN_FRAME(g);
+    if ((!gen_is_suspended(g) && g->gi_frame_state != GEN_CREATED) || f->n > DEPTH_MAX)
+        return;
+    if (f->n == f->cap) {
+        uint32_t cap = f->cap ? f->cap * 2 : 16;
+        void **t = PyMem_Realloc(f->gens, cap * sizeof *t);
+        if (t == NULL)
+            return;
+        f->gens = t;
+        f->cap = cap;
+    }
+    f->gens[f->n++] = g;
+    for (int i = 0; i < frame->stacktop; i++) {
+        PyObject *o = frame->localsplus[i];
+        bool awaits = i == frame->stacktop - 1 && i >= CODE(frame)->co_nlocalsplus;
+        if (o != NULL && !gen_is(o) && (awaits || Py_REFCNT(o) == 1))
+            o = awaited_by(o);
+        if (o != NULL && gen_is(o) && (awaits || Py_REFCNT(o) == 1) && !found(f, o))
+            find_frames(f, (PyGenObject *)o);
     }
 }
 
-PyObject *core_chain_decode(const uint8_t *p, size_t n, PyObject **park)
+void core_chain_drop_kept(PyObject *root, struct core_frames *f)
+{
+    struct core_frames own = *f; /* dropping values may run code that encodes, and drops */
+    *f = (struct core_frames){NULL, 0, 0};
+    if (own.n == 0 && gen_is(root))
+        find_frames(&own, (PyGenObject *)root);
+    drop_frames(root, (PyGenObject **)own.gens, own.n);
+    own.n = 0;
+    if (f->gens == NULL)
+        *f = own;
+    else
+        PyMem_Free(own.gens);
+}
+
+void core_chain_drop(PyObject *root)
+{
+    if (last_root != root)
+        last.n = 0;
+    last_root = NULL;
+    core_chain_drop_kept(root, &last);
+}
+
+PyObject *core_chain_decode(const uint8_t *p, size_t n, struct core_words *W, PyObject **park)
 {
     struct dec D;
-    if (dec_begin(&D, p, n, BLOB_MAGIC_CHAIN) < 0)
+    if (dec_begin(&D, p, n, W, BLOB_MAGIC_CHAIN) < 0)
         return NULL;
     PyObject *root = dec_value(&D);
     root = dec_end(&D, root);
@@ -858,7 +868,7 @@ static bool fast_forward(PyObject *root, PyObject *park)
 
 PySendResult core_chain_send(PyObject *root, PyObject *park, PyObject *value, PyObject **out)
 {
-    last.root = NULL;
+    last_root = NULL;
     if (park != NULL && PyCoro_CheckExact(root) && !fast_forward(root, park)) {
         Py_XSETREF(((CorePark *)park)->result, Py_NewRef(value));
         value = Py_None;
@@ -868,7 +878,7 @@ PySendResult core_chain_send(PyObject *root, PyObject *park, PyObject *value, Py
 
 PySendResult core_chain_throw(PyObject *root, PyObject *park, PyObject *exc, PyObject **out)
 {
-    last.root = NULL;
+    last_root = NULL;
     if (park != NULL) {
         Py_XSETREF(((CorePark *)park)->exc, Py_NewRef(exc));
         return PyIter_Send(root, Py_None, out);

@@ -150,7 +150,7 @@ static PyObject *mod_exc_from(PyObject *mod, PyObject *args)
     if (!PyArg_ParseTuple(args, "O!y*:exc_from", &CoreProg_Type, &prog, &b))
         return NULL;
     struct core_entered was = core_enter(prog);
-    PyObject *exc = core_exc_decode(b.buf, (size_t)b.len);
+    PyObject *exc = core_exc_decode(b.buf, (size_t)b.len, NULL);
     core_leave(was);
     PyBuffer_Release(&b);
     return exc;

@@ -82,6 +82,8 @@ void core_proc_free(CoreProg *prog)
         }
     PyMem_Free(s->homes);
     core_warm_rest(s);
+    for (uint32_t i = 0; i < CORE_WARM; i++)
+        PyMem_Free(s->warm[i].frames.gens);
     core_handle_rest(s);
     core_enc_free(&s->enc);
     core_enc_free(&s->venc);
@@ -577,14 +579,19 @@ static int drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult 
 
 /* Enters the goroutine's own context, if its continuation has one; *chain: how many bytes of it are
  * the await chain or call. */
-static int open_cont(struct core_proc *s, const struct shm_g *g, const uint8_t *p, size_t *chain)
+static int open_cont(struct core_proc *s, const struct shm_g *g, const uint8_t *p, size_t *chain,
+                     struct core_words *W)
 {
     size_t ctx;
+    uint32_t n;
+    const uint64_t *h = shm_bytes_handles(s->c, g->cont_off, &n);
+    if (core_words_open(W, h, n) < 0)
+        return -1;
     if (!core_cont_split(g, p, g->cont_len, chain, &ctx)) {
         PyErr_SetString(core_err.BadContinuation, "the lengths in a continuation do not fit");
         return -1;
     }
-    return ctx == 0 ? 0 : core_context_enter(s, p + *chain, ctx);
+    return ctx == 0 ? 0 : core_context_enter(s, p + *chain, ctx, W);
 }
 
 /* A goroutine's first turn. GONE: it waits at its group's limit, or was cancelled or stopped before it
@@ -630,6 +637,7 @@ static int start(struct core_proc *s, shm_gref gr)
     const uint8_t *p = shm_at(s->c, g->cont_off);
     size_t chain;
     PyObject *call = NULL, *v = NULL;
+    struct core_words W;
     uint32_t none = 0;
     if (g->obj != 0 && !cas_acqrel(&((struct shm_join *)shm_at(s->c, g->obj))->begun, &none, 1)) {
         /* Withdrawn (goroutine.c), which is the same CAS. */
@@ -638,8 +646,9 @@ static int start(struct core_proc *s, shm_gref gr)
         PyErr_SetNone(core_err.Cancelled);
         return finish(s, gr, NULL);
     }
-    if (open_cont(s, g, p, &chain) == 0)
-        call = core_value_decode(p, chain);
+    if (open_cont(s, g, p, &chain, &W) == 0)
+        call = core_value_decode(p, chain, &W);
+    core_words_close(&W);
     shm_cont_consumed(s->c, g->cont_off);
     g->cont_off = 0;
     g->flags = (uint8_t)((g->flags | SHM_GF_STARTED) & ~SHM_GF_CONTEXT);
@@ -773,7 +782,9 @@ int core_run_g(struct core_proc *s, shm_gref gr)
             return r;
         if (!(g->flags & SHM_GF_STARTED))
             return start(s, gr);
-        root = open_cont(s, g, p, &chain) == 0 ? core_chain_decode(p, chain, &park) : NULL;
+        struct core_words W;
+        root = open_cont(s, g, p, &chain, &W) == 0 ? core_chain_decode(p, chain, &W, &park) : NULL;
+        core_words_close(&W);
         shm_cont_consumed(c, g->cont_off);
         g->cont_off = 0;
         g->flags &= (uint8_t)~SHM_GF_CONTEXT;

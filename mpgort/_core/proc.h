@@ -74,6 +74,7 @@ struct core_warm {
     PyObject *root;
     CorePark *park;
     PyObject *ctx; /* its context variables, NULL: none */
+    struct core_frames frames;
 };
 
 /* A loop entered below a call that waits (block.c, procs=0). */
@@ -178,7 +179,7 @@ bool core_context_empty(PyObject *ctx);
 int core_context_switch(struct core_proc *s, PyObject *ctx); /* enters ctx, leaves the former */
 int core_context_base(struct core_proc *s);                  /* back to the shared empty one */
 int core_context_put(PyObject *ctx, struct core_enc *e);
-int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n);
+int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n, struct core_words *W);
 
 /* cont.c */
 struct core_home *core_home_get(struct core_proc *s, shm_gref gr);

@@ -125,13 +125,25 @@ int core_exc_store(CoreProg *prog, PyObject *exc, struct shm_val *val)
     return r == 0 ? 0 : -1;
 }
 
-static PyObject *val_decode(CoreProg *prog, struct shm_ctx *c, const struct shm_val *val)
+typedef PyObject *(*decoder)(const uint8_t *p, size_t n, struct core_words *W);
+
+/* Decodes a value and frees it; its handles' references are used up in any case. */
+static PyObject *val_decode(CoreProg *prog, struct shm_ctx *c, struct shm_val *val, decoder decode)
 {
-    uint32_t n;
+    uint32_t n, nh = 0;
     const uint8_t *p = shm_val_bytes(c, val, &n);
+    const uint64_t *h = val->tag == SHM_VAL_HEAP ? shm_bytes_handles(c, val->h.off, &nh) : NULL;
+    struct core_words W;
     struct core_entered was = core_enter(prog);
-    PyObject *v = core_value_decode(p, n);
+    if (core_words_open(&W, h, nh) < 0) {
+        core_leave(was);
+        shm_val_drop(c, val);
+        return NULL;
+    }
+    PyObject *v = decode(p, n, &W);
+    core_words_close(&W);
     core_leave(was);
+    shm_val_consumed(c, val);
     return v;
 }
 
@@ -153,9 +165,7 @@ PyObject *core_val_take(CoreProg *prog, struct shm_val *val)
         return NULL;
     struct shm_val mine = *val;
     val->tag = SHM_VAL_NONE;
-    PyObject *v = val_decode(prog, c, &mine);
-    shm_val_consumed(c, &mine);
-    return v;
+    return val_decode(prog, c, &mine, core_value_decode);
 }
 
 PyObject *core_val_peek(CoreProg *prog, const struct shm_val *val)
@@ -185,11 +195,5 @@ PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val)
         core_shm_error(prog, r);
         return NULL;
     }
-    uint32_t n;
-    const uint8_t *p = shm_val_bytes(c, &copy, &n);
-    struct core_entered was = core_enter(prog);
-    PyObject *exc = core_exc_decode(p, n);
-    core_leave(was);
-    shm_val_consumed(c, &copy);
-    return exc;
+    return val_decode(prog, c, &copy, core_exc_decode);
 }
