@@ -155,9 +155,10 @@ class Keeper:
             return
         if slot >= 0:
             self.prog.report_death(slot, status)
-        elif status == 0:
+        elif status == 0:  # it retired: it is replaced if it was not one too many
             self.stillborn = 0
-            self.start_m()
+            if len(self.crew) < self.prog.procs:
+                self.start_m()
         elif os.WIFSIGNALED(status):
             self.stillborn += 1
             if self.stillborn < STILLBORN:

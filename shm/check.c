@@ -383,6 +383,9 @@ static void check_p(struct check *k, uint32_t i)
     unsigned st = SHM_ST_STATUS(w), m1 = SHM_ST_M1(w);
     if (st != Pidle && st != Prunning && st != Psyscall && st != Pdead)
         say(k, "P %u: status %u", i, st);
+    if (st == Pdead && (h != t || load_acq(&p->runnext)))
+        say(k, "P %u: dead, and %llu are queued there", i,
+            LLU(t - h + (load_acq(&p->runnext) != 0)));
     if (st == Prunning &&
         (m1 == 0 || m1 > load_acq(&c->hdr->max_m) || load_acq(&c->mtab[m1 - 1].p1) != i + 1))
         say(k, "P %u: runs on M %d, which does not have it", i, (int)m1 - 1);
@@ -405,6 +408,7 @@ static void check_header(struct check *k)
     check_lock(k, &h->heap_lock, "heap_lock");
     check_lock(k, &h->code_lock, "code_lock");
     check_lock(k, &h->reason_lock, "reason_lock");
+    check_lock(k, &h->procs_lock, "procs_lock");
     check_lock(k, &h->sema_lock, "sema_lock");
     for (int i = 0; i < SHM_NCLASS; i++)
         check_lock(k, &h->depot_lock[i], "depot_lock");

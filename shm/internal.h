@@ -29,6 +29,15 @@ void shm_heap_flush(struct shm_ctx *c);   /* heap.c: this M's free blocks, to ev
 /* sched.c, for sysmon.c: wakes one idle M if a P is idle; anyway: though somebody spins already. */
 bool shm_wakeone(struct shm_ctx *c, bool anyway);
 bool shm_anyidlep(const struct shm_ctx *c);
+bool shm_anyidlem(const struct shm_ctx *c);
+void shm_want_m(struct shm_ctx *c, uint32_t n); /* asks the keeper for n more Ms */
+uint64_t shm_cpu_ns(int pid); /* kill.c: what a process has computed, 0: it is dead */
+/* procs.c */
+bool shm_p_wanted(const struct shm_ctx *c, const struct shm_p *p);
+void shm_p_drop(struct shm_ctx *c, struct shm_p *p);
+void shm_procs_extra(struct shm_ctx *c, uint32_t extra);    /* the keeper only */
+void shm_m_offer_leave(struct shm_ctx *c, uint64_t now_ns); /* the keeper only */
+bool shm_m_retire(struct shm_ctx *c);
 bool shm_anywork(const struct shm_ctx *c); /* light Gs that an M with a P would find */
 
 /* ---- sudog.c, for who has waiters: chan.c, join.c, select.c, timer.c ------------------------- */

@@ -108,7 +108,7 @@ static bool still_there(struct shm_ctx *c, struct shm_m *m, shm_gref r)
 }
 
 /* What a process has computed. By its own clock, for on a busy machine it may not run for long. */
-static uint64_t cpu_ns(int pid)
+uint64_t shm_cpu_ns(int pid)
 {
     clockid_t clock;
     struct timespec t;
@@ -143,10 +143,10 @@ int shm_kill_due(struct shm_ctx *c, const struct shm_child *children, int n, uin
             m->kill_ns = 0;
         } else if (m->kill_ns == 0) {
             m->kill_ns = now_ns;
-            m->kill_cpu_ns = cpu_ns(children[i].pid);
+            m->kill_cpu_ns = shm_cpu_ns(children[i].pid);
             *pending = true;
         } else if (now_ns - m->kill_ns >= GRACE_NS ||
-                   cpu_ns(children[i].pid) >= m->kill_cpu_ns + GRACE_CPU_NS) {
+                   shm_cpu_ns(children[i].pid) >= m->kill_cpu_ns + GRACE_CPU_NS) {
             return i;
         } else {
             *pending = true;

@@ -99,6 +99,7 @@
 #define PAY_AT 4             /* Gs made ready without a schedule, before somebody is woken */
 #define STEAL_PASSES 4
 #define GLOBAL_EVERY 61
+
 #define M0_NAP_NS 100000000LL /* M0 looks at signals and at the keeper */
 #define REFUSALS 2            /* migrate=always: how often a G may be left for another M */
 #define REFUSAL_NS 50000
@@ -111,13 +112,13 @@
 /* With workers, M0 runs only what is at home there. */
 static bool home_only(const struct shm_ctx *c)
 {
-    return load_rlx(&c->m->kind) == SHM_M_M0 && c->hdr->nprocs > 0; /* own word */
+    return load_rlx(&c->m->kind) == SHM_M_M0 && c->hdr->m0_p != SHM_MAX_P; /* own word */
 }
 
-/* Ps whose queues are looked at. */
+/* Ps whose queues are looked at; M0's is among them, and always empty, as a dead one is. */
 static uint32_t nworkp(const struct shm_ctx *c)
 {
-    return c->hdr->nprocs ? c->hdr->nprocs : 1;
+    return load_acq(&c->hdr->max_p); /* pairs with who adds one (procs.c) */
 }
 
 /* To some ms: CLOCK_MONOTONIC costs four times as much, and every schedule asks. */
@@ -164,6 +165,10 @@ static void putp(struct shm_ctx *c)
     struct shm_p *p = c->p;
     c->p = NULL;
     store_rlx(&c->m->p1, 0);
+    if (unlikely(!shm_p_wanted(c, p))) {
+        shm_p_drop(c, p);
+        return;
+    }
     if (!p->nosteal)
         or_seq(&c->hdr->idle_p[p->index / 64], 1ULL << p->index % 64);
     FAILPOINT("sched.releasep.bit");
@@ -191,7 +196,7 @@ static void takep(struct shm_ctx *c)
     if (unlikely(c->homely))
         return;
     if (home_only(c)) {
-        uint32_t pi = c->hdr->nprocs;
+        uint32_t pi = c->hdr->m0_p;
         if (unlikely(shm_acquirep(c, pi)))
             shm_throw("acquirep: M0's P %u belongs to M %d", pi,
                       (int)SHM_ST_M1(load_rlx(&c->ptab[pi].status)) - 1);
@@ -211,10 +216,21 @@ void shm_handoffp(struct shm_ctx *c)
     if (shm_anywork(c))
         shm_wakep(c);
     /* Without work too: what is queued later wakes an idle M, and there must be one. */
+    if (!shm_anyidlem(c))
+        shm_want_m(c, 1);
+}
+
+bool shm_anyidlem(const struct shm_ctx *c)
+{
     for (uint32_t w = 0; w < SHM_MAX_M / 64; w++)
         if (load_seq(&c->hdr->idle_m[w]))
-            return;
-    add_seq(&c->hdr->want_m, 1); /* taken by the keeper in shm_sysmon() */
+            return true;
+    return false;
+}
+
+void shm_want_m(struct shm_ctx *c, uint32_t n)
+{
+    add_seq(&c->hdr->want_m, n); /* taken by the keeper in shm_sysmon() */
     kick(c);
 }
 
@@ -442,7 +458,7 @@ static uint32_t run_timers(struct shm_ctx *c)
 {
     uint32_t all = 0;
     uint64_t now = 0;
-    for (uint32_t i = 0; i < c->hdr->max_p; i++) {
+    for (uint32_t i = 0; i < nworkp(c); i++) {
         struct shm_p *p = &c->ptab[i];
         uint64_t when = load_acq(&p->timer0_when); /* a hint; pairs with timer.c */
         if (when == UINT64_MAX)
@@ -810,7 +826,12 @@ static int idle(struct shm_ctx *c, bool *woken)
     uint64_t slept = shm_now_ns() - now;
     c->spin_ns = set && slept < SPIN_MOST / 2 ? 2 * slept : h->spin_ns;
     leave_idle(c, SHM_M_BUSY);
-    *woken = load_rlx(&m->spinning) == SHM_M_SPINNING; /* own again */
+    *woken = load_rlx(&m->spinning) == SHM_M_SPINNING;    /* own again */
+    if (unlikely(load_acq(&m->attn) & SHM_ATTN_RETIRE)) { /* pairs with shm_m_offer_leave() */
+        and_seq(&m->attn, ~(uint32_t)SHM_ATTN_RETIRE);
+        if (!*woken && shm_m_retire(c))
+            return SHM_ERETIRE;
+    }
     if (set || *woken || now + slept >= next)
         return SHM_OK;
     return SHM_EINTR; /* a signal, or M0's nap is over */
@@ -836,6 +857,8 @@ int shm_findrunnable(struct shm_ctx *c, bool block, shm_gref *g, bool *inherit)
     for (;;) {
         int e = attention(c);
         if (e == SHM_OK) {
+            if (unlikely(c->p != NULL && !shm_p_wanted(c, c->p)))
+                putp(c);
             if (unlikely(c->p == NULL))
                 takep(c);
             *g = find(c, inherit);
@@ -964,8 +987,8 @@ size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n)
 {
     struct shm_hdr *h = c->hdr;
     uint32_t idlep = 0, threads = 0, spinning = 0, idle = 0, nm = load_acq(&h->max_m);
-    for (uint32_t i = 0; i < nworkp(c); i++)
-        idlep += SHM_ST_STATUS(load_rlx(&c->ptab[i].status)) == Pidle; /* a snapshot, as all here */
+    for (uint32_t i = 0; i < nworkp(c); i++) /* a snapshot, as all here */
+        idlep += i != h->m0_p && SHM_ST_STATUS(load_rlx(&c->ptab[i].status)) == Pidle;
     for (uint32_t i = 0; i < nm; i++) {
         uint32_t kind = load_rlx(&c->mtab[i].kind), state = load_rlx(&c->mtab[i].spinning);
         threads += kind != SHM_M_FREE;
@@ -980,11 +1003,12 @@ size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n)
     } while (0)
     PUT("SCHED %llums: gomaxprocs=%u idleprocs=%u threads=%u spinningthreads=%u idlethreads=%u "
         "runqueue=%llu [",
-        (unsigned long long)((shm_now_ns() - h->start_ns) / 1000000), nworkp(c), idlep, threads,
-        spinning, idle, (unsigned long long)load_rlx(&h->runq_size));
+        (unsigned long long)((shm_now_ns() - h->start_ns) / 1000000), h->nprocs ? h->nprocs : 1,
+        idlep, threads, spinning, idle, (unsigned long long)load_rlx(&h->runq_size));
     for (uint32_t i = 0; i < nworkp(c); i++) {
         struct shm_p *p = &c->ptab[i];
-        PUT(i ? " %u" : "%u", shm_runqsize(p) + (load_rlx(&p->runnext) != 0));
+        if (i != h->m0_p && SHM_ST_STATUS(load_rlx(&p->status)) != Pdead)
+            PUT(i ? " %u" : "%u", shm_runqsize(p) + (load_rlx(&p->runnext) != 0));
     }
     PUT("]");
 #undef PUT

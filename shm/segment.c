@@ -4,7 +4,7 @@
  * offsets in the header; the heap is last and takes the rest:
  *
  *     hdr | code table | reasons | P table | M table | g table ........ | heap ................. |
- *     all of it now      16 KiB    all       nprocs+4   by g.c in chunks  by heap.c, a run at a time
+  *     all of it now      16 KiB    nprocs+1  nprocs+4   by g.c in chunks  by heap.c, a run at a time
  *
  * The size is reserved at once (ftruncate, MAP_NORESERVE: addresses, not memory) and committed as it
  * is needed. Rejected: one object per table, or growing by ftruncate and mremap. Both would make a
@@ -109,6 +109,8 @@ const char *shm_strerror(int err)
         return "a system call failed";
     case SHM_EDEADLOCK:
         return "all goroutines are asleep";
+    case SHM_ERETIRE:
+        return "this worker is beyond need";
     case SHM_EOWNER:
         return "the holder of the lock died";
     }
@@ -122,13 +124,13 @@ struct places {
     uint64_t code, reason, ptab, mtab, gtab, heap, size;
 };
 
-static struct places places_for(uint32_t max_p, uint32_t max_g, uint64_t heap_bytes)
+static struct places places_for(uint32_t max_g, uint64_t heap_bytes)
 {
     struct places l;
     l.code = page_up(sizeof(struct shm_hdr));
     l.reason = l.code + page_up(shm_code_table_bytes());
     l.ptab = l.reason + page_up(SHM_MAX_REASON * SHM_REASON_BYTES);
-    l.mtab = l.ptab + page_up(max_p * sizeof(struct shm_p));
+    l.mtab = l.ptab + page_up(SHM_MAX_P * sizeof(struct shm_p));
     l.gtab = l.mtab + page_up(SHM_MAX_M * sizeof(struct shm_m));
     l.heap = l.gtab + page_up((uint64_t)max_g * sizeof(struct shm_g));
     l.size = l.heap + heap_bytes;
@@ -194,9 +196,10 @@ static void format(struct shm_ctx *c, const struct shm_opts *o, const struct pla
     h->start_ns = shm_now_ns();
     h->uid = geteuid();
     h->pid0 = (uint32_t)getpid();
-    h->nprocs = o->nprocs;
+    store_rlx(&h->nprocs, o->nprocs);
     h->max_g = o->max_goroutines + 1;
-    h->max_p = o->nprocs + 1;
+    store_rlx(&h->max_p, o->nprocs + 1);
+    h->m0_p = o->nprocs ? o->nprocs : SHM_MAX_P;
     h->migrate = o->migrate;
     h->scrub = o->scrub;
     h->heavy_bytes = o->heavy_bytes;
@@ -216,10 +219,10 @@ static void format(struct shm_ctx *c, const struct shm_opts *o, const struct pla
     store_rlx(&h->goidgen, 1);
     store_rlx(&h->g_next, 1); /* index 0 is "none" */
     find_tables(c);
-    for (uint32_t i = 0; i < h->max_p; i++) {
+    for (uint32_t i = 0; i <= o->nprocs; i++) {
         struct shm_p *p = &c->ptab[i];
         p->index = i;
-        p->nosteal = o->nprocs >= 1 && i == o->nprocs;
+        p->nosteal = i == h->m0_p;
         store_rlx(&p->status, Pidle);
         store_rlx(&p->timer0_when, UINT64_MAX);
         if (!p->nosteal) {
@@ -239,7 +242,7 @@ int shm_seg_create(struct shm_ctx *c, int fd, const struct shm_opts *o)
         errno = EINVAL;
         return SHM_ESYS;
     }
-    struct places l = places_for(o->nprocs + 1, o->max_goroutines + 1, heap_bytes);
+    struct places l = places_for(o->max_goroutines + 1, heap_bytes);
     if (ftruncate(fd, (off_t)l.size))
         return SHM_ESYS;
     struct shm_ctx n;
@@ -248,8 +251,9 @@ int shm_seg_create(struct shm_ctx *c, int fd, const struct shm_opts *o)
         return e;
     e = shm_commit(&n, 0, l.code + shm_code_first_bytes());
     if (!e)
-        e = shm_commit(&n, l.reason,
-                       l.mtab + (o->nprocs + FIRST_MS) * sizeof(struct shm_m) - l.reason);
+        e = shm_commit(&n, l.reason, l.ptab + (o->nprocs + 1) * sizeof(struct shm_p) - l.reason);
+    if (!e)
+        e = shm_commit(&n, l.mtab, (o->nprocs + FIRST_MS) * sizeof(struct shm_m));
     if (e) {
         munmap(n.base, n.mapped);
         return e;
@@ -268,10 +272,12 @@ static bool header_ok(const struct shm_hdr *h, const struct stat *st)
     if (h->uid != geteuid() || st->st_uid != geteuid())
         return false;
     uint32_t max_m = load_rlx(&h->max_m);
-    if (h->nprocs >= SHM_MAX_P || h->max_p != h->nprocs + 1 || h->max_g < 2 || max_m > SHM_MAX_M ||
+    uint32_t nprocs = load_rlx(&h->nprocs), max_p = load_rlx(&h->max_p);
+    if (nprocs >= SHM_MAX_P || max_p <= nprocs || max_p > SHM_MAX_P || max_p == 0 ||
+        (nprocs ? h->m0_p >= max_p : h->m0_p != SHM_MAX_P) || h->max_g < 2 || max_m > SHM_MAX_M ||
         h->m0_slot >= SHM_MAX_M || h->heap_bytes % PAGE || h->heap_bytes >> 48)
         return false;
-    struct places l = places_for(h->max_p, h->max_g, h->heap_bytes);
+    struct places l = places_for(h->max_g, h->heap_bytes);
     return h->code_off == l.code && h->reason_off == l.reason && h->ptab_off == l.ptab &&
            h->mtab_off == l.mtab && h->gtab_off == l.gtab && h->heap_off == l.heap &&
            h->size == l.size && h->heap_top >= l.heap && h->heap_top <= l.size &&
@@ -455,6 +461,8 @@ static const struct shm_field layout[] = {
     F(hdr, max_g, U4),
     F(hdr, max_m, U4),
     F(hdr, max_p, U4),
+    F(hdr, m0_p, U4),
+    F(hdr, extra, U4),
     F(hdr, m0_slot, U4),
     F(hdr, migrate, U4),
     F(hdr, scrub, U4),
@@ -483,6 +491,9 @@ static const struct shm_field layout[] = {
     PAD(hdr, pad5_),
     F(hdr, panic_goid, U8),
     F(hdr, panic_val, "V16"),
+    F(hdr, procs_lock, U4),
+    F(hdr, retiring, U4),
+    F(hdr, surplus_ns, U8),
     F(hdr, want_m, U4),
     PAD(hdr, pad4_),
     F(hdr, goidgen, U8),
@@ -569,7 +580,9 @@ static const struct shm_field layout[] = {
     F(p, sysmon_tick, U4),
     F(p, sysmon_exec, U4),
     F(p, sysmon_when_ns, U8),
-    GAP(p, sysmon_when_ns, timers_lock),
+    F(p, sysmon_still_ns, U8),
+    F(p, sysmon_cpu_ns, U8),
+    GAP(p, sysmon_cpu_ns, timers_lock),
     F(p, timers_lock, U4),
     F(p, timers_n, U4),
     F(p, timers_cap, U4),
@@ -590,11 +603,11 @@ static const struct shm_field layout[] = {
     F(m, attn, U4),
     F(m, magic, U4),
     F(m, run_since_ns, U8),
+    F(m, tid, U8),
     F(m, kill, U8),
     F(m, kill_ns, U8),
     F(m, kill_cpu_ns, U8),
-    F(m, tid, U8),
-    GAP(m, tid, note),
+        GAP(m, kill_cpu_ns, note),
     F(m, note, U4),
     F(m, spinning, U4),
     GAP(m, spinning, homeq),

@@ -80,6 +80,7 @@ enum {
     SHM_EDEAD = -10,     /* the program is shutting down */
     SHM_ESYS = -11,      /* a system call failed: errno */
     SHM_EDEADLOCK = -12, /* all goroutines are asleep (to M0's findrunnable only) */
+    SHM_ERETIRE = -14,   /* this worker is beyond need (to findrunnable only) */
     SHM_EOWNER = -13,    /* the holder of the lock died with its M */
 };
 const char *shm_strerror(int err);
@@ -245,6 +246,8 @@ struct shm_p {
     uint32_t sysmon_tick; /* schedtick as it was at sysmon_when_ns */
     uint32_t sysmon_exec; /* its M's st.executed at the last tick, low 32 bits */
     uint64_t sysmon_when_ns;
+    uint64_t sysmon_still_ns,
+        sysmon_cpu_ns; /* since when its M has executed nothing; its CPU then */
     _Alignas(SHM_CACHELINE) shm_lockword timers_lock;
     uint32_t timers_n, timers_cap; /* under timers_lock */
     uint32_t pad2_;
@@ -263,6 +266,7 @@ enum { /* m->attn bits, set by anybody, cleared by the M */
        SHM_ATTN_DUMP = 4,      /* print your running goroutine */
        SHM_ATTN_CHECKDEAD = 8, /* to M0: everybody else is asleep */
        SHM_ATTN_DEATH = 16,    /* to M0: hdr->death names a dead M */
+       SHM_ATTN_RETIRE = 64,   /* there are more idle Ms than Ps: you may leave */
        SHM_ATTN_PANIC = 32,    /* to M0: hdr->panic_val is complete */
 };
 #define SHM_UNDO 512
@@ -342,13 +346,15 @@ struct shm_m {
 struct shm_hdr {
     uint64_t magic;
     uint32_t version, header_bytes;
-    uint64_t size;      /* reserved bytes, the size of the mapping */
-    uint64_t start_ns;  /* CLOCK_MONOTONIC at creation */
-    uint32_t uid, pid0; /* owner, M0 */
-    uint32_t nprocs;    /* worker Ps; ptab[nprocs] is M0's */
+    uint64_t size;           /* reserved bytes, the size of the mapping */
+    uint64_t start_ns;       /* CLOCK_MONOTONIC at creation */
+    uint32_t uid, pid0;      /* owner, M0 */
+    _Atomic uint32_t nprocs; /* gomaxprocs; 0 from start to end: M0 is the one worker (procs.c) */
     uint32_t max_g;
     _Atomic uint32_t max_m; /* M slots that have pages; shm_minit raises it, up to SHM_MAX_M */
-    uint32_t max_p;         /* Ps there are: nprocs + 1, or 1 */
+    _Atomic uint32_t max_p; /* Ps that have pages, dead ones too; grows up to SHM_MAX_P */
+    uint32_t m0_p;          /* M0's P, for its timers; SHM_MAX_P: none, it works like another */
+    _Atomic uint32_t extra; /* Ps beside nprocs, for those whose M stands; the keeper's */
     uint32_t m0_slot;       /* M slot of M0 */
     uint32_t migrate;       /* 0 auto, 1 always, 2 never */
     uint32_t scrub;
@@ -372,8 +378,11 @@ struct shm_hdr {
         panic; /* 0 none, 1 being written, 2 complete: the first goroutine that panicked */
     uint32_t pad5_;
     uint64_t panic_goid;
-    struct shm_val panic_val; /* its encoded exception; written once, by who moved panic 0 -> 1 */
-    _Atomic uint32_t want_m;  /* spare worker Ms the keeper is asked to start (shm_handoffp) */
+    struct shm_val panic_val;  /* its encoded exception; written once, by who moved panic 0 -> 1 */
+    shm_lockword procs_lock;   /* nprocs, extra, max_p */
+    _Atomic uint32_t retiring; /* M slot + 1 of the M beyond need that leaves */
+    uint64_t surplus_ns;       /* since when the keeper has seen too many Ms; its own */
+    _Atomic uint32_t want_m;   /* spare worker Ms the keeper is asked to start (shm_handoffp) */
     uint32_t pad4_;
     _Atomic uint64_t goidgen; /* next goid */
     _Atomic uint64_t chanid;
@@ -691,6 +700,11 @@ bool shm_checkdead(struct shm_ctx *c);
 void shm_calibrate(struct shm_ctx *c);
 /* Go's SCHED line (schedtrace.go) of the program now; returns the length written. */
 size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n);
+
+/* ---- procs.c --------------------------------------------------------------------------------- */
+
+/* n: the new number of worker Ps, 0: as it is; *old: before. SHM_ENOSPC. Not with procs=0. */
+SHM_MUSTUSE int shm_gomaxprocs(struct shm_ctx *c, uint32_t n, uint32_t *old);
 
 /* ---- sysmon.c -------------------------------------------------------------------------------- */
 

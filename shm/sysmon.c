@@ -10,7 +10,9 @@
  *     the global queue, and an idle P: an M is woken, even beside a spinner. So work waits at most
  *     from one tick to the end of the next. (The M of a P that executes pays its debts itself.)
  *   3 a G at home on such an M, while another is idle: SHM_ATTN_OFFLOAD
- *   4 a timer overdue by LATE_NS: run here; what it readies goes to the global queue and wakes.
+  *   4 a timer overdue by LATE_NS: run here; what it readies goes to the global queue and wakes.
+ *   5 an M that has executed nothing for BLOCKED_NS and hardly computes (it is in a C call that waits),
+ *     while work is owed: one P more than gomaxprocs, as long as that lasts (procs.c)
  *
  * HOW LONG TO SLEEP. 1 ms while some Ps run and some are idle (debts can arise), 10 ms while all run
  * (preemption only) or M0 runs main, and 10 ms for a while after; then, when nothing has run for
@@ -27,11 +29,14 @@
  * two calls, when its caller reaps): a deadlock is not declared over its head (sched.c). */
 #include "internal.h"
 
+#include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #define SLICE_NS 10000000ULL
 #define LATE_NS 500000ULL
+#define BLOCKED_NS 20000000ULL
 #define QUIET 20
 #define TICK_MS 1
 #define SLOW_MS 10
@@ -42,8 +47,39 @@ struct round {
     bool main_runs, owed;
 };
 
-/* 1 and 2, 3 for one P that M m runs. */
-static void look_at(struct shm_ctx *c, struct shm_p *p, struct shm_m *m, uint64_t now,
+/* In a system call that waits; not: wants a processor, on a machine that has none for it. */
+static bool sleeps(int pid)
+{
+    char path[32], text[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = 0;
+    const char *name_end = strrchr(text, ')');
+    return name_end && name_end[1] == ' ' && (name_end[2] == 'S' || name_end[2] == 'D');
+}
+
+/* Its M has executed nothing for a while, and does not compute either: 1. */
+static bool stands_still(struct shm_p *p, const struct shm_m *m, uint64_t now, bool stands)
+{
+    if (!stands) {
+        p->sysmon_still_ns = 0;
+        return false;
+    }
+    int pid = (int)load_rlx(&m->pid); /* a hint */
+    if (p->sysmon_still_ns == 0) {
+        p->sysmon_still_ns = now;
+        p->sysmon_cpu_ns = shm_cpu_ns(pid);
+        return false;
+    }
+    uint64_t still = now - p->sysmon_still_ns;
+    return still >= BLOCKED_NS && (shm_cpu_ns(pid) - p->sysmon_cpu_ns) * 4 < still && sleeps(pid);
+}
+
+/* 1 and 2, 3, 5 for one P that M m runs. True: it is blocked. */
+static bool look_at(struct shm_ctx *c, struct shm_p *p, struct shm_m *m, uint64_t now,
                     struct round *r)
 {
     uint32_t tick = load_rlx(&p->schedtick);             /* a hint: its M counts on */
@@ -57,37 +93,44 @@ static void look_at(struct shm_ctx *c, struct shm_p *p, struct shm_m *m, uint64_
         p->sysmon_when_ns = now;
     }
     p->sysmon_exec = exec;
+    bool blocked = stands_still(p, m, now, stands);
     if (!stands)
-        return;
+        return false;
     if (!shm_runqempty(p))
         r->owed = true;
     if (load_rlx(&m->homeq_n) && shm_anyidlep(c)) /* a hint */
         or_seq(&m->attn, SHM_ATTN_OFFLOAD);
+    return blocked;
 }
 
 static struct round tick(struct shm_ctx *c)
 {
     struct shm_hdr *h = c->hdr;
-    uint32_t n = h->nprocs ? h->nprocs : 1;
+    uint32_t n = load_acq(&h->max_p), blocked = 0; /* pairs with procs.c */
     uint64_t now = shm_now_ns();
     struct round r = {0};
     for (uint32_t i = 0; i < n; i++) {
         struct shm_p *p = &c->ptab[i];
         uint64_t w = load_seq(&p->status);
+        if (p->nosteal || SHM_ST_STATUS(w) == Pdead)
+            continue;
         if (SHM_ST_STATUS(w) == Prunning) {
             r.running++;
-            look_at(c, p, &c->mtab[SHM_ST_M1(w) - 1], now, &r);
+            blocked += look_at(c, p, &c->mtab[SHM_ST_M1(w) - 1], now, &r);
         } else {
             r.idle++;
             r.owed |= !shm_runqempty(p);
         }
     }
     r.owed |= load_seq(&h->runq_size) > 0;
+    /* Not taken back as soon as nothing is owed: the extra P is what sees to that. */
+    shm_procs_extra(c, r.owed || blocked < load_rlx(&h->extra) ? blocked : load_rlx(&h->extra));
     r.main_runs = load_rlx(&c->mtab[h->m0_slot].curg) != 0; /* a hint */
+    shm_m_offer_leave(c, now);
     if (r.owed && r.idle)
         shm_wakeone(c, true);
     if (shm_timer_next(c) < now - LATE_NS)
-        for (uint32_t i = 0; i < h->max_p; i++) {
+        for (uint32_t i = 0; i < load_acq(&h->max_p); i++) { /* as above */
             uint32_t ran;
             shm_checktimers(c, &c->ptab[i], now, &ran);
         }
@@ -165,8 +208,10 @@ int shm_sysmon(struct shm_ctx *c, int m0_pidfd, struct shm_child *children, int 
         if (fds[0].revents)
             return -1;
         for (int i = 0; i < n; i++)
-            if (fds[i + 2].revents)
+            if (fds[i + 2].revents) {
+                store_seq(&h->retiring, 0); /* it may be that one; pairs with shm_m_retire() */
                 return i;
+            }
         if (fds[1].revents) {
             uint64_t count;
             ssize_t got = read(c->kick_fd, &count, sizeof count);

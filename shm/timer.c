@@ -346,7 +346,7 @@ uint64_t shm_checktimers(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, ui
 uint64_t shm_timer_next(struct shm_ctx *c)
 {
     uint64_t next = UINT64_MAX;
-    for (uint32_t i = 0; i < c->hdr->max_p; i++) {
+    for (uint32_t i = 0; i < load_acq(&c->hdr->max_p); i++) { /* pairs with procs.c */
         uint64_t when =
             load_seq(&c->ptab[i].timer0_when); /* an idler's look; pairs with set_first() */
         if (when < next)

@@ -446,19 +446,29 @@ static PyObject *mod_gomaxprocs(PyObject *mod, PyObject *args)
     if (!PyArg_ParseTuple(args, "|O:gomaxprocs", &n) ||
         (prog = core_current("gomaxprocs()")) == NULL)
         return NULL;
-    uint32_t procs = prog->proc->c->hdr->nprocs;
+    uint32_t procs, want = 0;
     if (n != Py_None) {
-        long want = PyLong_AsLong(n);
-        if (want == -1 && PyErr_Occurred())
+        int over;
+        long l = PyLong_AsLongAndOverflow(n, &over);
+        if (l == -1 && PyErr_Occurred())
             return NULL;
-        if (want >= 1 && want != (long)(procs ? procs : 1)) {
-            PyErr_Format(PyExc_NotImplementedError,
-                         "gomaxprocs(%ld): the number of Ps is fixed at start, here procs=%u", want,
-                         procs);
-            return NULL;
-        }
+        if (over > 0 || l > SHM_MAX_P - 1)
+            return PyErr_Format(PyExc_ValueError, "gomaxprocs(%S): at most %d", n, SHM_MAX_P - 1);
+        want = l > 0 ? (uint32_t)l : 0;
     }
-    return PyLong_FromUnsignedLong(procs ? procs : 1);
+    struct shm_ctx *c = prog->proc->c;
+    if (c->hdr->m0_p == SHM_MAX_P) {
+        if (want > 1)
+            return PyErr_Format(PyExc_RuntimeError,
+                                "gomaxprocs(%u): procs=0 runs everything in one process", want);
+        return PyLong_FromLong(1);
+    }
+    int r = shm_gomaxprocs(c, want, &procs);
+    if (r < 0) {
+        core_shm_error(prog, r);
+        return NULL;
+    }
+    return PyLong_FromUnsignedLong(procs);
 }
 
 PyObject *core_park_for(int op, PyObject *a)
@@ -539,7 +549,9 @@ static PyMethodDef functions[] = {
     {"num_goroutine", mod_num_goroutine, METH_NOARGS,
      "num_goroutine()\n--\n\nGoroutines that exist now, main included. Source: Go NumGoroutine."},
     {"gomaxprocs", mod_gomaxprocs, METH_VARARGS,
-     "gomaxprocs(n=None)\n--\n\nThe number of Ps (1 with procs=0)."},
+     "gomaxprocs(n=None)\n--\n\nThe number of Ps (1 with procs=0), as it was before; n: changes "
+     "it. Source: "
+     "Go GOMAXPROCS."},
     {NULL},
 };
 

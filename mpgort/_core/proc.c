@@ -929,6 +929,14 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
         }
         if (r == SHM_EDEADLOCK)
             return core_raise(core_deadlock(s));
+        if (r == SHM_ERETIRE) {
+            if (s->nhomes == 0) {
+                s->retiring = true;
+                return CORE_RETIRE;
+            }
+            store_seq(&c->hdr->retiring, 0); /* another may: pairs with shm_m_retire() */
+            continue;
+        }
         if (r == SHM_EDEAD)
             return 1;
         if (r != SHM_EINTR && r != SHM_EAGAIN)
@@ -971,6 +979,8 @@ static int loop(struct core_proc *s)
         if (core_thread_rest(s))
             return 0;
         int r = core_schedule(s, &g, &inherit);
+        if (r == CORE_RETIRE)
+            continue;
         if (r != 0)
             return r;
         if (shm_execute(s->c, g, inherit) && core_run_g(s, g) < 0)

@@ -199,6 +199,7 @@ void core_unstore(struct core_proc *s, shm_gref gr, int how);
 
 /* proc.c, for block.c */
 #define CORE_LATE 2
+#define CORE_RETIRE 3 /* this worker is beyond need */
 int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit);
 int core_run_g(struct core_proc *s, shm_gref gr);
 PyObject *core_deadlock(struct core_proc *s); /* the exception, with its dump */

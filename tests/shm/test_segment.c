@@ -116,7 +116,9 @@ static void test_attach_refuses_what_is_no_segment_of_ours(void)
     WRONG(size, good.size - 4096);
     WRONG(uid, good.uid + 1);
     WRONG(nprocs, 5000);
-    WRONG(max_p, good.max_p + 1);
+    WRONG(max_p, SHM_MAX_P + 1);
+    WRONG(max_p, good.nprocs);
+    WRONG(m0_p, good.max_p);
     WRONG(max_g, good.max_g * 2);
     WRONG(max_m, SHM_MAX_M + 1);
     WRONG(m0_slot, SHM_MAX_M);

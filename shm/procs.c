@@ -1,0 +1,200 @@
+/* procs.c — how many Ps there are: gomaxprocs while the program runs, and a P more for one that stands.
+ *
+ * WHO IS WANTED follows from the P's place alone: of the work Ps (all but M0's) the first nprocs + extra.
+ * So nobody has to be chosen or told: an M looks at each schedule whether its P is still wanted; if not,
+ * what the ring holds goes to the global queue and the P is Pdead. Timers stay in its heap: everybody
+ * runs those of all Ps that have ever been.
+ *
+ *   more    a dead P that is wanted becomes idle; if there are none, the P table grows (its pages
+ *           are committed one by one, its addresses reserved for all). Missing Ms are started by the
+ *           keeper (want_m).
+ *   fewer   an idle P is taken and drained here; a running one is dropped by its M. An M without a P is
+  *           a spare. When there have been more idle Ms than idle Ps for RETIRE_NS, the keeper asks one
+ *           to leave. One at a time (hdr->retiring, given back by the keeper when it has buried it): two
+ *           that look at once would see the same surplus.
+ *
+ * EXTRA. An M in a long C call that only waits (time.sleep) keeps its P: nothing can be taken from a
+ * process that may come back at any instruction (INV only-the-dead). What is lost is a place to run, so
+ * the keeper makes one more as long as that lasts; thieves empty the ring of the one that stands.
+ *
+ * tag: wanted. Who drops a P stores Pdead, then looks again whether it is wanted; who changes the number
+ * stores it, then looks at the statuses. Both seq_cst: one of them brings it back. */
+#include "internal.h"
+
+#define RETIRE_NS 2000000000ULL
+#define AGAIN_NS 50000000ULL /* from one that leaves to the next */
+
+static uint32_t rank(const struct shm_hdr *h, uint32_t pi)
+{
+    return pi > h->m0_p ? pi - 1 : pi;
+}
+
+bool shm_p_wanted(const struct shm_ctx *c, const struct shm_p *p)
+{
+    const struct shm_hdr *h = c->hdr;
+    return p->nosteal ||
+           rank(h, p->index) < (h->nprocs ? h->nprocs : 1) + h->extra; /* seq_cst, tag: wanted */
+}
+
+/* A dead P that is wanted again. Several may try. */
+static void revive(struct shm_ctx *c, struct shm_p *p)
+{
+    uint64_t dead = Pdead;
+    or_seq(&c->hdr->idle_p[p->index / 64],
+           1ULL << p->index % 64); /* a hint that is never missing */
+    cas_seq(&p->status, &dead, Pidle);
+}
+
+/* Owner P only; the caller has let go of it. */
+void shm_p_drop(struct shm_ctx *c, struct shm_p *p)
+{
+    shm_gref r;
+    bool inherit;
+    while ((r = shm_runqget(c, p, &inherit)) != 0) {
+        shm_globrunqput(c, r);
+        store_rlx(&c->m->inflight[SHM_IF_GOT], 0); /* own word */
+    }
+    store_rlx(&p->debt, 0);
+    FAILPOINT("procs.drop.drained");
+    and_seq(&c->hdr->idle_p[p->index / 64], ~(1ULL << p->index % 64));
+    store_seq(&p->status, Pdead); /* tag: wanted */
+    if (shm_p_wanted(c, p))
+        revive(c, p);
+}
+
+/* procs_lock held. One more P in the table. */
+static int grow(struct shm_ctx *c)
+{
+    struct shm_hdr *h = c->hdr;
+    uint32_t n = load_rlx(&h->max_p); /* under procs_lock */
+    struct shm_p *p = &c->ptab[n];
+    int e = shm_commit(c, h->ptab_off + n * sizeof *p, sizeof *p);
+    if (e)
+        return e;
+    p->index = n;
+    store_rlx(&p->status, Pdead);
+    store_rlx(&p->timer0_when, UINT64_MAX);
+    FAILPOINT("procs.grow.made");
+    store_seq(&h->max_p, n + 1); /* publishes it; pairs with whoever walks the table */
+    return SHM_OK;
+}
+
+/* procs_lock held; nprocs and extra are what they are to be. */
+static void adjust(struct shm_ctx *c)
+{
+    struct shm_hdr *h = c->hdr;
+    for (uint32_t i = 0; i < load_rlx(&h->max_p); i++) { /* under procs_lock */
+        struct shm_p *p = &c->ptab[i];
+        uint64_t idle = Pidle;
+        if (p->nosteal)
+            continue;
+        if (shm_p_wanted(c, p)) {
+            if (SHM_ST_STATUS(load_seq(&p->status)) == Pdead) /* tag: wanted */
+                revive(c, p);
+        } else if (cas_seq(&p->status, &idle, (uint64_t)c->m1 << 16 | Prunning)) {
+            FAILPOINT("procs.adjust.taken");
+            shm_p_drop(c, p);
+        }
+    }
+}
+
+static uint32_t workers(const struct shm_ctx *c)
+{
+    uint32_t n = load_acq(&c->hdr->max_m), w = 0; /* pairs with shm_minit() */
+    for (uint32_t i = 0; i < n; i++)
+        w += load_rlx(&c->mtab[i].kind) == SHM_M_WORKER; /* a count of about now */
+    return w;
+}
+
+int shm_gomaxprocs(struct shm_ctx *c, uint32_t n, uint32_t *old)
+{
+    struct shm_hdr *h = c->hdr;
+    int e = SHM_OK;
+    shm_lock(c, &h->procs_lock);
+    *old = load_rlx(&h->nprocs); /* under procs_lock */
+    if (n != 0 && n != *old) {
+        while (e == SHM_OK && load_rlx(&h->max_p) < n + 1)
+            e = grow(c);
+        if (e == SHM_OK) {
+            store_seq(&h->nprocs, n); /* tag: wanted */
+            adjust(c);
+        }
+    }
+    shm_unlock(c, &h->procs_lock);
+    if (e == SHM_OK && n > *old) {
+        uint32_t have = workers(c) + load_seq(&h->want_m);
+        if (have < n)
+            shm_want_m(c, n - have);
+        if (shm_anywork(c))
+            shm_wakep(c);
+    }
+    return e;
+}
+
+void shm_procs_extra(struct shm_ctx *c, uint32_t extra)
+{
+    struct shm_hdr *h = c->hdr;
+    uint32_t was = load_rlx(&h->extra); /* the keeper's own */
+    if (extra == was)
+        return;
+    shm_lock(c, &h->procs_lock);
+    while (load_rlx(&h->max_p) < load_rlx(&h->nprocs) + extra + 1 && /* under procs_lock */
+           load_rlx(&h->max_p) < SHM_MAX_P)
+        if (grow(c))
+            break;               /* no memory for it: it stays as it is */
+    store_seq(&h->extra, extra); /* tag: wanted */
+    adjust(c);
+    shm_unlock(c, &h->procs_lock);
+    if (extra > was && !shm_wakeone(c, true) && !shm_anyidlem(c))
+        shm_want_m(c, extra - was);
+}
+
+/* ---- Ms beyond need -------------------------------------------------------------------------- */
+
+/* How many more Ms sleep than there are Ps for. */
+static int surplus(const struct shm_ctx *c)
+{
+    const struct shm_hdr *h = c->hdr;
+    int ms = 0, ps = 0;
+    for (uint32_t w = 0; w < SHM_MAX_M / 64; w++)
+        ms += __builtin_popcountll(load_seq(&h->idle_m[w]));
+    for (uint32_t w = 0; w < SHM_MAX_P / 64; w++)
+        ps += __builtin_popcountll(load_seq(&h->idle_p[w]));
+    return ms - ps;
+}
+
+/* Too many for RETIRE_NS: one of those that sleep is asked whether it will leave. */
+void shm_m_offer_leave(struct shm_ctx *c, uint64_t now_ns)
+{
+    struct shm_hdr *h = c->hdr;
+    if (surplus(c) <= 0) {
+        h->surplus_ns = 0;
+        return;
+    }
+    if (h->surplus_ns == 0)
+        h->surplus_ns = now_ns;
+    if (now_ns - h->surplus_ns < RETIRE_NS)
+        return;
+    h->surplus_ns = now_ns - RETIRE_NS + AGAIN_NS;
+    for (uint32_t i = load_acq(&h->max_m); i-- > 0;) { /* pairs with shm_minit() */
+        struct shm_m *m = &c->mtab[i];
+        if (load_seq(&h->idle_m[i / 64]) >> i % 64 & 1) {
+            or_seq(&m->attn, SHM_ATTN_RETIRE); /* before the note; pairs with idle() in sched.c */
+            shm_notewakeup(&m->note);
+            return;
+        }
+    }
+}
+
+/* The calling M, awake, not counted in idle_m: it may leave. */
+bool shm_m_retire(struct shm_ctx *c)
+{
+    struct shm_hdr *h = c->hdr;
+    uint32_t none = 0;
+    if (c->p != NULL || !cas_seq(&h->retiring, &none, c->m1))
+        return false;
+    if (surplus(c) >= 0)
+        return true;
+    store_seq(&h->retiring, 0);
+    return false;
+}
