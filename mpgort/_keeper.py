@@ -11,11 +11,15 @@ INV nothing-left, the keeper's part (the Ms' part is in _core/prog.c)
                 The keeper's exit status 0 tells M0 that none is left.
   it is killed  M0 starts another, which adopts the living Ms: M table -> pid -> pidfd. A pid may
                 have been reused, so one is believed only while it has this segment mapped.
-  an M dies     waited for, and reported to M0 if it still had its slot. Without a slot it either
-                was never an M, or gave it back: it retired, and another takes its place.
 
-A worker that dies again and again before it gets a slot would be a fork bomb: after STILLBORN in a
-row the keeper gives up and says so."""
+A DEATH, of an M that still has its slot: the slot is reaped (shm/reap.c: the goroutines that were
+running or at home there end with MDied, everything else is where it was), then another M takes its
+place. The dead process stays a zombie until it is reaped, so that its pid cannot be another's.
+Without a slot it either was never an M, or gave it back: it retired.
+A keeper that dies meanwhile is reaped by its successor, which then reaps anew whom it was at.
+
+A worker that dies again and again before it has come to its loop would be a fork bomb: after
+STILLBORN in a row the keeper gives up and says so."""
 
 from __future__ import annotations
 
@@ -56,9 +60,12 @@ def dead(pidfd: int) -> bool:
 def adopt(prog: _core.Program, skip: set[int]) -> tuple[list[tuple[int, int, int]], list[int]]:
     """The workers in the M table beside those of the pids in skip: living ones as
     (slot, pid, pidfd), and the slots of those that have died unseen."""
-    living, lost = [], []
+    living: list[tuple[int, int, int]] = []
+    lost = []
     for slot, kind, pid, _ in prog.slots():
-        if kind != _core.M_WORKER or pid in skip:
+        if kind not in (_core.M_WORKER, _core.M_AUX) or pid in skip or pid == prog.pid0:
+            continue
+        if any(pid == known for _, known, _ in living):
             continue
         try:
             fd = os.pidfd_open(pid)
@@ -119,6 +126,25 @@ def reap(pid: int) -> int:
         return UNKNOWN_STATUS
 
 
+def status_of(pid: int) -> int:
+    """As reap(), of one that has ended and stays a zombie."""
+    try:
+        info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        return UNKNOWN_STATUS
+    assert info is not None
+    return info.si_status << 8 if info.si_code == os.CLD_EXITED else info.si_status
+
+
+def describe(status: int) -> str:
+    """What befell workers that ended with this wait status, at their start."""
+    if os.WIFSIGNALED(status):
+        return f"were killed at their start by {signal.Signals(os.WTERMSIG(status)).name}"
+    if os.WIFEXITED(status):
+        return f"exited at their start with status {os.WEXITSTATUS(status)}"
+    return "died at their start"
+
+
 class Keeper:
     def __init__(self, prog: _core.Program, wires: Wires, plan: Plan) -> None:
         self.prog = prog
@@ -146,28 +172,36 @@ class Keeper:
 
     def bury(self, index: int) -> None:
         """The M at this place of the crew has died."""
-        slot, pid, fd = self.crew.pop(index)
-        if slot < 0:
-            slot = self.prog.slot_of(pid)
-        status = reap(pid)
+        _, pid, fd = self.crew.pop(index)
+        status = status_of(pid)
+        looped, had_slot = self.settle(pid, status)
+        reap(pid)
         os.close(fd)
         if self.prog.ended:
             return
-        if slot >= 0:
-            self.prog.report_death(slot, status)
-        elif status == 0:  # it retired: it is replaced if it was not one too many
+        if looped or (status == 0 and not had_slot):
             self.stillborn = 0
-            if len(self.crew) < self.prog.procs:
+            if len(self.crew) < self.prog.procs:  # it was not one too many
+                self.prog.replaced()
                 self.start_m()
-        elif os.WIFSIGNALED(status):
+        elif os.WIFSIGNALED(status) or had_slot:
             self.stillborn += 1
             if self.stillborn < STILLBORN:
                 self.start_m()
             else:
-                name = signal.Signals(os.WTERMSIG(status)).name
-                text = f"{STILLBORN} workers in a row were killed at their start by {name}"
+                text = f"{STILLBORN} workers in a row {describe(status)}"
                 _m.report(self.wires, RuntimeError(text), "the keeper")
         # else: an exception at its start, which it has reported itself
+
+    def settle(self, pid: int, status: int) -> tuple[bool, bool]:
+        """Reaps the slots of a process that has ended: whether it had come to its loop, whether it
+        had a slot at all."""
+        looped = had_slot = False
+        for slot, kind, owner, _ in self.prog.slots():
+            if owner == pid and kind != _core.M_M0 and not self.prog.ended:
+                looped |= self.prog.reap(slot, status)
+                had_slot = True
+        return looped, had_slot
 
     def kill(self, index: int) -> None:
         """Ends an M for the goroutine that will not yield there (shm/kill.c). It is stopped first:
@@ -186,6 +220,9 @@ class Keeper:
 
     def run(self) -> None:
         """Until the program ends or M0 dies; nothing is left of the crew afterwards."""
+        for slot, kind, pid, _ in self.prog.slots():
+            if kind == _core.M_KEEPER and pid != os.getpid():
+                self.prog.reap(slot, UNKNOWN_STATUS)
         living, lost = adopt(self.prog, set())
         self.crew += living
         for _, _, fd in living:
@@ -194,7 +231,7 @@ class Keeper:
             except ProcessLookupError:
                 pass
         for slot in lost:
-            self.prog.report_death(slot, UNKNOWN_STATUS)
+            self.prog.reap(slot, UNKNOWN_STATUS)
         for _ in range(self.prog.procs - len(living)):
             self.start_m()
         self.prog.calibrate()
@@ -231,7 +268,6 @@ def keep(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _m.limit_blas(plan.blas_threads)
         prog.minit(_core.M_KEEPER)
-        prog.bury_keepers()
         Keeper(prog, wires, plan).run()
         status = 0
     except BaseException as e:

@@ -236,7 +236,7 @@ int shm_gnew(struct shm_ctx *c, shm_gref *out)
     shm_gref r = (uint64_t)gen << 32 | idx;
     store_rlx(&m->inflight[SHM_IF_NEW], r); /* INV nothing-in-hand, before it leaves the magazine */
     FAILPOINT("g.new.named");
-    m->gfree.n--;
+    store_rel((_Atomic uint32_t *)&m->gfree.n, m->gfree.n - 1); /* after the name; for the reaper */
     FAILPOINT("g.new.taken");
     g->goid = add_rlx(&c->hdr->goidgen, 1);
     g->cont_off = 0;
@@ -296,9 +296,29 @@ void shm_gfree(struct shm_ctx *c, shm_gref r)
         spill(c);
     FAILPOINT("g.free.put");
     m->gfree.idx[m->gfree.n] = shm_gidx(r);
-    m->gfree.n++;
+    store_rel((_Atomic uint32_t *)&m->gfree.n, m->gfree.n + 1); /* after idx; for the reaper */
+    FAILPOINT("g.free.stored");
     if (load_rlx(&m->inflight[SHM_IF_NEW]) == r) /* own word: a creation that failed */
-        store_rlx(&m->inflight[SHM_IF_NEW], 0);
+        store_rel(&m->inflight[SHM_IF_NEW], 0);  /* after it is free; for the reaper */
+}
+
+/* The free slots of m, this M or a dead one. */
+void shm_gfree_flush(struct shm_ctx *c, struct shm_m *m)
+{
+    struct shm_hdr *h = c->hdr;
+    if (m->gfree.n == 0)
+        return;
+    shm_lock(c, &h->g_lock);
+    while (m->gfree.n > 0) {
+        uint32_t idx = m->gfree.idx[m->gfree.n - 1];
+        c->gtab[idx].schedlink = h->gfree_head; /* free, so nobody's: needs no undo */
+        shm_tx_begin(c);
+        shm_tx_store64(c, &h->gfree_head, free_ref(c, idx));
+        shm_tx_store64(c, &h->gfree_n, load_rlx(&h->gfree_n) + 1);
+        shm_tx_store32(c, &m->gfree.n, m->gfree.n - 1);
+        shm_tx_commit(c);
+    }
+    shm_unlock(c, &h->g_lock);
 }
 
 /* ---- wait reasons ---------------------------------------------------------------------------- */

@@ -321,11 +321,8 @@ static void run_free(struct shm_ctx *c, shm_off at)
     shm_unlock(c, &h->heap_lock);
 }
 
-static int large_alloc(struct shm_ctx *c, size_t n, shm_off *off)
+static int large_alloc(struct shm_ctx *c, uint64_t pages, shm_off *off)
 {
-    if (n > c->hdr->heap_bytes)
-        return SHM_ENOMEM;
-    uint64_t pages = (n + RUN_HEAD + PAGE - 1) / PAGE;
     shm_off at;
     int e = run_alloc(c, pages, RUN_LARGE, SHM_NCLASS, &at);
     if (e)
@@ -427,10 +424,18 @@ void shm_heap_flush(struct shm_ctx *c)
 
 /* ---- allocate and free ----------------------------------------------------------------------- */
 
-static void count_alloc(struct shm_ctx *c, uint64_t bytes)
+/* Before the block leaves the magazine; what is freed is counted last. So a death in between leaves
+ * the counters one block too high, never too low: hdr->reaped bounds by how much. */
+static void count_alloc(struct shm_ctx *c, uint64_t n, uint64_t bytes)
 {
-    own_add(&c->m->st.allocs, 1);
+    own_add(&c->m->st.allocs, n);
     own_add(&c->m->st.alloc_bytes, bytes);
+}
+
+static void count_free(struct shm_ctx *c, uint64_t bytes)
+{
+    own_add(&c->m->st.frees, 1);
+    own_add(&c->m->st.free_bytes, bytes);
 }
 
 int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
@@ -438,9 +443,13 @@ int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
     if (unlikely(c->in_tx))
         shm_throw("alloc: M %u is in a transaction", c->m->index);
     if (unlikely(n > MAX_SMALL - sizeof(struct shm_blk))) {
-        int e = large_alloc(c, n, off);
-        if (!e)
-            count_alloc(c, block_bytes(c, *off));
+        if (n > c->hdr->heap_bytes)
+            return SHM_ENOMEM;
+        uint64_t pages = (n + RUN_HEAD + PAGE - 1) / PAGE;
+        count_alloc(c, 1, pages * PAGE);
+        int e = large_alloc(c, pages, off);
+        if (e)
+            count_alloc(c, -1ULL, -pages * PAGE);
         return e;
     }
     unsigned cls = cls_of(n + sizeof(struct shm_blk));
@@ -455,14 +464,16 @@ int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
         *off = mag->blk[mag->n - 1];
         blk_set(shm_blk(c, *off), cls, 1, c->m1, 0);
         FAILPOINT("heap.alloc.marked");
+        count_alloc(c, 1, sizes[cls]);
         own_set32(&mag->n, mag->n - 1);
     } else {
         *off = mag->bump + sizeof(struct shm_blk);
         blk_set(shm_blk(c, *off), cls, 1, c->m1, 0);
         FAILPOINT("heap.bump.marked");
+        count_alloc(c, 1, sizes[cls]);
         own_set64(&mag->bump, mag->bump + sizes[cls]);
     }
-    count_alloc(c, sizes[cls]);
+    FAILPOINT("heap.alloc.taken");
     return SHM_OK;
 }
 
@@ -472,12 +483,12 @@ void shm_free(struct shm_ctx *c, shm_off off)
     if (unlikely(c->in_tx))
         shm_throw("free: M %u is in a transaction", c->m->index);
     unsigned cls = b->cls;
-    own_add(&c->m->st.frees, 1);
-    own_add(&c->m->st.free_bytes, block_bytes(c, off));
+    uint64_t bytes = block_bytes(c, off);
     blk_set(b, cls, 1, c->m1, 0);
     FAILPOINT("heap.free.owned");
     if (unlikely(cls == SHM_NCLASS)) {
         run_free(c, off - RUN_HEAD);
+        count_free(c, bytes);
         return;
     }
     if (unlikely(c->hdr->scrub))
@@ -490,6 +501,7 @@ void shm_free(struct shm_ctx *c, shm_off off)
     own_set32(&mag->n, mag->n + 1);
     FAILPOINT("heap.free.stored");
     blk_set(b, cls, 0, 0, 0);
+    count_free(c, bytes);
 }
 
 /* ---- values and continuations ---------------------------------------------------------------- */
@@ -523,6 +535,18 @@ static int bytes_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32
     if (nh)
         memcpy(handle_words(c, *off), h, 8ULL * nh);
     return SHM_OK;
+}
+
+/* A value that stands in the segment is this M's before it is named no more: whatever the instruction
+ * a death comes at, one of the two names the block. The way of a value out of the segment. */
+static bool val_leaves(struct shm_ctx *c, struct shm_val *v, shm_off *off)
+{
+    bool heap = v->tag == SHM_VAL_HEAP;
+    *off = heap ? v->h.off : 0;
+    if (heap)
+        shm_adopt(c, *off);
+    store_rel((_Atomic uint8_t *)&v->tag, SHM_VAL_NONE); /* after that; for the reaper */
+    return heap;
 }
 
 /* Each handle word is counted off before its reference is given back: a death in between leaks a
@@ -569,18 +593,25 @@ const uint8_t *shm_val_bytes(const struct shm_ctx *c, const struct shm_val *v, u
     return v->tag == SHM_VAL_NONE ? NULL : v->b;
 }
 
+void shm_val_take(struct shm_ctx *c, struct shm_val *to, struct shm_val *from)
+{
+    shm_off off;
+    *to = *from;
+    val_leaves(c, from, &off);
+}
+
 void shm_val_consumed(struct shm_ctx *c, struct shm_val *v)
 {
-    if (v->tag == SHM_VAL_HEAP)
-        shm_free(c, v->h.off);
-    v->tag = SHM_VAL_NONE;
+    shm_off off;
+    if (val_leaves(c, v, &off))
+        shm_free(c, off);
 }
 
 void shm_val_drop(struct shm_ctx *c, struct shm_val *v)
 {
-    if (v->tag == SHM_VAL_HEAP)
-        bytes_drop(c, v->h.off);
-    v->tag = SHM_VAL_NONE;
+    shm_off off;
+    if (val_leaves(c, v, &off))
+        bytes_drop(c, off);
 }
 
 int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *from)
@@ -601,9 +632,10 @@ int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *fr
 int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
                   const uint64_t *h, uint32_t nh)
 {
+    own_add(&c->m->st.cont_allocs, 1); /* first, as in count_alloc() */
     int e = bytes_make(c, off, bytes, len, h, nh, SHM_BLK_CONT);
-    if (!e)
-        own_add(&c->m->st.cont_allocs, 1);
+    if (e)
+        own_add(&c->m->st.cont_allocs, -1ULL);
     return e;
 }
 
@@ -620,8 +652,8 @@ int shm_cont_of_val(struct shm_ctx *c, const struct shm_val *v, shm_off *off, ui
 
 void shm_cont_consumed(struct shm_ctx *c, shm_off off)
 {
-    own_add(&c->m->st.cont_frees, 1);
     shm_free(c, off);
+    own_add(&c->m->st.cont_frees, 1); /* last, as count_free() */
 }
 
 void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len)
@@ -629,8 +661,26 @@ void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len)
     if (len > shm_usable(c, off) - 8ULL * nhandles(shm_blk(c, off)))
         shm_throw("drop: a continuation of %u bytes does not fit block %#llx", len,
                   (unsigned long long)off);
-    own_add(&c->m->st.cont_frees, 1);
     bytes_drop(c, off);
+    own_add(&c->m->st.cont_frees, 1); /* last, as count_free() */
+}
+
+void shm_gcont_set(struct shm_ctx *c, struct shm_g *g, shm_off off, uint32_t len)
+{
+    g->cont_len = len;
+    store_rel((_Atomic uint64_t *)&g->cont_off, off); /* after len; for the reaper */
+    shm_publish(c, off);
+}
+
+void shm_gcont_drop(struct shm_ctx *c, struct shm_g *g)
+{
+    shm_off off = g->cont_off;
+    if (off == 0)
+        return;
+    shm_adopt(c, off);
+    store_rel((_Atomic uint64_t *)&g->cont_off, 0); /* after that, as in val_leaves() */
+    FAILPOINT("heap.cont.left");
+    shm_cont_drop(c, off, g->cont_len);
 }
 
 /* ---- looking at it all ----------------------------------------------------------------------- */
@@ -724,9 +774,10 @@ void shm_heap_reap(struct shm_ctx *c, struct shm_m *dead)
         if (!whole)
             shm_throw("heap_reap: the runs do not tile the heap");
         for (uint32_t i = 0; i < r.n; i++) {
-            if (shm_blk(c, r.off[i])->user & SHM_BLK_CONT)
-                own_add(&c->m->st.cont_frees, 1);
+            bool cont = shm_blk(c, r.off[i])->user & SHM_BLK_CONT;
             bytes_drop(c, r.off[i]);
+            if (cont)
+                own_add(&c->m->st.cont_frees, 1);
         }
     } while (r.n > 0);
 }

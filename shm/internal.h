@@ -25,9 +25,12 @@ uint64_t shm_code_table_bytes(void);      /* code.c: reserved for the whole tabl
 uint64_t shm_code_first_bytes(void);      /* code.c: of it, what is needed from the start */
 void shm_handles_drop(struct shm_ctx *c); /* handle.c: gives back all that this M's Python holds */
 void shm_heap_flush(struct shm_ctx *c);   /* heap.c: this M's free blocks, to everybody */
+void shm_gfree_flush(struct shm_ctx *c, struct shm_m *m); /* g.c: its free slots, to everybody */
+void shm_m_give(struct shm_m *m);                         /* segment.c: the slot is free */
 
 /* sched.c, for sysmon.c: wakes one idle M if a P is idle; anyway: though somebody spins already. */
 bool shm_wakeone(struct shm_ctx *c, bool anyway);
+void shm_requeue(struct shm_ctx *c, shm_gref r); /* sched.c: runnable, in no queue */
 bool shm_anyidlep(const struct shm_ctx *c);
 bool shm_anyidlem(const struct shm_ctx *c);
 void shm_want_m(struct shm_ctx *c, uint32_t n); /* asks the keeper for n more Ms */
@@ -75,7 +78,6 @@ void shm_sudog_park(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj, st
                     uint8_t linked, const struct shm_val *v, unsigned reason);
 uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj,
                         struct shm_waitq *q, uint8_t linked, bool first); /* in a tx */
-void shm_park_commit(struct shm_ctx *c, shm_gref r, unsigned reason, uint64_t epoch);
 void shm_tx_linked(struct shm_ctx *c, struct shm_sudog *s, uint8_t linked);
 void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok);
 void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v);

@@ -213,6 +213,8 @@ shm_off shm_join_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n)
     shm_timers_set(c, p, n, 0);
     if (refs)
         shm_tx_store32(c, &j->kill, load_rlx(&j->kill) ? load_rlx(&j->kill) : SHM_K_TIMEOUT);
+    if (refs) /* for the reaper, until it is carried out */
+        shm_tx_store64(c, &c->m->inflight[SHM_IF_DRAIN], shm_offof(c, j));
     shm_tx_commit(c);
     FAILPOINT("kill.fire.out");
     return refs ? shm_offof(c, j) : 0;
@@ -221,5 +223,6 @@ shm_off shm_join_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n)
 void shm_join_carry(struct shm_ctx *c, shm_off off)
 {
     shm_join_kill(c, off, SHM_K_TIMEOUT);
+    store_rel(&c->m->inflight[SHM_IF_DRAIN], 0); /* after it */
     shm_obj_unref(c, off);
 }

@@ -14,6 +14,8 @@
  * doing has to be undone first, and only the reaper does that (undo.c), once, knowing by a pidfd
  * that the process has ended. A waiter sleeps at most BOUND at a time; if it then sees that the owner
  * has ended, it tells the keeper, and sleeps on. An owner that is stopped or swapped out is waited for.
+ * The keeper itself, and M0 while no keeper lives (it is M0 that makes another), would wait for
+ * themselves: they do that part of the reaping here which needs no lock, shm_reap_locks().
  *
  * Rejected: pthread mutexes with PTHREAD_MUTEX_ROBUST. The kernel hands the lock of a dead owner to
  * the next waiter at once, that is, to an M that would have to repair what it does not know.
@@ -147,6 +149,19 @@ static void tell_keeper(struct shm_ctx *c)
         c->kick_fd = -1; /* the keeper is gone: its successor looks for the dead at its start */
 }
 
+/* The owner of a lock that the caller waits for has ended. */
+static void owner_died(struct shm_ctx *c, uint32_t m1)
+{
+    bool keeper = false;
+    uint32_t kind = load_rlx(&c->m->kind), n = load_acq(&c->hdr->max_m); /* pairs with minit */
+    for (uint32_t i = 0; kind == SHM_M_M0 && !keeper && i < n; i++)
+        keeper = load_acq(&c->mtab[i].kind) == SHM_M_KEEPER && shm_m_alive(c, i + 1); /* as above */
+    if (m1 != 0 && (kind == SHM_M_KEEPER || (kind == SHM_M_M0 && !keeper && c->hdr->nprocs)))
+        shm_reap_locks(c, &c->mtab[m1 - 1]);
+    else
+        tell_keeper(c);
+}
+
 static void lock_slow(struct shm_ctx *c, shm_lockword *l)
 {
     uint32_t as = mine(c), v = load_rlx(l);
@@ -172,7 +187,7 @@ static void lock_slow(struct shm_ctx *c, shm_lockword *l)
             v |= WAITERS;
         }
         if (shm_futex_wait(l, v, BOUND_NS) == SHM_ETIME && !shm_m_alive(c, v & 0xffff))
-            tell_keeper(c);
+            owner_died(c, v & 0xffff);
     }
 }
 

@@ -52,7 +52,8 @@ void shm_p_drop(struct shm_ctx *c, struct shm_p *p)
     bool inherit;
     while ((r = shm_runqget(c, p, &inherit)) != 0) {
         shm_globrunqput(c, r);
-        store_rlx(&c->m->inflight[SHM_IF_GOT], 0); /* own word */
+        own_add(&c->m->moved, 1);                  /* tag: moved */
+        store_rel(&c->m->inflight[SHM_IF_GOT], 0); /* own word, after that */
     }
     store_rlx(&p->debt, 0);
     FAILPOINT("procs.drop.drained");

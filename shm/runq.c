@@ -25,8 +25,12 @@
  * put into a list only by who has just taken it out of its last place. So a batch leaves the ring
  * (CAS on head) before it is linked, and leaves the list before the ring shows it.
  *
- * A home queue needs no names: the Gs in it end with their M whatever happens (its reaper finds them
- * by home_m1 in the table).
+ * INV moved-counts. So the reaper must know for certain that a G is in no queue, while the living go
+ * on. Who takes Gs out of one queue and puts them into another names them before, adds 1 to m->moved
+ * when they are visible again, and only then takes the names back (tag: moved). A look around that
+ * finds a G neither named nor queued, with every m->moved the same at its end, has found it nowhere;
+ * reap.c has the proof. (From ring or runnext to being executed the status word tells; within one
+ * ring, from runnext to its tail, the tail does.)
  *
  * Stealing takes half, rounded up, oldest first. Of an M that runs, its runnext is left alone for
  * GRACE_NS: it mostly runs within the microsecond, and then the theft would cost both a move. Unlike
@@ -42,13 +46,20 @@ static_assert(SHM_IF_BATCH + SHM_RUNQ / 2 + 1 <= SHM_INFLIGHT, "an overflow batc
 
 static void name(struct shm_ctx *c, uint32_t slot, shm_gref r)
 {
-    store_rlx(&c->m->inflight[slot], r); /* before the CAS that takes it; read by the reaper */
+    /* Before the CAS that takes it, after the store that shows it; read by the reaper. */
+    store_rel(&c->m->inflight[slot], r);
 }
 
 static void unname(struct shm_ctx *c, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
-        store_rlx(&c->m->inflight[SHM_IF_BATCH + i], 0); /* after it is visible; see name() */
+        name(c, SHM_IF_BATCH + i, 0);
+}
+
+/* tag: moved */
+static void moved(struct shm_ctx *c)
+{
+    own_add(&c->m->moved, 1);
 }
 
 /* ---- global queue ---------------------------------------------------------------------------- */
@@ -118,6 +129,8 @@ shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max)
     FAILPOINT("runq.globget.taken");
     if (n > 1) {
         store_rel(&p->runqtail, t + n - 1); /* shows the batch; pairs with load_acq in runqgrab() */
+        FAILPOINT("runq.globget.shown");
+        moved(c);
         unname(c, (uint32_t)n - 1);
     }
     return first;
@@ -147,6 +160,7 @@ static bool runqputslow(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t
             shm_g(c, batch[i])->schedlink = batch[i + 1];
         globrunqputbatch(c, batch[0], batch[n], n + 1);
         FAILPOINT("runq.putslow.put");
+        moved(c);
     }
     unname(c, n + 1);
     return taken;
@@ -190,6 +204,7 @@ shm_gref shm_runqget(struct shm_ctx *c, struct shm_p *p, bool *inherit)
     if (r) {
         name(c, SHM_IF_GOT, r);
         if (cas_acqrel(&p->runnext, &r, 0)) { /* against thieves */
+            FAILPOINT("runq.get.next");
             *inherit = true;
             return r;
         }
@@ -297,6 +312,8 @@ shm_gref shm_runqsteal(struct shm_ctx *c, struct shm_p *p, struct shm_p *victim,
     name(c, SHM_IF_GOT, r);
     if (n > 1)
         store_rel(&p->runqtail, t + n - 1); /* shows the rest; pairs with load_acq in runqgrab() */
+    FAILPOINT("runq.steal.shown");
+    moved(c);
     unname(c, n);
     own_add(&c->m->st.steals, 1);
     own_add(&c->m->st.stolen, n);
@@ -315,6 +332,7 @@ void shm_homeqput(struct shm_ctx *c, struct shm_m *home, shm_gref r)
         shm_g(c, r)->schedlink = head;
     /* Publishes the link; pairs with the exchange in shm_homeqget(). Seq_cst: tag idle-dance. */
     while (!cas_seq(&home->homeq, &head, r));
+    FAILPOINT("runq.home.put");
 }
 
 /* Own M only. */
@@ -324,6 +342,7 @@ shm_gref shm_homeqget(struct shm_ctx *c)
     if (load_rlx(&m->homeq_n) == 0) /* a hint; the last look before sleep is sched.c's */
         return 0;
     if (m->homeq_fifo == 0) {
+        store_rel(&m->turning, 1); /* what is in no list for a moment; read by the reaper */
         shm_gref r = xchg_acqrel(&m->homeq, 0); /* pairs with the pushers' CAS */
         while (r) {
             shm_gref next = shm_g(c, r)->schedlink;
@@ -331,10 +350,14 @@ shm_gref shm_homeqget(struct shm_ctx *c)
             m->homeq_fifo = r;
             r = next;
         }
+        moved(c);
+        store_rel(&m->turning, 0); /* after they are in the list; pairs as above */
     }
     shm_gref r = m->homeq_fifo;
     if (r) {
+        name(c, SHM_IF_GOT, r);
         m->homeq_fifo = shm_g(c, r)->schedlink;
+        moved(c);                   /* the list has changed under who walks it */
         sub_acqrel(&m->homeq_n, 1); /* pairs with the look of an idle M for who has too much */
     }
     return r;

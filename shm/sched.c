@@ -107,7 +107,7 @@
 #define LINGER 100       /* looks: 2 to 4 us */
 #define LOOKS 16         /* of a spinner between two looks at the clock */
 
-#define ATTN_NOW (SHM_ATTN_SHUTDOWN | SHM_ATTN_DUMP | SHM_ATTN_DEATH | SHM_ATTN_PANIC)
+#define ATTN_NOW (SHM_ATTN_SHUTDOWN | SHM_ATTN_DUMP | SHM_ATTN_PANIC)
 
 /* With workers, M0 runs only what is at home there. */
 static bool home_only(const struct shm_ctx *c)
@@ -344,22 +344,35 @@ void shm_ready(struct shm_ctx *c, shm_gref r, bool next)
     else
         queue(c, r, home, next);
     FAILPOINT("sched.ready.queued");
-    store_rlx(&c->m->inflight[SHM_IF_READY], 0);
+    store_rel(&c->m->inflight[SHM_IF_READY], 0);
     own_add(&c->m->st.readies, 1);
+}
+
+void shm_requeue(struct shm_ctx *c, shm_gref r)
+{
+    struct shm_g *g = shm_g(c, r);
+    store_rlx(&c->m->inflight[SHM_IF_READY], r); /* INV nothing-in-hand */
+    FAILPOINT("sched.requeue.named");
+    if (g->flags & SHM_GF_OUTSIDE)
+        shm_futex_wake((_Atomic uint32_t *)&g->status, 1); /* as in shm_ready() */
+    else
+        queue(c, r, g->home_m1, false);
+    store_rel(&c->m->inflight[SHM_IF_READY], 0);
 }
 
 void shm_newproc(struct shm_ctx *c, shm_gref r)
 {
     uint32_t home = shm_g(c, r)->home_m1;
     store_rlx(&c->m->inflight[SHM_IF_NEW], r); /* INV nothing-in-hand; since shm_gnew(), mostly */
+    own_add(&c->m->st.spawned, 1);
+    FAILPOINT("sched.newproc.named");
     if (unlikely(!shm_casgstatus(c, r, Gidle, Grunnable)))
         shm_throw("newproc: goroutine slot %u of generation %u is of another generation",
                   shm_gidx(r), shm_ggen(r));
     FAILPOINT("sched.newproc.runnable");
-    own_add(&c->m->st.spawned, 1);
     queue(c, r, home, true);
     FAILPOINT("sched.newproc.queued");
-    store_rlx(&c->m->inflight[SHM_IF_NEW], 0);
+    store_rel(&c->m->inflight[SHM_IF_NEW], 0);
 }
 
 void shm_gosched(struct shm_ctx *c, shm_gref r)
@@ -376,7 +389,7 @@ void shm_gosched(struct shm_ctx *c, shm_gref r)
     else
         shm_globrunqput(c, r); /* schedule, which is next, sees it and pays */
     FAILPOINT("sched.gosched.queued");
-    store_rlx(&m->inflight[SHM_IF_READY], 0);
+    store_rel(&m->inflight[SHM_IF_READY], 0);
 }
 
 /* ---- from running to elsewhere --------------------------------------------------------------- */
@@ -399,8 +412,8 @@ void shm_goexit0(struct shm_ctx *c, shm_gref r)
     if (unlikely(!shm_casgstatus(c, r, Grunning, Gdead)))
         shm_throw("goexit0: goroutine slot %u is of another generation", shm_gidx(r));
     FAILPOINT("sched.goexit0.dead");
-    shm_gfree(c, r); /* curg names it until it is in a free list */
-    store_rlx(&c->m->curg, 0);
+    shm_gfree(c, r);           /* curg names it until it is in a free list */
+    store_rel(&c->m->curg, 0); /* after that; read by the reaper */
     own_add(&c->m->st.finished, 1);
 }
 
@@ -516,6 +529,7 @@ static shm_gref refuse(struct shm_ctx *c, shm_gref r, int *refused)
         return r;
     ++*refused;
     shm_globrunqput(c, r);
+    own_add(&c->m->moved, 1); /* before the name goes; pairs with the look of a reaper */
     store_rlx(&c->m->inflight[SHM_IF_GOT], 0);
     shm_wakep(c);
     uint64_t until = shm_now_ns() + REFUSAL_NS;
@@ -548,6 +562,7 @@ static void end_slice(struct shm_ctx *c)
     shm_gref r = shm_runqget(c, p, &next);
     if (r) {
         shm_runqput(c, p, r, false);
+        own_add(&c->m->moved, 1); /* as in refuse() */
         store_rlx(&c->m->inflight[SHM_IF_GOT], 0);
     }
 }
@@ -887,14 +902,21 @@ int shm_findrunnable(struct shm_ctx *c, bool block, shm_gref *g, bool *inherit)
 
 bool shm_wait_abort(struct shm_ctx *c, shm_gref r, uint64_t epoch, uint8_t ok)
 {
-    store_rlx(&c->m->inflight[SHM_IF_READY], r); /* INV nothing-in-hand */
+    struct shm_m *m = c->m;
+    store_rlx(&m->abort_ok, ok);
+    /* INV nothing-in-hand. Apart from READY: `linked` says nothing of a G claimed without the lock,
+     * so a reaper does not arm it again but does what is left of this here. */
+    store_rel(&m->inflight[SHM_IF_ABORT], r); /* after abort_ok, for the reaper */
     if (!shm_wait_claim(c, r, epoch)) {
-        store_rlx(&c->m->inflight[SHM_IF_READY], 0);
+        store_rlx(&m->inflight[SHM_IF_ABORT], 0);
         return false;
     }
     FAILPOINT("sched.abort.claimed");
     shm_sudog_unlink(c, r);
     shm_g(c, r)->ok = ok;
+    FAILPOINT("sched.abort.unlinked");
+    store_rel(&m->inflight[SHM_IF_READY], r); /* after ok, for the reaper */
+    store_rel(&m->inflight[SHM_IF_ABORT], 0); /* after the other name */
     return true;
 }
 

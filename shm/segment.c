@@ -374,6 +374,8 @@ int shm_minit(struct shm_ctx *c, uint32_t kind)
     store_seq(&m->kill, 0); /* its former owner's */
     m->kill_ns = 0;
     store_rlx(&m->note, 0);
+    store_rlx(&m->looping, 0);
+    store_rlx(&m->end, 0);
     c->m = m;
     c->p = NULL;
     c->m1 = m->index + 1;
@@ -385,25 +387,9 @@ int shm_minit(struct shm_ctx *c, uint32_t kind)
     return SHM_OK;
 }
 
-/* The M's free g slots, to the central list. */
-static void gfree_flush(struct shm_ctx *c)
+void shm_m_give(struct shm_m *m)
 {
-    struct shm_hdr *h = c->hdr;
-    struct shm_m *m = c->m;
-    if (m->gfree.n == 0)
-        return;
-    shm_lock(c, &h->g_lock);
-    while (m->gfree.n > 0) {
-        uint32_t idx = m->gfree.idx[m->gfree.n - 1];
-        c->gtab[idx].schedlink = h->gfree_head; /* free, so nobody's: needs no undo */
-        shm_tx_begin(c);
-        shm_tx_store64(c, &h->gfree_head,
-                       SHM_ST_GEN(load_rlx(&c->gtab[idx].status)) * (1ULL << 32) | idx);
-        shm_tx_store64(c, &h->gfree_n, load_rlx(&h->gfree_n) + 1);
-        shm_tx_store32(c, &m->gfree.n, m->gfree.n - 1);
-        shm_tx_commit(c);
-    }
-    shm_unlock(c, &h->g_lock);
+    store_rel(slot_word(m), slot_value(SHM_M_FREE, 0)); /* pairs with the CAS in take_slot() */
 }
 
 void shm_mexit(struct shm_ctx *c)
@@ -414,11 +400,11 @@ void shm_mexit(struct shm_ctx *c)
                   c->p ? (int)c->p->index : -1, (unsigned long long)load_rlx(&m->curg),
                   load_rlx(&m->held_n));
     shm_handles_drop(c);
-    gfree_flush(c);
+    shm_gfree_flush(c, m);
     shm_heap_flush(c);
     store_rlx(&m->tid, 0);
     FAILPOINT("segment.mexit.empty");
-    store_rel(slot_word(m), slot_value(SHM_M_FREE, 0)); /* pairs with the CAS in take_slot() */
+    shm_m_give(m);
     shm_ctx_forked(c);
 }
 
@@ -479,23 +465,21 @@ static const struct shm_field layout[] = {
     F(hdr, wake_cost_ns, U8),
     F(hdr, spin_ns, U8),
     F(hdr, ncpu, U4),
-    GAP(hdr, ncpu, shutdown),
+    F(hdr, reaped, U4),
+    GAP(hdr, reaped, shutdown),
     F(hdr, shutdown, U4),
-    F(hdr, death, U4),
-    F(hdr, death_status, U4),
+    F(hdr, deaths, U4),
+    F(hdr, replaced, U4),
     F(hdr, deadlock_on, U4),
     F(hdr, externs, U4),
-    GAP(hdr, externs, death_g),
-    F(hdr, death_g, U8),
     F(hdr, panic, U4),
-    PAD(hdr, pad5_),
+    F(hdr, panic_how, U4),
+    F(hdr, want_m, U4),
     F(hdr, panic_goid, U8),
     F(hdr, panic_val, "V16"),
     F(hdr, procs_lock, U4),
     F(hdr, retiring, U4),
     F(hdr, surplus_ns, U8),
-    F(hdr, want_m, U4),
-    PAD(hdr, pad4_),
     F(hdr, goidgen, U8),
     F(hdr, chanid, U8),
     GAP(hdr, chanid, idle_m),
@@ -601,13 +585,13 @@ static const struct shm_field layout[] = {
     F(m, p1, U4),
     F(m, locks, U4),
     F(m, attn, U4),
-    F(m, magic, U4),
+    F(m, looping, U4),
     F(m, run_since_ns, U8),
     F(m, tid, U8),
     F(m, kill, U8),
     F(m, kill_ns, U8),
     F(m, kill_cpu_ns, U8),
-        GAP(m, kill_cpu_ns, note),
+    GAP(m, kill_cpu_ns, note),
     F(m, note, U4),
     F(m, spinning, U4),
     GAP(m, spinning, homeq),
@@ -617,6 +601,13 @@ static const struct shm_field layout[] = {
     F(m, homeq_fifo, U8),
     GAP(m, homeq_fifo, inflight),
     F(m, inflight, "(" STR(SHM_INFLIGHT) ",)u8"),
+    F(m, park_epoch, U8),
+    F(m, moved, U8),
+    F(m, abort_ok, U4),
+    F(m, turning, U4),
+    F(m, end, U8),
+    F(m, reaper_m1, U4),
+    PAD(m, pad2_),
     F(m, undo_n, U4),
     F(m, held_n, U4),
     F(m, held, "(" STR(SHM_HELD) ",)u8"),

@@ -155,8 +155,8 @@ static void enqueue(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
         k->tag = cases[i].tag;
     }
     g->value.tag = SHM_VAL_NONE;
-    g->waitkind = SHM_WAIT_SELECT;
     g->waitobj = off;
+    store_rel((_Atomic uint8_t *)&g->waitkind, SHM_WAIT_SELECT); /* after waitobj, for a reaper */
     shm_tx_begin(c);
     shm_publish(c, off);
     for (uint32_t i = 0; i < n; i++) {

@@ -159,6 +159,7 @@ enum { SHM_W_NONE = 0, SHM_W_ARMED = 1, SHM_W_CLAIMED = 2 };
 #define SHM_W(epoch, m1, st) ((uint64_t)(epoch) << 24 | (uint64_t)(m1) << 8 | (st))
 #define SHM_W_EPOCH(w) ((uint64_t)(w) >> 24)
 #define SHM_W_STATE(w) ((unsigned)((w) & 0xff))
+#define SHM_W_M1(w) ((unsigned)((w) >> 8 & 0xffff))
 
 enum {                     /* g->flags, written by the owner of the G */
        SHM_GF_OUTSIDE = 1, /* stands for a thread that is no M: readied by a futex on status */
@@ -265,7 +266,6 @@ enum { /* m->attn bits, set by anybody, cleared by the M */
        SHM_ATTN_OFFLOAD = 2,   /* an idle M asks for a heavy G */
        SHM_ATTN_DUMP = 4,      /* print your running goroutine */
        SHM_ATTN_CHECKDEAD = 8, /* to M0: everybody else is asleep */
-       SHM_ATTN_DEATH = 16,    /* to M0: hdr->death names a dead M */
        SHM_ATTN_RETIRE = 64,   /* there are more idle Ms than Ps: you may leave */
        SHM_ATTN_PANIC = 32,    /* to M0: hdr->panic_val is complete */
 };
@@ -278,6 +278,8 @@ enum {
     SHM_IF_GOT = 2,
     SHM_IF_NEW = 3,
     SHM_IF_BATCH = 4,
+    SHM_IF_ABORT = 133, /* claimed by shm_wait_abort(), which ends it with m->abort_ok */
+    SHM_IF_PARK = 134,  /* running -> waiting, not yet armed with m->park_epoch */
     SHM_IF_DRAIN = 135, /* no gref: the offset of an object all of whose waiters are being woken */
     SHM_IF_WAKE = 136
 };
@@ -305,7 +307,7 @@ struct shm_m {
     _Atomic uint32_t p1;    /* index of its P + 1 */
     _Atomic uint32_t locks; /* acquirem count */
     _Atomic uint32_t attn;
-    uint32_t magic;
+    _Atomic uint32_t looping;      /* 1: it has come to its loop, past what starts an M */
     _Atomic uint64_t run_since_ns; /* when curg began (cached clock), for dumps */
     _Atomic uint64_t tid;
     _Atomic uint64_t kill;         /* gref that the keeper is asked to end with this M; kill.c */
@@ -318,6 +320,14 @@ struct shm_m {
     uint32_t pad0_;
     shm_gref homeq_fifo; /* owner only: taken out of homeq, oldest first */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t inflight[SHM_INFLIGHT];
+    _Atomic uint64_t park_epoch; /* of the wait that inflight[SHM_IF_PARK] is about to arm */
+    _Atomic uint64_t moved;      /* +1 each time Gs came from one queue into another by this M */
+    _Atomic uint32_t abort_ok;   /* the ok of the wait that inflight[SHM_IF_ABORT] ends */
+    _Atomic uint32_t turning;    /* 1: what was in homeq is on its way to homeq_fifo */
+    /* reap.c: 1 << 32 | its wait status, once it is known to be dead; 0: living. */
+    _Atomic uint64_t end;
+    _Atomic uint32_t reaper_m1; /* who undoes and unlocks what the dead one did */
+    uint32_t pad2_;
     _Atomic uint32_t undo_n;
     _Atomic uint32_t held_n;
     _Atomic uint64_t held[SHM_HELD]; /* offsets of the lock words it holds or is about to take */
@@ -363,28 +373,26 @@ struct shm_hdr {
     uint64_t heap_bytes; /* ceiling */
     char name[64];       /* program name, for ps */
     char argv0[128];
-    uint64_t wake_cost_ns; /* measured at start: what a futex wake costs the waker */
-    uint64_t spin_ns;      /* how long a dry M spins before it sleeps */
-    uint32_t ncpu;         /* processors this program may use; 0: not yet known */
-    uint32_t pad6_;
+    uint64_t wake_cost_ns;   /* measured at start: what a futex wake costs the waker */
+    uint64_t spin_ns;        /* how long a dry M spins before it sleeps */
+    uint32_t ncpu;           /* processors this program may use; 0: not yet known */
+    _Atomic uint32_t reaped; /* M slots that a reaper has given back, of all kinds */
 
     _Alignas(SHM_CACHELINE) _Atomic uint32_t shutdown; /* 1: all goroutines end */
-    _Atomic uint32_t death;        /* M slot + 1 of the first unexpected death, with status below */
-    _Atomic uint32_t death_status; /* wait status */
-    _Atomic uint32_t deadlock_on;  /* 1: the last idle worker asks M0 to look for a deadlock */
+    _Atomic uint32_t deaths;      /* workers that have ended without giving their slot back */
+    _Atomic uint32_t replaced;    /* Ms that were started in the place of others */
+    _Atomic uint32_t deadlock_on; /* 1: the last idle worker asks M0 to look for a deadlock */
     _Atomic uint32_t externs; /* outside wakers that may come: deadlock is not reported while > 0 */
-    _Atomic uint64_t death_g; /* goid that ran there */
-    _Atomic uint32_t
-        panic; /* 0 none, 1 being written, 2 complete: the first goroutine that panicked */
-    uint32_t pad5_;
+    /* 0 none; M slot + 1 << 8 | 1: being written by that M; 2: complete */
+    _Atomic uint32_t panic;
+    uint32_t panic_how;      /* what panic_val is: SHM_J_ERROR, SHM_J_DIED */
+    _Atomic uint32_t want_m; /* spare worker Ms the keeper is asked to start (shm_handoffp) */
     uint64_t panic_goid;
-    struct shm_val panic_val;  /* its encoded exception; written once, by who moved panic 0 -> 1 */
+    struct shm_val panic_val;  /* its encoded exception; written once, by who claimed panic */
     shm_lockword procs_lock;   /* nprocs, extra, max_p */
     _Atomic uint32_t retiring; /* M slot + 1 of the M beyond need that leaves */
     uint64_t surplus_ns;       /* since when the keeper has seen too many Ms; its own */
-    _Atomic uint32_t want_m;   /* spare worker Ms the keeper is asked to start (shm_handoffp) */
-    uint32_t pad4_;
-    _Atomic uint64_t goidgen; /* next goid */
+    _Atomic uint64_t goidgen;  /* next goid */
     _Atomic uint64_t chanid;
     _Alignas(SHM_CACHELINE) _Atomic uint64_t idle_m[SHM_MAX_M / 64]; /* bit: asleep or going to */
     _Atomic uint64_t idle_p[SHM_MAX_P / 64];                         /* bit: P has no M */
@@ -552,6 +560,8 @@ SHM_MUSTUSE int shm_val_make(struct shm_ctx *c, struct shm_val *v, const void *b
 const uint8_t *shm_val_bytes(const struct shm_ctx *c, const struct shm_val *v, uint32_t *len);
 /* The handle words of a block of shm_val_make() or shm_cont_make(). */
 const uint64_t *shm_bytes_handles(const struct shm_ctx *c, shm_off off, uint32_t *n);
+/* Out of the segment, into the caller's hands. */
+void shm_val_take(struct shm_ctx *c, struct shm_val *to, struct shm_val *from);
 /* Frees the block of a value that was read (handles taken over by the reader)... */
 void shm_val_consumed(struct shm_ctx *c, struct shm_val *v);
 /* ... or never read (handles given back). */
@@ -565,6 +575,9 @@ SHM_MUSTUSE int shm_cont_of_val(struct shm_ctx *c, const struct shm_val *v, shm_
                                 uint32_t *len);
 void shm_cont_consumed(struct shm_ctx *c, shm_off off);
 void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len);
+/* g's continuation, published; and its end, with what it refers to: by the owner of g. */
+void shm_gcont_set(struct shm_ctx *c, struct shm_g *g, shm_off off, uint32_t len);
+void shm_gcont_drop(struct shm_ctx *c, struct shm_g *g);
 /* Frees what a dead M had allocated and not published, and takes over its free blocks. By its
  * reaper, after rollback, locks and everything that may still publish one of its blocks. */
 void shm_heap_reap(struct shm_ctx *c, struct shm_m *dead);
@@ -687,6 +700,12 @@ void shm_goexit0(struct shm_ctx *c, shm_gref g);
  * late, another has it. True: the G is the caller's, who calls shm_ready() (until then the G is
  * named in m->inflight[SHM_IF_READY]). */
 bool shm_wait_abort(struct shm_ctx *c, shm_gref g, uint64_t epoch, uint8_t ok);
+/* Claims a G that waits on nothing but its readier (gopark) and gives it v, which has moved then. The
+ * caller calls shm_ready(). Until then such a wait has g->ok SHM_OK_NONE. */
+#define SHM_OK_NONE 0xff
+bool shm_wait_give(struct shm_ctx *c, shm_gref g, uint64_t epoch, const struct shm_val *v);
+/* Running -> waiting, armed: what a park on nothing but its readier ends with. */
+void shm_park_commit(struct shm_ctx *c, shm_gref g, unsigned reason, uint64_t epoch);
 bool shm_preempt_requested(const struct shm_ctx *c); /* cheap: every runtime call asks */
 /* A timer was put into the heap of a P that is not the caller's own: somebody who is awake, or the
  * keeper, must come to know of it. Go's wakeNetPoller. */
@@ -1120,6 +1139,21 @@ struct shm_array {
 };
 static_assert(sizeof(struct shm_array) == 64, "a line");
 SHM_MUSTUSE int shm_array_new(struct shm_ctx *c, uint64_t bytes, shm_off *array);
+
+/* ---- reap.c ---------------------------------------------------------------------------------- */
+
+/* What a goroutine died of, as the value of a join in SHM_J_DIED and of a panic. */
+struct shm_died {
+    uint64_t goid;
+    int32_t status; /* wait status, -1: not known */
+    uint16_t m;     /* slot */
+} __attribute__((packed));
+static_assert(sizeof(struct shm_died) <= 15, "a value in place");
+/* Undoes and unlocks what a dead M was doing under a lock. By the keeper, or by M0 while there is
+ * none, from within shm_lock(): needs no lock. Again: changes nothing. */
+void shm_reap_locks(struct shm_ctx *c, struct shm_m *dead);
+/* Everything of a dead M: the essay of reap.c. By the keeper. */
+void shm_reap(struct shm_ctx *c, struct shm_m *dead, int32_t wait_status);
 
 /* ---- code.c ---------------------------------------------------------------------------------- */
 

@@ -14,7 +14,7 @@
  *   2 named in inflight; running -> waiting, curg dropped
  *   3 armed (INV touch-nothing); the name is taken back; the caller unlocks
  * A death before 2 is one of a running G. Between 2 and 3 the G is waiting, linked, not armed, and
- * named: its reaper arms it. Rejected: to do 2 inside the transaction. A status is moved by CAS and
+ * named with its epoch: its reaper arms it, before it gives back the object's lock. Rejected: to do 2 inside the transaction. A status is moved by CAS and
  * cannot be rolled back, so a rollback would leave a waiting G that is in no queue.
  *
  * THE WAKE, with the object's lock held
@@ -23,7 +23,9 @@
  *   3 unlocked; shm_ready(), which takes the name back
  * For a claimed G that a dead M named, `linked` decides, after the rollback: still linked, nothing
  * was given to it and it is armed again; not linked, it has all that it gets and is readied. Of a
- * select, `winner` decides, since the losers stay linked until the G itself takes them out.
+ * select, `winner` decides, since the losers stay linked until the G itself takes them out; of a G that
+ * waits on nothing but its readier, g->ok (shm_wait_give). The reaper arms before it gives back the
+ * dead M's locks: who met such a sudog with the lock would take it for stale.
  *
  * STALE SUDOGS. A canceller claims without the lock, by the wait word alone, and comes for the lock
  * afterwards to unlink. In between the sudog is stale: who meets it loses the claim, unlinks it and
@@ -138,6 +140,20 @@ bool shm_claim_named(struct shm_ctx *c, shm_gref r, uint64_t epoch, unsigned slo
     return false;
 }
 
+bool shm_wait_give(struct shm_ctx *c, shm_gref r, uint64_t epoch, const struct shm_val *v)
+{
+    if (!shm_claim_named(c, r, epoch, SHM_IF_READY))
+        return false;
+    struct shm_g *g = shm_g(c, r);
+    shm_tx_begin(c);
+    shm_val_publish(c, v);
+    shm_tx_val(c, &g->value, v);
+    shm_tx_ok(c, g, 1); /* for the reaper: it has all that it gets */
+    shm_tx_commit(c);
+    FAILPOINT("sudog.given");
+    return true;
+}
+
 /* The lock of q's object held, no tx. The first waiter that can be had, claimed, still linked, named
  * in inflight[SHM_IF_READY]; NULL: nobody waits. */
 struct shm_sudog *shm_sudog_claim(struct shm_ctx *c, struct shm_waitq *q)
@@ -181,8 +197,9 @@ struct shm_val *shm_sudog_value(struct shm_ctx *c, struct shm_sudog *s)
 /* Steps 2 and 3 of the park. */
 void shm_park_commit(struct shm_ctx *c, shm_gref r, unsigned reason, uint64_t epoch)
 {
-    _Atomic uint64_t *name = &c->m->inflight[SHM_IF_READY];
-    store_rlx(name, r); /* INV nothing-in-hand, before curg is dropped; read by the reaper */
+    _Atomic uint64_t *name = &c->m->inflight[SHM_IF_PARK];
+    store_rlx(&c->m->park_epoch, epoch);
+    store_rel(name, r); /* INV nothing-in-hand, before curg is dropped; read by the reaper */
     shm_gopark(c, r, reason);
     shm_wait_arm(c, r, epoch);
     FAILPOINT("sudog.armed");
@@ -198,7 +215,7 @@ uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj
     uint64_t epoch = shm_wait_next(g);
     g->value.tag = SHM_VAL_NONE;
     g->waitobj = obj;
-    g->waitkind = kind;
+    store_rel((_Atomic uint8_t *)&g->waitkind, kind); /* after waitobj, for a reaper */
     s->g = r;
     s->epoch = (uint32_t)epoch;
     s->isselect = 0;
@@ -342,6 +359,8 @@ void shm_waiters_drain(struct shm_ctx *c, shm_off obj)
             shm_group_done(c, obj);
             shm_group_orphan(c, obj);
             shm_doneq_put(c, obj);
+        } else if (load_acq(&j->kill)) { /* its deadline was being carried out: shm_join_fire() */
+            shm_join_kill(c, obj, load_acq(&j->kill));
         }
         break;
     }

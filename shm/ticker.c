@@ -252,14 +252,11 @@ static int again(struct shm_ctx *c, struct shm_afterfunc *t, uint64_t when_ns)
         return e;
     }
     struct shm_g *g = shm_g(c, r);
-    shm_publish(c, cont);
-    g->cont_off = cont;
-    g->cont_len = len;
+    shm_gcont_set(c, g, cont, len);
     g->flags = (uint8_t)t->flags;
     g->parent = t->parent;
     if ((e = shm_sleep_born(c, &c->ptab[t->pi], r, when_ns, &epoch)) != SHM_OK) {
-        shm_cont_drop(c, g->cont_off, g->cont_len);
-        g->cont_off = 0;
+        shm_gcont_drop(c, g);
         if (shm_casgstatus(c, r, Gidle, Gdead))
             shm_gfree(c, r);
         return e;

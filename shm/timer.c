@@ -177,8 +177,8 @@ static void link_sleeper(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_
                          uint64_t epoch)
 {
     struct shm_g *g = shm_g(c, r);
-    g->waitkind = SHM_WAIT_SLEEP;
     g->waitobj = shm_offof(c, p);
+    store_rel((_Atomic uint8_t *)&g->waitkind, SHM_WAIT_SLEEP); /* after waitobj, for a reaper */
     g->sudog.g = r;
     g->sudog.prev = 0;
     g->sudog.epoch = (uint32_t)epoch;
@@ -221,7 +221,7 @@ int shm_sleep_born(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t when
                    uint64_t *epoch)
 {
     struct shm_g *g = shm_g(c, r);
-    _Atomic uint64_t *name = &c->m->inflight[SHM_IF_READY];
+    _Atomic uint64_t *name = &c->m->inflight[SHM_IF_PARK];
     int e = shm_timers_lock(c, p);
     if (e)
         return e;
@@ -231,12 +231,14 @@ int shm_sleep_born(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t when
     g->waitkind = 0;
     if (when_ns != UINT64_MAX)
         link_sleeper(c, p, r, when_ns, *epoch);
-    FAILPOINT("timer.born.linked"); /* named as new: its reaper unlinks it first */
-    store_rlx(name, r);             /* INV nothing-in-hand, as in shm_park_commit() */
+    FAILPOINT("timer.born.linked");
+    store_rlx(&c->m->park_epoch, *epoch);
+    store_rel(name, r); /* INV nothing-in-hand, as shm_park_commit() */
+    FAILPOINT("timer.born.named");
     if (unlikely(!shm_casgstatus(c, r, Gidle, Gwaiting)))
         shm_throw("born asleep: goroutine slot %u is of another generation", shm_gidx(r));
     FAILPOINT("timer.born.waiting");
-    store_rlx(&c->m->inflight[SHM_IF_NEW], 0); /* own word */
+    store_rel(&c->m->inflight[SHM_IF_NEW], 0); /* own word: no more a new one */
     shm_wait_arm(c, r, *epoch);
     FAILPOINT("timer.born.armed");
     store_rel(name, 0); /* after the arming, for the reaper */

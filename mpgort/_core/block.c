@@ -7,7 +7,9 @@
  * ends when the waiting G is ready. One stack, so the calls return in the reverse order of their
  * waits: a G that is readied while another one's nested loop lies on top of it is parked again with
  * its result in it (`ready`) until that one has returned. If that one can only go on after it, this
- * is a deadlock and reported as one; with procs >= 1 it is not. */
+ * is a deadlock and reported as one; with procs >= 1 it is not.
+ *
+ * Meanwhile the G is at home here (home_m1): if this M dies, its reaper ends it. */
 #include "proc.h"
 #include <math.h>
 
@@ -42,8 +44,7 @@ static void repark(struct shm_ctx *c, shm_gref gr)
 {
     struct shm_g *g = shm_g(c, gr);
     uint64_t epoch = shm_wait_next(g);
-    shm_gopark(c, gr, g->reason);
-    shm_wait_arm(c, gr, epoch);
+    shm_park_commit(c, gr, g->reason, epoch);
 }
 
 static bool unpark(struct shm_ctx *c, shm_gref gr)
@@ -196,8 +197,8 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     uint16_t home_m1 = g->home_m1;
     uint8_t home_why = g->home_why, flags = g->flags, op = g->op;
     g->op = (uint8_t)pk->kind;
+    g->home_m1 = (uint16_t)c->m1; /* it ends with this M */
     if (nested) {
-        g->home_m1 = (uint16_t)c->m1;
         g->home_why = home_why ? home_why : SHM_HOME_LOCKED;
     } else {
         g->flags |= (uint8_t)(SHM_GF_OUTSIDE | (own ? 0 : SHM_GF_SYSTEM));

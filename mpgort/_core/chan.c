@@ -108,14 +108,16 @@ static int recv_try(CorePark *pk, PyObject **result)
     if (s == NULL)
         return -1;
     struct shm_g *g = core_g(s, s->curg);
-    int r = shm_chan_tryrecv(s->c, ch->off, &g->value);
+    struct shm_val v; /* not g's: it is written before the channel lets go of it (reap.c) */
+    int r = shm_chan_tryrecv(s->c, ch->off, &v);
     if (r == SHM_EAGAIN)
         return 0;
     if (r != SHM_OK && r != SHM_ECLOSED)
         return core_shm_error(ch->prog, r);
     g->ok = r == SHM_OK;
     if (!g->ok)
-        g->value.tag = SHM_VAL_NONE;
+        v.tag = SHM_VAL_NONE;
+    g->value = v;
     return core_try_done(s, pk, result);
 }
 
@@ -167,9 +169,9 @@ static int forever_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     struct shm_g *g = shm_g(c, gr);
     uint64_t epoch = shm_wait_next(g);
     g->waitkind = 0;
+    g->ok = SHM_OK_NONE;
     g->value.tag = SHM_VAL_NONE;
-    shm_gopark(c, gr, (unsigned)pk->u[0]);
-    shm_wait_arm(c, gr, epoch);
+    shm_park_commit(c, gr, (unsigned)pk->u[0], epoch);
     return SHM_PARKED;
 }
 

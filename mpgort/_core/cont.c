@@ -169,8 +169,7 @@ int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, str
         return core_shm_error(s->prog, r);
     }
     g->flags = (uint8_t)((g->flags & ~SHM_GF_CONTEXT) | has);
-    g->cont_off = off;
-    g->cont_len = (uint32_t)n;
+    shm_gcont_set(c, g, off, (uint32_t)n);
     return 0;
 }
 
@@ -274,8 +273,7 @@ void core_unstore(struct core_proc *s, shm_gref gr, int how)
 {
     struct shm_g *g = core_g(s, gr);
     if (how == CORE_LIGHT) {
-        shm_cont_drop(s->c, g->cont_off, g->cont_len);
-        g->cont_off = 0;
+        shm_gcont_drop(s->c, g);
     } else {
         s->curhome->root = NULL;
         s->curhome->park = NULL;

@@ -56,9 +56,9 @@ struct core_frames {
 void core_chain_frames_take(PyObject *root, struct core_frames *f);
 void core_chain_drop_kept(PyObject *root,
                           struct core_frames *f); /* leaves f empty, with its room */
-/* The handle words that bytes hold, while they are decoded. Opening takes the references over from
- * the block: decoding makes handles from them, closing gives back those that nothing was made from
- * (damaged bytes, bytes that were known already). A word that is not there makes no handle. */
+/* The handle words that bytes hold, while they are decoded: each makes one handle, which takes a
+ * reference of its own; a word that is not there makes none. The bytes keep theirs until they are
+ * dropped, so whatever instruction a death comes at, every reference stands somewhere (shm/reap.c). */
 struct core_words {
     uint64_t *w; /* 0: made a handle */
     uint32_t n, next;
@@ -138,7 +138,7 @@ struct core_handle_type {
     PyTypeObject *type;
     uint8_t kind;                                  /* 1..127, unique */
     int (*word)(PyObject *o, uint64_t *off);       /* takes one more reference for the bytes */
-    PyObject *(*make)(uint8_t kind, uint64_t off); /* takes over the reference the bytes held */
+    PyObject *(*make)(uint8_t kind, uint64_t off); /* the bytes keep their reference */
     void (*drop)(uint8_t kind, uint64_t off);      /* gives back the reference of unread bytes */
 };
 int core_handle_register(const struct core_handle_type *t);

@@ -414,12 +414,6 @@ int core_words_open(struct core_words *W, const uint64_t *h, uint32_t n)
 
 void core_words_close(struct core_words *W)
 {
-    for (uint32_t i = 0; i < W->n; i++) {
-        uint8_t kind = (uint8_t)(W->w[i] >> 56);
-        const struct core_handle_type *t = kind != 0 ? core_handle_type_of(kind) : NULL;
-        if (t != NULL)
-            t->drop(kind, W->w[i] & OFFSET_MASK);
-    }
     if (W->w != W->few)
         PyMem_Free(W->w);
     W->w = NULL;

@@ -58,8 +58,7 @@ void core_dump_homes(struct core_proc *s)
             shm_cont_make(s->c, &off, s->enc.base, (uint32_t)(s->enc.p - s->enc.base), NULL, 0) ==
                 0) {
             core_home_note_free(s, g);
-            g->cont_len = (uint32_t)(s->enc.p - s->enc.base);
-            g->cont_off = off;
+            shm_gcont_set(s->c, g, off, (uint32_t)(s->enc.p - s->enc.base));
         }
         Py_XDECREF(note);
         PyErr_Clear();
@@ -69,11 +68,7 @@ void core_dump_homes(struct core_proc *s)
 
 void core_home_note_free(struct core_proc *s, struct shm_g *g)
 {
-    if (g->cont_off != 0) {
-        shm_off off = g->cont_off;
-        g->cont_off = 0;
-        shm_cont_consumed(s->c, off);
-    }
+    shm_gcont_drop(s->c, g);
 }
 
 /* Asks the workers that have goroutines at home for their frames; waits for them, bounded. */
@@ -200,7 +195,7 @@ static PyMethodDef functions[] = {
      "(frames, home reason) or None, parent),\nframes as [(qualname, file, line)], outermost "
      "first."},
     {"failure", mod_failure, METH_VARARGS,
-     "failure(prog)\n--\n\nThe panic or death that ended the program, as an exception; or None."},
+     "failure(prog)\n--\n\nThe panic that ended the program, as an exception; or None."},
     {NULL},
 };
 

@@ -12,6 +12,14 @@ static struct shm_join *join_of(CoreHandle *h)
 
 /* ---- results --------------------------------------------------------------------------------- */
 
+PyObject *core_died(const struct shm_val *v)
+{
+    struct shm_died d;
+    memcpy(&d, v->b, sizeof d);
+    return PyObject_CallFunction(core_err.make_death, "IiK", (unsigned)d.m, (int)d.status,
+                                 (unsigned long long)d.goid);
+}
+
 /* How the goroutine ended, as an exception object; NULL without one set: it has a value. */
 static PyObject *join_exception(CoreProg *prog, struct shm_join *j)
 {
@@ -25,6 +33,8 @@ static PyObject *join_exception(CoreProg *prog, struct shm_join *j)
             return PyObject_CallFunction(PyExc_TimeoutError, "s",
                                          "the goroutine ran longer than its timeout");
         return PyObject_CallFunction(core_err.Killed, "s", "the goroutine was killed");
+    case SHM_J_DIED:
+        return core_died(&j->value);
     default:
         return core_exc_peek(prog, &j->value);
     }
@@ -64,8 +74,8 @@ static int join_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
         return r;
     if (r == SHM_OK) { /* ended meanwhile; the reference goes with the wait, as after a park */
         g->ok = 1;
-        g->waitkind = SHM_OBJ_JOIN;
         g->waitobj = h->off;
+        store_rel((_Atomic uint8_t *)&g->waitkind, SHM_OBJ_JOIN); /* after it, for a reaper */
     } else {
         shm_obj_unref(c, h->off);
     }
@@ -289,14 +299,16 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
         shm_obj_ref(c, group);
         ((struct shm_join *)shm_at(c, off))->group = group;
     }
-    if (timeout_ns >= 0 && (r = shm_join_deadline(c, off, shm_now_ns() + (uint64_t)timeout_ns)) < 0)
+    /* The handle first: its reference stands in this M's table if the M dies after the start. */
+    PyObject *h = core_handle_wrap(prog, HANDLE_GOROUTINE, off);
+    if (h != NULL && timeout_ns >= 0 &&
+        (r = shm_join_deadline(c, off, shm_now_ns() + (uint64_t)timeout_ns)) < 0)
         core_shm_error(prog, r);
-    if (r < 0 || core_newproc(prog, fn, args, kw, off, flags) < 0) {
+    if (h == NULL || r < 0 || core_newproc(prog, fn, args, kw, off, flags) < 0) {
         shm_obj_unref(c, off);
-        shm_obj_unref(c, off);
-        return NULL;
+        Py_CLEAR(h);
     }
-    return core_handle_wrap(prog, HANDLE_GOROUTINE, off);
+    return h;
 }
 
 typedef PyObject *starter(CoreProg *, PyObject *, PyObject *, PyObject *, shm_off);

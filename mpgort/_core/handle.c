@@ -228,6 +228,13 @@ static PyObject *handle_make(uint8_t kind, uint64_t off)
                      kinds[kind].type->tp_name);
         return NULL;
     }
+    /* The bytes keep their reference until they are dropped: so it stands in one place or the other
+     * if this M dies now. */
+    struct shm_ctx *c = core_ctx(core_prog_cur);
+    PyObject *known = handle_get(core_prog_cur, SHM_HANDLE(kind, off));
+    if (c == NULL || known != NULL)
+        return Py_XNewRef(known);
+    shm_obj_ref(c, off);
     return core_handle_wrap(core_prog_cur, kind, off);
 }
 

@@ -128,8 +128,7 @@ static PyObject *current_context(void)
 void core_gdrop(struct shm_ctx *c, shm_gref gr)
 {
     struct shm_g *g = shm_g(c, gr);
-    if (g->cont_off != 0)
-        shm_cont_drop(c, g->cont_off, g->cont_len);
+    shm_gcont_drop(c, g);
     bool ok = shm_casgstatus(c, gr, Gidle, Gdead);
     (void)ok;
     shm_gfree(c, gr);
@@ -232,15 +231,23 @@ shm_off core_self_join(struct core_proc *s)
 static void panic(struct core_proc *s, struct shm_g *g, PyObject *exc)
 {
     struct shm_hdr *hdr = s->c->hdr;
+    struct shm_val v;
     uint32_t none = 0;
-    own_add(&s->c->m->st.panics, 1);        /* owner only */
-    if (!cas_acqrel(&hdr->panic, &none, 1)) /* claims panic_val; pairs with the same CAS */
-        return;
-    hdr->panic_goid = g->goid;
-    if (core_exc_store(s->prog, exc, &hdr->panic_val) < 0) {
+    own_add(&s->c->m->st.panics, 1); /* owner only */
+    if (core_exc_store(s->prog, exc, &v) < 0) {
         PyErr_Clear();
-        hdr->panic_val.tag = SHM_VAL_NONE;
+        v.tag = SHM_VAL_NONE;
     }
+    /* Claims panic_val; pairs with the same CAS here and in reap.c. */
+    if (!cas_acqrel(&hdr->panic, &none, s->c->m1 << 8 | 1)) {
+        shm_val_drop(s->c, &v);
+        return;
+    }
+    hdr->panic_goid = g->goid;
+    hdr->panic_how = SHM_J_ERROR;
+    if (v.tag == SHM_VAL_HEAP)
+        shm_publish(s->c, v.h.off);
+    hdr->panic_val = v;
     store_rel(&hdr->panic, 2); /* publishes panic_val; pairs with load_acq in core_failure() */
     struct shm_m *m0 = &s->c->mtab[hdr->m0_slot];
     or_seq(&m0->attn, SHM_ATTN_PANIC); /* seen by M0 before it sleeps: tag idle-dance (sched.c) */
@@ -333,10 +340,7 @@ static void killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *p
     Py_XDECREF(pk);
     if (h != NULL)
         core_home_note_free(s, g);
-    if (g->cont_off != 0) {
-        shm_cont_drop(c, g->cont_off, g->cont_len);
-        g->cont_off = 0;
-    }
+    shm_gcont_drop(c, g);
     shm_val_drop(c, &g->value);
     g->value.tag = SHM_VAL_NONE;
     if (g->waitkind == SHM_OBJ_SEMA)
@@ -491,6 +495,8 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     s->curg = 0;
     struct core_home *home = s->curhome;
     if (inhand || op == PK_GOSCHED) {
+        if (inhand && g->value.tag == SHM_VAL_HEAP)
+            shm_publish(c, g->value.h.off); /* no more this M's own: g goes to anybody */
         if (inhand)
             own_add(&c->m->st.preempted, 1); /* owner only */
         else
@@ -605,8 +611,7 @@ static int admit(struct core_proc *s, shm_gref gr, int *r)
     if (j == NULL && g->ok != 2)
         return GO_ON;
     if (j == NULL) { /* an after_func that was stopped */
-        shm_cont_drop(c, g->cont_off, g->cont_len);
-        g->cont_off = 0;
+        shm_gcont_drop(c, g);
         *r = finish(s, gr, Py_NewRef(Py_None));
         return GONE;
     }
@@ -623,8 +628,7 @@ static int admit(struct core_proc *s, shm_gref gr, int *r)
         }
         return GONE;
     }
-    shm_cont_drop(c, g->cont_off, g->cont_len);
-    g->cont_off = 0;
+    shm_gcont_drop(c, g);
     PyErr_SetNone(core_err.Cancelled);
     *r = finish(s, gr, NULL);
     return GONE;
@@ -641,16 +645,14 @@ static int start(struct core_proc *s, shm_gref gr)
     uint32_t none = 0;
     if (g->obj != 0 && !cas_acqrel(&((struct shm_join *)shm_at(s->c, g->obj))->begun, &none, 1)) {
         /* Withdrawn (goroutine.c), which is the same CAS. */
-        shm_cont_drop(s->c, g->cont_off, g->cont_len);
-        g->cont_off = 0;
+        shm_gcont_drop(s->c, g);
         PyErr_SetNone(core_err.Cancelled);
         return finish(s, gr, NULL);
     }
     if (open_cont(s, g, p, &chain, &W) == 0)
         call = core_value_decode(p, chain, &W);
     core_words_close(&W);
-    shm_cont_consumed(s->c, g->cont_off);
-    g->cont_off = 0;
+    shm_gcont_drop(s->c, g);
     g->flags = (uint8_t)((g->flags | SHM_GF_STARTED) & ~SHM_GF_CONTEXT);
     if (call == NULL)
         return finish(s, gr, NULL);
@@ -767,8 +769,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         if (warm.ctx != NULL && core_context_switch(s, warm.ctx) < 0)
             PyErr_Clear();
         Py_XDECREF(warm.ctx);
-        shm_cont_drop(c, g->cont_off, g->cont_len);
-        g->cont_off = 0;
+        shm_gcont_drop(c, g);
         g->flags &= (uint8_t)~SHM_GF_CONTEXT;
     } else if (g->cont_off == 0) {
         PyErr_Format(core_err.BadContinuation, "goroutine %llu has no continuation here",
@@ -785,8 +786,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         struct core_words W;
         root = open_cont(s, g, p, &chain, &W) == 0 ? core_chain_decode(p, chain, &W, &park) : NULL;
         core_words_close(&W);
-        shm_cont_consumed(c, g->cont_off);
-        g->cont_off = 0;
+        shm_gcont_drop(c, g);
         g->flags &= (uint8_t)~SHM_GF_CONTEXT;
         if (root == NULL)
             return finish(s, gr, NULL);
@@ -808,14 +808,17 @@ int core_run_g(struct core_proc *s, shm_gref gr)
 
 /* ---- schedule -------------------------------------------------------------------------------- */
 
-/* What ended the program from elsewhere, as an exception object; NULL without one set: nothing. */
+/* The panic that ended the program, as an exception object; NULL without one set: there is none. */
 PyObject *core_failure(CoreProg *prog)
 {
     struct shm_hdr *hdr = prog->loop.hdr;
     if (load_acq(&hdr->panic) == 2) { /* pairs with store_rel in panic() */
         PyObject *cause = NULL;
-        if (hdr->panic_val.tag != SHM_VAL_NONE &&
-            (cause = core_exc_peek(prog, &hdr->panic_val)) == NULL)
+        if (hdr->panic_how == SHM_J_DIED)
+            cause = core_died(&hdr->panic_val);
+        else if (hdr->panic_val.tag != SHM_VAL_NONE)
+            cause = core_exc_peek(prog, &hdr->panic_val);
+        if (cause == NULL)
             PyErr_Clear();
         PyObject *e =
             PyObject_CallFunction(core_err.make_panic, "KO", (unsigned long long)hdr->panic_goid,
@@ -823,11 +826,6 @@ PyObject *core_failure(CoreProg *prog)
         Py_XDECREF(cause);
         return e;
     }
-    uint32_t m1 = load_acq(&hdr->death); /* pairs with the keeper's store after status and goid */
-    if (m1 != 0)
-        return PyObject_CallFunction(core_err.make_death, "IiK", m1 - 1,
-                                     (int)load_rlx(&hdr->death_status),
-                                     (unsigned long long)load_rlx(&hdr->death_g));
     return NULL;
 }
 
@@ -852,7 +850,7 @@ static int interrupt_main(struct core_proc *s)
     return 0;
 }
 
-/* Looks up from the queue: shutdown, signals, a death, a panic. 1: the loop ends; -1: exception. */
+/* Looks up from the queue: shutdown, signals, a panic. 1: the loop ends; -1: exception. */
 #define TICK_NS 90000000 /* less than the 100 ms of M0's bounded sleep */
 static int attend(struct core_proc *s)
 {
@@ -867,8 +865,8 @@ static int attend(struct core_proc *s)
     }
     if (!s->prog->is_m0)
         return 0;
-    if (attn & (SHM_ATTN_DEATH | SHM_ATTN_PANIC)) {
-        and_seq(&c->m->attn, ~(uint32_t)(SHM_ATTN_DEATH | SHM_ATTN_PANIC));
+    if (attn & SHM_ATTN_PANIC) {
+        and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_PANIC);
         PyObject *e = core_failure(s->prog);
         if (e != NULL || PyErr_Occurred())
             return core_raise(e);

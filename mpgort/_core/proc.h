@@ -165,6 +165,7 @@ PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val);
 bool core_preempt_due(struct core_proc *s);
 /* What ended the program from elsewhere (a panic, a dead worker) as an exception object, or NULL. */
 PyObject *core_failure(CoreProg *prog);
+PyObject *core_died(const struct shm_val *v); /* MDied, from what the reaper left */
 
 /* The loop of the calling thread, NULL in threads that run none. */
 extern CORE_TLS struct core_proc *core_proc_cur;

@@ -447,7 +447,10 @@ PyDoc_STRVAR(work_doc,
              "work()\n--\n\nRuns goroutines until the program ends or this worker retires.");
 static PyObject *prog_work(CoreProg *p, PyObject *noargs)
 {
-    if (!usable(p) || core_m_loop(p) < 0)
+    if (!usable(p))
+        return NULL;
+    store_rel(&p->loop.m->looping, 1); /* own word, read by the keeper after a death */
+    if (core_m_loop(p) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -517,43 +520,6 @@ static PyObject *prog_keeper_wait(CoreProg *p, PyObject *args)
     return PyLong_FromLong(r);
 }
 
-/* A keeper that was killed between two acts holds nothing: whoever takes its slot over may give it
- * back. One killed in the middle of a transaction is the reaper's. */
-static bool holds_nothing(struct shm_m *m)
-{
-    if (load_acq(&m->undo_n) != 0 || load_acq(&m->held_n) != 0 || load_acq(&m->p1) != 0)
-        return false; /* acq: a dead M's words, complete as far as it came */
-    for (int i = 0; i < SHM_INFLIGHT; i++)
-        if (load_acq(&m->inflight[i]) != 0) /* as above */
-            return false;
-    return true;
-}
-
-PyDoc_STRVAR(
-    bury_keepers_doc,
-    "bury_keepers()\n--\n\n"
-    "Keeper only: gives back the slots of its predecessors, which are dead. While there is one, "
-    "nobody can tell whether the program is at rest.");
-static PyObject *prog_bury_keepers(CoreProg *p, PyObject *noargs)
-{
-    if (!usable(p))
-        return NULL;
-    struct shm_ctx *c = &p->loop;
-    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) { /* pairs with minit */
-        struct shm_m *m = &c->mtab[i];
-        if (m == c->m || load_acq(&m->kind) != SHM_M_KEEPER || !holds_nothing(m)) /* as above */
-            continue;
-        struct shm_ctx dead;
-        shm_ctx_copy(&dead, c);
-        store_rel(&m->pid, (uint32_t)getpid()); /* who looks for an owner of its locks finds us */
-        store_rel(&m->epoch, load_acq(&m->epoch) + 1);
-        dead.m = m;
-        dead.m1 = i + 1;
-        shm_mexit(&dead);
-    }
-    Py_RETURN_NONE;
-}
-
 static void notify(struct shm_ctx *c, struct shm_m *m, uint32_t attn)
 {
     or_seq(&m->attn, attn); /* before the note: who wakes by it, or is about to sleep, sees it */
@@ -573,26 +539,32 @@ static PyObject *prog_kill_check(CoreProg *p, PyObject *args)
 }
 
 PyDoc_STRVAR(
-    report_death_doc,
-    "report_death(slot, wait_status)\n--\n\nTells M0 that the worker of this slot has died.");
-static PyObject *prog_report_death(CoreProg *p, PyObject *args)
+    reap_doc,
+    "reap(slot, wait_status)\n--\n\n"
+    "Keeper only: the process of this M slot has ended. Ends the goroutines that were running or "
+    "at home there, gives everything else back. True: it had come to its loop.");
+static PyObject *prog_reap(CoreProg *p, PyObject *args)
 {
     unsigned int slot;
     int status;
     if (!PyArg_ParseTuple(args, "Ii", &slot, &status) || !usable(p))
         return NULL;
     struct shm_ctx *c = &p->loop;
-    struct shm_hdr *h = c->hdr;
-    if (slot >= h->max_m)
+    if (slot >= c->hdr->max_m)
         return PyErr_Format(PyExc_ValueError, "no M slot %u", slot);
-    if (load_acq(&h->death) ==
-        0) { /* only the keeper writes it; the first death is what M0 raises */
-        uint64_t g = load_acq(&c->mtab[slot].curg); /* a dead M's word: nobody writes it any more */
-        store_rlx(&h->death_status, (uint32_t)status);
-        store_rlx(&h->death_g, shm_gidx(g) < h->max_g && g ? shm_g(c, g)->goid : 0);
-        store_rel(&h->death, slot + 1); /* publishes the two above; pairs with core_failure */
-    }
-    notify(c, &c->mtab[h->m0_slot], SHM_ATTN_DEATH);
+    bool looping =
+        load_acq(&c->mtab[slot].looping); /* a dead M's word: nobody writes it any more */
+    shm_reap(c, &c->mtab[slot], status);
+    return PyBool_FromLong(looping);
+}
+
+PyDoc_STRVAR(replaced_doc, "replaced()\n--\n\nKeeper only: counts a worker that takes another's "
+                           "place.");
+static PyObject *prog_replaced(CoreProg *p, PyObject *noargs)
+{
+    if (!usable(p))
+        return NULL;
+    add_acqrel(&p->loop.hdr->replaced, 1);
     Py_RETURN_NONE;
 }
 
@@ -730,6 +702,8 @@ static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
     if (put(d, "live_blocks", hs.live_blocks) < 0 || put(d, "live_bytes", hs.live_bytes) < 0 ||
         put(d, "live_conts", hs.live_conts) < 0 || put(d, "committed", hs.committed) < 0 ||
         put(d, "large_bytes", hs.large_bytes) < 0 || put(d, "heap_bytes", c->hdr->heap_bytes) < 0 ||
+        put(d, "deaths", load_acq(&c->hdr->deaths)) < 0 || /* as above */
+        put(d, "replacements", load_acq(&c->hdr->replaced)) < 0 ||
         put(d, "procs", c->hdr->nprocs) < 0 || put(d, "wake_cost_ns", c->hdr->wake_cost_ns) < 0)
         goto fail;
     for (uint32_t i = 0; i < c->hdr->max_m; i++) {
@@ -917,10 +891,10 @@ static PyMethodDef prog_methods[] = {
     METHOD(work, METH_NOARGS),
     METHOD(run_main, METH_VARARGS),
     METHOD(slot_of, METH_VARARGS),
-    METHOD(bury_keepers, METH_NOARGS),
     METHOD(keeper_wait, METH_VARARGS),
-    METHOD(report_death, METH_VARARGS),
     METHOD(kill_check, METH_VARARGS),
+    METHOD(reap, METH_VARARGS),
+    METHOD(replaced, METH_NOARGS),
     METHOD(shutdown, METH_NOARGS),
     METHOD(forget, METH_NOARGS),
     METHOD(drain_wait, METH_VARARGS),

@@ -254,19 +254,21 @@ static uint64_t wait_begin(struct shm_ctx *c, shm_gref gr, unsigned reason)
     struct shm_g *g = shm_g(c, gr);
     uint64_t epoch = shm_wait_next(g);
     g->value.tag = SHM_VAL_NONE;
-    g->ok = 1;
+    g->ok = SHM_OK_NONE;
     g->waitkind = 0;
     g->waitobj = 0;
-    shm_gopark(c, gr, reason);
-    shm_wait_arm(c, gr, epoch);
+    shm_park_commit(c, gr, reason, epoch);
     return epoch;
 }
 
 /* Takes a parked G back to running on this M, if nobody has readied it. */
 static bool take_back(struct shm_ctx *c, shm_gref gr, uint64_t epoch)
 {
-    return shm_wait_claim(c, gr, epoch) && shm_casgstatus(c, gr, Gwaiting, Grunnable) &&
-           shm_execute(c, gr, true);
+    bool mine = shm_wait_abort(c, gr, epoch, 1) && shm_casgstatus(c, gr, Gwaiting, Grunnable) &&
+                shm_execute(c, gr, true);
+    if (mine)
+        store_rel(&c->m->inflight[SHM_IF_READY], 0); /* own word: curg names it */
+    return mine;
 }
 
 static int gopark_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
@@ -346,12 +348,10 @@ static PyObject *mod_goready(PyObject *mod, PyObject *args, PyObject *kw)
     uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm: g is complete if it is armed */
     bool user = g->op == PK_GOPARK || g->op == PK_MCALL;
     if (shm_readgstatus(c, o->g) != Gwaiting || !user || SHM_W_STATE(w) != SHM_W_ARMED ||
-        !shm_wait_claim(c, o->g, SHM_W_EPOCH(w))) {
+        !shm_wait_give(c, o->g, SHM_W_EPOCH(w), &val)) {
         shm_val_drop(c, &val);
         return runtime_error("bad g->status in ready");
     }
-    g->value = val;
-    g->ok = 1;
     shm_ready(c, o->g, true);
     Py_RETURN_NONE;
 }
@@ -418,7 +418,7 @@ static int mcall_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     if (o == NULL)
         return CORE_EXC;
     g->value.tag = SHM_VAL_NONE;
-    g->ok = 1;
+    g->ok = SHM_OK_NONE;
     g->waitkind = 0;
     s->on_g0++;
     PyObject *res = PyObject_CallOneArg(fn, o);
@@ -577,18 +577,22 @@ static PyObject *mod_casgstatus(PyObject *mod, PyObject *args)
     struct shm_g *g = shm_g(c, o->g);
     uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm */
     if (from == Gwaiting &&
-        !(SHM_W_STATE(w) == SHM_W_ARMED && shm_wait_claim(c, o->g, SHM_W_EPOCH(w))))
+        !(SHM_W_STATE(w) == SHM_W_ARMED && shm_wait_abort(c, o->g, SHM_W_EPOCH(w), 1)))
         return runtime_error("casgstatus: Gwaiting -> Grunnable: somebody else is readying it");
     uint64_t epoch = shm_wait_next(g);
+    if (to == Gwaiting && core_proc_cur != NULL && core_proc_cur->on_g0 > 0) {
+        shm_park_commit(c, o->g, g->reason, epoch);
+        Py_RETURN_NONE;
+    }
     if (!shm_casgstatus(c, o->g, from, to)) {
         PyErr_Format(PyExc_RuntimeError, "casgstatus: %s -> %s: goroutine %llu has ended",
                      status_name(from), status_name(to), (unsigned long long)o->goid);
         return NULL;
     }
+    if (from == Gwaiting)
+        store_rel(&c->m->inflight[SHM_IF_READY], 0); /* own word: loose from here on */
     if (to == Grunnable && loose_add(o->prog, o->g) < 0)
         return NULL;
-    if (to == Gwaiting && core_proc_cur != NULL && core_proc_cur->on_g0 > 0)
-        shm_wait_arm(c, o->g, epoch);
     Py_RETURN_NONE;
 }
 

@@ -136,8 +136,7 @@ static int thread_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     g->ok = 1;
     g->waitkind = 0;
     g->waitobj = 0;
-    shm_gopark(c, gr, SHM_WR_THREAD);
-    shm_wait_arm(c, gr, epoch);
+    shm_park_commit(c, gr, SHM_WR_THREAD, epoch);
     /* After the arming: fn may have ended before this returns. At home the goroutine, and pk, stay. */
     PyObject *r = PyObject_CallFunctionObjArgs(pk->a, d, NULL);
     Py_DECREF(d);

@@ -143,7 +143,7 @@ static PyObject *val_decode(CoreProg *prog, struct shm_ctx *c, struct shm_val *v
     PyObject *v = decode(p, n, &W);
     core_words_close(&W);
     core_leave(was);
-    shm_val_consumed(c, val);
+    shm_val_drop(c, val);
     return v;
 }
 
@@ -163,8 +163,8 @@ PyObject *core_val_take(CoreProg *prog, struct shm_val *val)
     struct shm_ctx *c = core_ctx(prog);
     if (c == NULL)
         return NULL;
-    struct shm_val mine = *val;
-    val->tag = SHM_VAL_NONE;
+    struct shm_val mine;
+    shm_val_take(c, &mine, val);
     return val_decode(prog, c, &mine, core_value_decode);
 }
 

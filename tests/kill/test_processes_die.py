@@ -16,9 +16,10 @@ from conftest import wait_until
 
 KILLS = int(os.environ.get("MPGORT_KILLS", "10"))
 
-# Says when it is up, works for sys.argv[2] seconds, says how it went.
+# Says when it is up, works for sys.argv[2] seconds, or until there is a file of that name, says how
+# it went.
 BUSY = """
-    import sys, time
+    import os, sys, time
     import mpgort
     from mpgort import chan, go, sleep, spawn
 
@@ -26,14 +27,14 @@ BUSY = """
         async for n in jobs:
             await results.send(n + 1)
 
-    async def main(seconds):
+    async def main(until):
         print("up")
         jobs, results = chan(), chan()
         for _ in range(4):
             go(echo, jobs, results)
-        end = time.monotonic() + seconds
+        end = time.monotonic() + (100 if os.path.isabs(until) else float(until))
         n = 0
-        while time.monotonic() < end:
+        while time.monotonic() < end and not (n % 100 == 0 and os.path.exists(until)):
             await jobs.send(n)
             n = await results.recv()
             if n % 100 == 0:
@@ -41,7 +42,7 @@ BUSY = """
         return n > 0
 
     if __name__ == "__main__":
-        print(mpgort.run(main, float(sys.argv[2]), procs=2, start_method=sys.argv[1]))
+        print(mpgort.run(main, sys.argv[2], procs=2, start_method=sys.argv[1]))
 """
 
 
@@ -80,16 +81,19 @@ def test_ctrl_c_at_any_moment_leaves_nothing(program):
         at_random(p, i)
         os.killpg(p.pid, signal.SIGINT)
         r = p.wait(10)
-        # Before Python has its handler the signal kills; later it is the usual end by Ctrl-C.
-        assert r.status == -signal.SIGINT, r.err
+        # Before Python has its handler the signal kills; later it is the usual end by Ctrl-C. In
+        # between the import of site makes a fatal error of it: nothing of ours has begun then.
+        early = r.status == 1 and "Failed to import the site module" in r.err
+        assert r.status == -signal.SIGINT or early, r.err
         program.nothing_left(p)
 
 
 @pytest.mark.timeout(60 + 5 * KILLS)
 @pytest.mark.parametrize("method", ("fork", "forkserver"))
 def test_a_killed_keeper_is_replaced_and_nobody_notices(program, method):
-    for _ in range(KILLS):
-        p = program.start(BUSY, method, "0.6")
+    for i in range(KILLS):
+        stop = program.folder / f"stop{i}"
+        p = program.start(BUSY, method, str(stop))
         assert p.line() == "up"
         two_workers(p)
         workers = {w.pid for w in p.workers()}
@@ -98,6 +102,7 @@ def test_a_killed_keeper_is_replaced_and_nobody_notices(program, method):
         os.kill(keeper.pid, signal.SIGKILL)
         another_keeper(p, keeper.pid)
         assert {w.pid for w in p.workers()} == workers
+        stop.touch()
         r = p.wait(20)
         assert (r.status, r.out) == (0, "up\nTrue\n"), r.err
         program.nothing_left(p)
@@ -105,13 +110,15 @@ def test_a_killed_keeper_is_replaced_and_nobody_notices(program, method):
 
 @pytest.mark.timeout(60 + 5 * KILLS)
 def test_keepers_that_are_killed_again_and_again_do_not_end_the_program(program):
-    for _ in range(max(1, KILLS // 5)):
-        p = program.start(BUSY, "fork", "1.5")
+    for i in range(max(1, KILLS // 5)):
+        stop = program.folder / f"stop{i}"
+        p = program.start(BUSY, "fork", str(stop))
         assert p.line() == "up"
         for _ in range(4):
             wait_until("a keeper", p.keeper)
             os.kill(p.keeper().pid, signal.SIGKILL)
             time.sleep(random.random() * 0.2)
+        stop.touch()
         r = p.wait(20)
         assert (r.status, r.out) == (0, "up\nTrue\n"), r.err
         program.nothing_left(p)
@@ -151,18 +158,24 @@ def test_all_killed_one_by_one_in_random_order_leaves_nothing(program):
         program.nothing_left(p)
 
 
-@pytest.mark.timeout(60 + 3 * KILLS)
-def test_the_death_of_a_worker_is_an_error_that_names_it(program):
+@pytest.mark.timeout(60 + 5 * KILLS)
+def test_a_worker_that_is_killed_is_replaced_or_its_goroutine_named(program):
+    """The echoes run under go: one that ran where the signal struck is a panic, with the death as
+    its cause; else nobody notices."""
     for i in range(KILLS):
-        p = program.start(BUSY, "fork", "100")
+        p = program.start(BUSY, "fork", "0.5")
         if i % 2:
             assert p.line() == "up"
         two_workers(p)
         time.sleep(random.random() * 0.05)
         os.kill(random.choice(p.workers()).pid, signal.SIGSEGV)
-        r = p.wait(10)
-        assert r.status == 1
-        assert "MDied: worker M" in r.err and "SIGSEGV" in r.err, r.err
+        r = p.wait(20)
+        if r.status == 0:
+            assert r.out == "up\nTrue\n"
+        else:
+            assert r.status == 1
+            assert "GoroutinePanic: panic: mpgort._errors.MDied: worker M" in r.err, r.err
+            assert "SIGSEGV under goroutine" in r.err, r.err
         program.nothing_left(p)
 
 

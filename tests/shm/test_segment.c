@@ -64,8 +64,8 @@ static void test_an_attached_segment_is_the_created_one(void)
     CHECK_EQ(b.hdr->max_p, 4);
     CHECK(!b.ptab[2].nosteal && b.ptab[3].nosteal);
     CHECK_EQ(load_acq(&b.hdr->idle_p[0]), 7);
-    store_rel(&a.hdr->death_g, 42);
-    CHECK_EQ(load_acq(&b.hdr->death_g), 42);
+    store_rel(&a.hdr->goidgen, 42);
+    CHECK_EQ(load_acq(&b.hdr->goidgen), 42);
     shm_seg_detach(&b);
     h_seg_end(&a);
 }

@@ -1,0 +1,643 @@
+/* reap.c — what is done once per death.
+ *
+ * An M may be killed at any instruction. Its reaper, the keeper, makes of what it finds a program in
+ * which everything but the goroutines that were running or at home there is where it was. It knows
+ * from a pidfd that the process has ended (INV only-the-dead), and works with the living around it.
+ *
+ * TWO PARTS
+ *   locks   undo log, then waits, then locks, in this order: shm_reap_locks(). It takes no lock and
+ *           uses nothing of the reaper's own slot, so that who waits for a dead M's lock can do it
+ *           there (lock_futex.c). Before the locks go, every wait that the dead M had in hand under
+ *           them is whole again: a G it was parking is armed; a G it had claimed and given nothing is
+ *           armed again. Else the next owner of the lock would take their sudogs for stale.
+ *   rest    shm_reap(), with this M's own verbs, locks and names:
+ *             1 what was claimed and given is readied; a half-done abort is ended; a drain goes on
+ *             2 runnable Gs it had between two queues are queued (NOWHERE, below)
+ *             3 its P is given back as it is: ring, runnext and timers wait there for another M,
+ *               thieves, whoever runs due timers
+ *             4 g slots in transit go to their magazine
+ *             5 the Gs that ran or lived there end: SHM_J_DIED to their joins, a panic under go
+ *             6 handles, free g slots, blocks not published
+ *             7 the slot is free; everybody looks around once, since a wake may have gone to a corpse
+ *
+ * AGAIN. Each step takes its word back when it is done (a name, the log's count, a held lock), or finds
+ * it done (a status, a wait word, a join's state). So a reaper that dies here is followed by another,
+ * who first reaps him and then begins anew with what he was at. m->end keeps the wait status, which
+ * only a parent learns, and only once.
+ *
+ * NOWHERE. Is the G that the dead M names, runnable, in its hand, that is, nowhere? The living move Gs
+ * meanwhile. With sched_lock held:
+ *     a  every m->moved is noted                     d  the names again
+ *     b  the names of all living Ms                  e  what the rings got since c, the runnexts
+ *     c  rings, runnexts, global and home queues     f  every m->moved again; the G's status and wait
+ * Proof that a G found nowhere, with a = f and its words unchanged, was nowhere all the time.
+ *   - It was not executed, readied or made runnable again: its words would tell (a wait has its
+ *     epoch; gosched needs sched_lock, and a home G's would count in moved).
+ *   - It was not on its way into a queue at b: it would be named there until it is visible, and c
+ *     comes after b.
+ *   - It was in no queue when c came by. From one it came either into the hand of who executes it:
+ *     named until its status changes, so at d or f; or from runnext to its ring's tail: named at d, or
+ *     seen by e; or by a move: named until after m->moved has grown, so at d or f (tag: moved).
+ * One found in a living hand is no answer: the name may stand for an attempt that fails. Then it is
+ * looked for again. What is nowhere stays nowhere, so there is time to queue it after the look.
+ *
+ * A G AT HOME HERE may be in a living waker's hand. It is ended only when nobody names it any more: a
+ * late push into this M's home queue would write to its slot. A waker that is dead itself has its own
+ * part done first (steps locks and 1), so two deaths do not wait for each other.
+ *
+ * WHAT MAY BE LOST: a reference that the dead M had just taken on an object and written nowhere. The
+ * count is then too high, never too low, and the object stays until the program ends.
+ *
+ * Rejected: to let any M reap (two reapers of one corpse need a protocol of their own; a keeper is
+ * there anyway and does nothing else), and to stop the others while it goes on. */
+#include "internal.h"
+
+#include <unistd.h>
+
+#define PAUSE_US 50
+
+struct names { /* runnable Gs that the dead M names */
+    shm_gref r[SHM_INFLIGHT];
+    uint64_t status[SHM_INFLIGHT], wait[SHM_INFLIGHT];
+    bool queued[SHM_INFLIGHT], inhand[SHM_INFLIGHT];
+    uint32_t n;
+};
+
+static uint32_t m1_of(const struct shm_m *m)
+{
+    return m->index + 1;
+}
+
+/* False: the program ends, nothing of this matters any more. */
+static bool wait_a_little(struct shm_ctx *c)
+{
+    usleep(PAUSE_US);
+    return load_acq(&c->hdr->shutdown) == 0; /* pairs with who ends the program */
+}
+
+static bool of_this_life(const struct shm_ctx *c, shm_gref r)
+{
+    return r &&
+           SHM_ST_GEN(load_acq(&shm_g(c, r)->status)) == shm_ggen(r); /* pairs with its moves */
+}
+
+/* ---- waits ----------------------------------------------------------------------------------- */
+
+/* Is r waiting, and its wait claimed by the dead M, for good? */
+static bool claimed(struct shm_ctx *c, const struct shm_m *dead, shm_gref r)
+{
+    struct shm_g *g;
+    if (!of_this_life(c, r) || shm_readgstatus(c, r) != Gwaiting)
+        return false;
+    g = shm_g(c, r);
+    uint64_t w = load_seq(&g->wait);
+    if (SHM_W_STATE(w) != SHM_W_CLAIMED || SHM_W_M1(w) != m1_of(dead))
+        return false;
+    /* A claim that is done stays in the word until the next arming: somebody may be just before that,
+     * and says so before the status says `waiting`. */
+    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) { /* pairs with shm_minit() */
+        struct shm_m *m = &c->mtab[i];
+        if (load_seq(&m->inflight[SHM_IF_PARK]) == r && load_rlx(&m->park_epoch) > SHM_W_EPOCH(w))
+            return false;
+    }
+    return load_seq(&g->wait) == w;
+}
+
+/* Of a claimed G, after the rollback: has it what its waker gives? */
+static bool given(struct shm_ctx *c, const struct shm_g *g)
+{
+    switch (g->waitkind) {
+    case 0:
+        return g->ok != SHM_OK_NONE;
+    case SHM_WAIT_SELECT:
+        return ((struct shm_selblk *)shm_at(c, g->waitobj))->winner != 0;
+    default:
+        return g->sudog.linked == 0;
+    }
+}
+
+/* slot: one whose G was claimed with its object locked. */
+static void rearm(struct shm_ctx *c, struct shm_m *dead, uint32_t slot)
+{
+    shm_gref r = load_acq(&dead->inflight[slot]); /* a dead M's word, as all here */
+    if (r == load_acq(&dead->inflight[SHM_IF_ABORT]) || !claimed(c, dead, r) ||
+        given(c, shm_g(c, r)))
+        return;
+    uint64_t w = load_rlx(&shm_g(c, r)->wait); /* claimed by the dead: nobody writes it */
+    FAILPOINT("reap.rearm");
+    shm_wait_arm(c, r, SHM_W_EPOCH(w));
+}
+
+static void arm(struct shm_ctx *c, struct shm_m *dead)
+{
+    shm_gref r = load_acq(&dead->inflight[SHM_IF_PARK]);
+    uint64_t epoch = load_rlx(&dead->park_epoch);
+    if (!of_this_life(c, r) || shm_readgstatus(c, r) != Gwaiting ||
+        SHM_W_EPOCH(load_rlx(&shm_g(c, r)->wait)) >= epoch) /* only its parker arms it */
+        return;
+    FAILPOINT("reap.arm");
+    shm_wait_arm(c, r, epoch);
+}
+
+/* Whose part the undoing is: this M's, or who does it already finishes first. */
+static bool begin_locks(struct shm_ctx *c, struct shm_m *dead)
+{
+    uint32_t by = 0;
+    while (!cas_acqrel(&dead->reaper_m1, &by, c->m1)) { /* acquires what a former one has done */
+        if (by != c->m1 && shm_m_alive(c, by)) {
+            if (!wait_a_little(c))
+                return false;
+            by = 0;
+        }
+    }
+    return true;
+}
+
+void shm_reap_locks(struct shm_ctx *c, struct shm_m *dead)
+{
+    if (!begin_locks(c, dead))
+        return;
+    shm_tx_rollback(c, dead);
+    arm(c, dead);
+    rearm(c, dead, SHM_IF_READY);
+    for (uint32_t i = 0; i < SHM_WAKE_BATCH; i++)
+        rearm(c, dead, SHM_IF_WAKE + i);
+    shm_lock_reap(c, dead);
+    store_rel(&dead->reaper_m1, 0); /* pairs with the CAS in begin_locks() */
+}
+
+/* ---- 1: wakes that were under way ------------------------------------------------------------ */
+
+static void end_abort(struct shm_ctx *c, struct shm_m *dead)
+{
+    shm_gref r = load_acq(&dead->inflight[SHM_IF_ABORT]);
+    if (claimed(c, dead, r)) {
+        shm_sudog_unlink(c, r);
+        shm_g(c, r)->ok = (uint8_t)load_rlx(&dead->abort_ok);
+        FAILPOINT("reap.abort.unlinked");
+        shm_ready(c, r, false);
+    }
+    store_rel(&dead->inflight[SHM_IF_ABORT], 0); /* after it, for a next reaper */
+}
+
+/* The dead M had armed a wait, or the reaper has; it may not have come to look for a cancel that was
+ * set before (tag: cancel). If r is still in that wait, its join is what it was. */
+static void look_for_cancel(struct shm_ctx *c, struct shm_m *dead)
+{
+    shm_gref r = load_acq(&dead->inflight[SHM_IF_PARK]);
+    if (of_this_life(c, r)) {
+        shm_off j = shm_g(c, r)->obj;
+        _Atomic uint32_t *cancel = j ? &((struct shm_join *)shm_at(c, j))->cancel : NULL;
+        if (cancel && load_seq(cancel) == 1 && /* tag: cancel */
+            shm_wait_abort(c, r, load_rlx(&dead->park_epoch), 2)) {
+            store_seq(cancel, 0); /* delivered with this wake-up */
+            shm_ready(c, r, false);
+        }
+    }
+    store_rel(&dead->inflight[SHM_IF_PARK], 0); /* as in end_abort() */
+}
+
+static void finish_wakes(struct shm_ctx *c, struct shm_m *dead)
+{
+    end_abort(c, dead);
+    for (uint32_t i = 0; i <= SHM_WAKE_BATCH; i++) {
+        shm_gref r = load_acq(&dead->inflight[i ? SHM_IF_WAKE + i - 1 : SHM_IF_READY]);
+        if (claimed(c, dead, r)) /* given: else it was armed again */
+            shm_ready(c, r, false);
+    }
+    look_for_cancel(c, dead);
+    shm_off obj = load_acq(&dead->inflight[SHM_IF_DRAIN]);
+    if (obj)
+        shm_waiters_drain(c, obj);
+    FAILPOINT("reap.drained");
+    store_rel(&dead->inflight[SHM_IF_DRAIN], 0); /* as in end_abort() */
+}
+
+/* ---- 2: nowhere ------------------------------------------------------------------------------ */
+
+static void gather(struct shm_ctx *c, struct shm_m *dead, struct names *l)
+{
+    l->n = 0;
+    for (uint32_t i = 0; i < SHM_INFLIGHT; i++) {
+        shm_gref r = load_acq(&dead->inflight[i]);
+        if (i == SHM_IF_DRAIN || !of_this_life(c, r))
+            continue;
+        struct shm_g *g = shm_g(c, r);
+        uint64_t st = load_seq(&g->status);
+        bool known = SHM_ST_STATUS(st) != Grunnable || SHM_ST_GEN(st) != shm_ggen(r) ||
+                     g->home_m1 == m1_of(dead); /* those end anyway */
+        for (uint32_t k = 0; k < l->n; k++)
+            known |= l->r[k] == r;
+        if (known)
+            continue;
+        l->status[l->n] = st;
+        l->wait[l->n] = load_seq(&g->wait);
+        l->r[l->n++] = r;
+    }
+}
+
+static void met(struct names *l, shm_gref r, bool *where)
+{
+    if (r)
+        for (uint32_t i = 0; i < l->n; i++)
+            where[i] |= l->r[i] == r;
+}
+
+/* b, d */
+static void look_at_names(struct shm_ctx *c, struct names *l)
+{
+    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) { /* pairs with shm_minit() */
+        struct shm_m *m = &c->mtab[i];
+        struct names mine = {.n = l->n};
+        bool any = false;
+        if (load_acq(&m->kind) == SHM_M_FREE) /* as above */
+            continue;
+        memcpy(mine.r, l->r, l->n * sizeof *l->r);
+        for (uint32_t s = 0; s < SHM_INFLIGHT; s++)
+            if (s != SHM_IF_DRAIN && s != SHM_IF_PARK)
+                met(&mine, load_seq(&m->inflight[s]), mine.inhand);
+        for (uint32_t k = 0; k < l->n; k++)
+            any |= mine.inhand[k];
+        if (any && shm_m_alive(c, i + 1)) /* a dead one's hand is nowhere */
+            for (uint32_t k = 0; k < l->n; k++)
+                l->inhand[k] |= mine.inhand[k];
+    }
+}
+
+static void look_at_ring(struct shm_p *p, struct names *l, uint64_t from, uint64_t to)
+{
+    for (uint64_t i = to - from > SHM_RUNQ ? to - SHM_RUNQ : from; i < to; i++)
+        met(l, load_seq(&p->runq[i % SHM_RUNQ]), l->queued);
+    met(l, load_seq(&p->runnext), l->queued);
+}
+
+static void look_at_list(struct shm_ctx *c, struct names *l, shm_gref r)
+{
+    /* A home queue may change under this walk: then it is done again. */
+    for (uint64_t n = load_acq(&c->hdr->g_next); r && n; n--) { /* pairs with refill */
+        if (shm_gidx(r) == 0 || shm_gidx(r) >= c->hdr->max_g)
+            return;
+        met(l, r, l->queued);
+        r = load_seq((_Atomic uint64_t *)&shm_g(c, r)->schedlink);
+    }
+}
+
+/* a .. f, sched_lock held. False: Gs were moved meanwhile. */
+static bool look_around(struct shm_ctx *c, struct names *l)
+{
+    struct shm_hdr *h = c->hdr;
+    uint64_t moved[SHM_MAX_M], tail[SHM_MAX_P];
+    uint32_t nm = load_acq(&h->max_m); /* pairs with shm_minit() */
+    bool still = true;
+    memset(l->queued, 0, sizeof l->queued);
+    memset(l->inhand, 0, sizeof l->inhand);
+    for (uint32_t i = 0; i < nm; i++) {
+        moved[i] = load_seq(&c->mtab[i].moved);
+        still &= load_seq(&c->mtab[i].turning) == 0 || !shm_m_alive(c, i + 1);
+    }
+    look_at_names(c, l);
+    for (uint32_t i = 0; i < h->max_p; i++) {
+        uint64_t head = load_seq(&c->ptab[i].runqhead);
+        tail[i] = load_seq(&c->ptab[i].runqtail);
+        look_at_ring(&c->ptab[i], l, head, tail[i]);
+    }
+    look_at_list(c, l, h->runq_head);
+    for (uint32_t i = 0; i < nm; i++) {
+        look_at_list(c, l, load_seq(&c->mtab[i].homeq));
+        look_at_list(c, l, load_seq((_Atomic uint64_t *)&c->mtab[i].homeq_fifo));
+    }
+    look_at_names(c, l);
+    for (uint32_t i = 0; i < h->max_p; i++) {
+        uint64_t now = load_seq(&c->ptab[i].runqtail);
+        still &= now - tail[i] <= SHM_RUNQ;
+        look_at_ring(&c->ptab[i], l, tail[i], now);
+    }
+    for (uint32_t i = 0; i < nm; i++)
+        still &= load_seq(&c->mtab[i].moved) == moved[i] &&
+                 (load_seq(&c->mtab[i].turning) == 0 || !shm_m_alive(c, i + 1));
+    return still && load_acq(&h->max_m) == nm;
+}
+
+/* Queues what is nowhere, keeps what has to be looked for again. */
+static void sort_out(struct shm_ctx *c, struct names *l, bool still)
+{
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < l->n; i++) {
+        shm_gref r = l->r[i];
+        const struct shm_g *g = shm_g(c, r);
+        if (l->queued[i] || load_seq(&g->status) != l->status[i] ||
+            load_seq(&g->wait) != l->wait[i])
+            continue;
+        if (still && !l->inhand[i]) {
+            shm_requeue(c, r);
+            continue;
+        }
+        l->r[left] = r;
+        l->status[left] = l->status[i];
+        l->wait[left++] = l->wait[i];
+    }
+    l->n = left;
+}
+
+static bool queue_names(struct shm_ctx *c, struct shm_m *dead)
+{
+    struct names l;
+    gather(c, dead, &l);
+    for (uint32_t i = 0; i < l.n; i++) /* no queue has them: their thread sleeps on the status */
+        if (shm_g(c, l.r[i])->flags & SHM_GF_OUTSIDE)
+            shm_futex_wake((_Atomic uint32_t *)&shm_g(c, l.r[i])->status, 1);
+    for (uint32_t i = 0; i < l.n;)
+        if (shm_g(c, l.r[i])->flags & SHM_GF_OUTSIDE) {
+            l.n--;
+            l.r[i] = l.r[l.n];
+            l.status[i] = l.status[l.n];
+            l.wait[i] = l.wait[l.n];
+        } else {
+            i++;
+        }
+    while (l.n) {
+        shm_lock(c, &c->hdr->sched_lock);
+        bool still = look_around(c, &l);
+        shm_unlock(c, &c->hdr->sched_lock);
+        sort_out(c, &l, still);
+        if (l.n && !wait_a_little(c))
+            return false;
+    }
+    FAILPOINT("reap.queued");
+    for (uint32_t i = 0; i < SHM_INFLIGHT; i++)
+        if (i != SHM_IF_NEW)
+            store_rel(&dead->inflight[i], 0); /* after all of it is settled, for a next reaper */
+    return true;
+}
+
+/* ---- 3, 4: P, g slots ------------------------------------------------------------------------ */
+
+static void give_p(struct shm_ctx *c, struct shm_m *dead)
+{
+    for (uint32_t i = 0; i < c->hdr->max_p; i++) {
+        struct shm_p *p = &c->ptab[i];
+        uint64_t w = load_acq(&p->status); /* a dead M's: nobody moves it */
+        if (SHM_ST_STATUS(w) == Pidle || SHM_ST_M1(w) != m1_of(dead))
+            continue;
+        store_rlx(&p->debt, 0);
+        if (!p->nosteal)
+            or_seq(&c->hdr->idle_p[i / 64], 1ULL << i % 64);
+        FAILPOINT("reap.p.bit");
+        store_seq(&p->status, Pidle); /* as putp() in sched.c; tag: idle-dance */
+    }
+    store_rel(&dead->p1, 0);
+}
+
+/* Dead, on its way out of the dead M's magazine or into it: it goes there. */
+static void put_slot(struct shm_ctx *c, struct shm_m *dead, uint32_t idx)
+{
+    for (uint32_t i = 0; i < dead->gfree.n; i++)
+        if (dead->gfree.idx[i] == idx)
+            return;
+    if (dead->gfree.n == SHM_MAG)
+        shm_gfree_flush(c, dead);
+    dead->gfree.idx[dead->gfree.n] = idx;
+    FAILPOINT("reap.slot.put");
+    store_rel((_Atomic uint32_t *)&dead->gfree.n, dead->gfree.n + 1); /* after idx */
+}
+
+static struct shm_val died(const struct shm_g *g, const struct shm_m *dead)
+{
+    struct shm_died d = {.goid = g->goid,
+                         .status = (int32_t)(uint32_t)load_rlx(&dead->end),
+                         .m = (uint16_t)dead->index};
+    struct shm_val v = {.tag = sizeof d};
+    memcpy(v.b, &d, sizeof d);
+    return v;
+}
+
+static void settle_slot(struct shm_ctx *c, struct shm_m *dead, _Atomic uint64_t *name)
+{
+    shm_gref r = load_acq(name);
+    if (r) {
+        struct shm_g *g = shm_g(c, r);
+        uint64_t w = load_acq(&g->status);
+        uint32_t gen = SHM_ST_GEN(w);
+        /* Begun and not finished, by this M or in its place; what it had was not yet known to others. */
+        if (gen == shm_ggen(r) && SHM_ST_STATUS(w) == Gidle) {
+            if (g->waitkind) /* born asleep */
+                shm_sudog_unlink(c, r);
+            shm_gcont_drop(c, g);
+            if (g->obj) { /* a group may count it already */
+                struct shm_val v = died(g, dead);
+                shm_off obj = g->obj;
+                shm_join_finish(c, obj, SHM_J_DIED, &v);
+                g->obj = 0;
+                shm_obj_unref(c, obj);
+            }
+            if (shm_casgstatus(c, r, Gidle, Gdead))
+                put_slot(c, dead, shm_gidx(r));
+        } else if (SHM_ST_STATUS(w) == Gdead &&
+                   (gen == shm_ggen(r) || gen + 1 + (gen + 1 == 0) == shm_ggen(r))) {
+            put_slot(c, dead, shm_gidx(r)); /* of its last life: not yet in the new one */
+        }
+    }
+    store_rel(name, 0);
+}
+
+/* ---- 5: who ends with it --------------------------------------------------------------------- */
+
+/* As panic() in _core/proc.c. */
+static void panic(struct shm_ctx *c, const struct shm_g *g, struct shm_m *dead)
+{
+    struct shm_hdr *h = c->hdr;
+    uint32_t w = load_acq(&h->panic), by = w >> 8; /* pairs with who panicked */
+    if ((w != 0 && (w == 2 || (by != m1_of(dead) && by != c->m1))) ||
+        !cas_acqrel(&h->panic, &w, c->m1 << 8 | 1))
+        return;
+    h->panic_goid = g->goid;
+    h->panic_val = died(g, dead);
+    h->panic_how = SHM_J_DIED;
+    FAILPOINT("reap.panic");
+    store_rel(&h->panic, 2); /* publishes the above; pairs with core_failure() */
+    struct shm_m *m0 = &c->mtab[h->m0_slot];
+    or_seq(&m0->attn, SHM_ATTN_PANIC); /* seen by M0 before it sleeps: tag idle-dance */
+    shm_notewakeup(&m0->note);
+}
+
+static bool named_by_the_living(struct shm_ctx *c, shm_gref r)
+{
+    struct names l = {.n = 1, .r = {r}};
+    look_at_names(c, &l);
+    return l.inhand[0];
+}
+
+/* The waits of a G that does not run any more are over, and it is this M's, running. False: the
+ * program ends. */
+static bool take(struct shm_ctx *c, struct shm_m *dead, shm_gref r)
+{
+    struct shm_g *g = shm_g(c, r);
+    while (of_this_life(c, r)) {
+        uint64_t w = load_seq(&g->wait);
+        switch (shm_readgstatus(c, r)) {
+        case Grunning:
+            break;
+        case Grunnable:
+            if (!shm_gclaim_runnable(c, r))
+                continue;
+            break;
+        case Gwaiting:
+            if (SHM_W_STATE(w) == SHM_W_ARMED && shm_wait_abort(c, r, SHM_W_EPOCH(w), 2)) {
+                bool ours = shm_casgstatus(c, r, Gwaiting, Grunnable) && shm_gclaim_runnable(c, r);
+                store_rel(&c->m->inflight[SHM_IF_READY], 0); /* the table names it */
+                if (!ours)
+                    shm_throw("reap: goroutine slot %u was taken away", shm_gidx(r));
+                break;
+            }
+            if (SHM_W_STATE(w) == SHM_W_CLAIMED && SHM_W_M1(w) == m1_of(dead)) {
+                shm_sudog_unlink(c, r); /* by its own M, which was taking it back */
+                if (shm_casgstatus(c, r, Gwaiting, Grunnable))
+                    continue;
+            }
+            if (SHM_W_STATE(w) == SHM_W_CLAIMED &&
+                !shm_m_alive(c, SHM_W_M1(w))) { /* dead as well */
+                shm_reap_locks(c, &c->mtab[SHM_W_M1(w) - 1]);
+                finish_wakes(c, &c->mtab[SHM_W_M1(w) - 1]);
+            }
+            if (!wait_a_little(c))
+                return false;
+            continue;
+        default:
+            return false; /* dead already */
+        }
+        while (named_by_the_living(c, r)) /* a push into its home queue is under way */
+            if (!wait_a_little(c))
+                return false;
+        return true;
+    }
+    return false;
+}
+
+/* What a G leaves behind. `ran`: its own M wrote g, up to its death. */
+static void drop_parts(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool ran)
+{
+    struct shm_g *g = shm_g(c, r);
+    struct shm_val *v = &g->value;
+    uint32_t tag;
+    /* A select's block is what the wait stands on only when it is published. */
+    if (g->waitkind == SHM_WAIT_SELECT && g->waitobj && shm_blk(c, g->waitobj)->state == 2)
+        shm_select_done(c, r, &tag);
+    else if (g->waitkind && g->waitkind != SHM_WAIT_SELECT)
+        shm_sudog_unlink(c, r);
+    bool holds = g->waitkind && g->waitkind < SHM_WAIT_SELECT; /* the wait holds its object */
+    shm_off obj = g->waitobj;
+    store_rel((_Atomic uint8_t *)&g->waitkind, 0); /* first: who sets them sets it last */
+    g->waitobj = 0;
+    if (holds)
+        shm_obj_unref(c, obj);
+    FAILPOINT("reap.g.unlinked");
+    /* Of one that ran: a block of its M's own is freed with the others of those (step 6). */
+    if (ran && v->tag == SHM_VAL_HEAP && shm_blk(c, v->h.off)->state == 1 &&
+        shm_blk(c, v->h.off)->owner_m1 == m1_of(dead))
+        v->tag = SHM_VAL_NONE;
+    shm_val_drop(c, v);
+    shm_gcont_drop(c, g);
+}
+
+static void end_g(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool ran)
+{
+    struct shm_g *g = shm_g(c, r);
+    drop_parts(c, dead, r, ran);
+    if (g->flags & SHM_GF_GO)
+        panic(c, g, dead);
+    if (g->obj) {
+        struct shm_val v = died(g, dead);
+        shm_off obj = g->obj;
+        shm_join_finish(c, obj, SHM_J_DIED, &v);
+        FAILPOINT("reap.g.joined");
+        g->obj = 0;
+        shm_obj_unref(c, obj);
+    }
+    if (!(g->flags & SHM_GF_SYSTEM))
+        own_add(&c->m->st.finished, 1);
+    store_rel(&c->m->inflight[SHM_IF_NEW], r); /* settle_slot() finds it, should this M die too */
+    if (unlikely(!shm_casgstatus(c, r, Grunning, Gdead)))
+        shm_throw("reap: goroutine slot %u was taken away", shm_gidx(r));
+    FAILPOINT("reap.g.dead");
+    shm_gfree(c, r);
+}
+
+/* A keeper runs no Gs; those it has in its hands to end them are at home where they were. */
+static void end_gs(struct shm_ctx *c, struct shm_m *dead)
+{
+    uint64_t n = load_acq(&c->hdr->g_next), pages = load_acq(&c->hdr->g_committed); /* refill */
+    bool runs = load_acq(&dead->kind) != SHM_M_KEEPER;
+    n = n < pages ? n : pages;
+    for (uint64_t i = 1; i < n; i++) {
+        struct shm_g *g = &c->gtab[i];
+        uint64_t w = load_acq(&g->status);
+        unsigned st = SHM_ST_STATUS(w);
+        shm_gref r = (uint64_t)SHM_ST_GEN(w) << 32 | i;
+        bool ran = st == Grunning && SHM_ST_M1(w) == m1_of(dead), home = g->home_m1 == m1_of(dead);
+        if (st == Gdead || st == Gidle || !(home || (ran && runs)))
+            continue;
+        if (take(c, dead, r))
+            end_g(c, dead, r, ran);
+    }
+    FAILPOINT("reap.gs.ended");
+    store_rlx(&dead->curg, 0);
+    store_rlx(&dead->homeq, 0); /* none is left, and nobody has one to push */
+    store_rlx(&dead->homeq_n, 0);
+    dead->homeq_fifo = 0;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------- */
+
+static void clear_slot(struct shm_ctx *c, struct shm_m *dead)
+{
+    struct shm_hdr *h = c->hdr;
+    uint32_t me = m1_of(dead), w = me << 8 | 1;
+    and_seq(&h->idle_m[dead->index / 64], ~(1ULL << dead->index % 64)); /* no more its own */
+    store_seq(&dead->spinning, SHM_M_BUSY);
+    cas_acqrel(&h->poller_m1, &me, 0);
+    me = m1_of(dead);
+    cas_acqrel(&h->retiring, &me, 0);
+    cas_acqrel(&h->panic, &w, 0); /* a reaper's; the next one writes it whole */
+    store_rlx(&dead->locks, 0);
+    store_rlx(&dead->turning, 0);
+    store_rlx(&dead->tid, 0);
+    add_acqrel(&h->reaped, 1);
+    FAILPOINT("reap.cleared");
+    shm_m_give(dead);
+}
+
+void shm_reap(struct shm_ctx *c, struct shm_m *dead, int32_t wait_status)
+{
+    struct shm_hdr *h = c->hdr;
+    uint64_t none = 0;
+    if (unlikely(dead == c->m))
+        shm_throw("reap: M %u is to reap itself", dead->index);
+    if (load_acq(&dead->kind) == SHM_M_FREE) /* pairs with shm_m_give() */
+        return;
+    if (cas_acqrel(&dead->end, &none, 1ULL << 32 | (uint32_t)wait_status) &&
+        load_rlx(&dead->kind) == SHM_M_WORKER)
+        add_acqrel(&h->deaths, 1);
+    FAILPOINT("reap.begun");
+    shm_reap_locks(c, dead);
+    finish_wakes(c, dead);
+    if (!queue_names(c, dead))
+        return;
+    give_p(c, dead);
+    settle_slot(c, dead, &dead->inflight[SHM_IF_NEW]);
+    if (shm_readgstatus(c, load_acq(&dead->curg)) == Gdead)
+        settle_slot(c, dead, &dead->curg);
+    end_gs(c, dead);
+    if (load_acq(&h->shutdown)) /* pairs with who ends the program */
+        return;
+    shm_handle_reap(c, dead);
+    shm_gfree_flush(c, dead);
+    shm_heap_reap(c, dead);
+    clear_slot(c, dead);
+    for (uint32_t i = 0; i < load_acq(&h->max_m); i++) { /* pairs with shm_minit() */
+        uint32_t kind = load_acq(&c->mtab[i].kind);      /* as above */
+        if (kind == SHM_M_WORKER || kind == SHM_M_M0)
+            shm_notewakeup(&c->mtab[i].note);
+    }
+    if (shm_anywork(c))
+        shm_wakeone(c, true);
+}
