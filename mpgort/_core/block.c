@@ -120,6 +120,21 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
     return r == 0 ? 0 : r == CORE_LATE ? 1 : -1;
 }
 
+/* As an M that runs dry: what comes within the time that a wake would cost comes without one. */
+static void linger(const struct shm_ctx *c, struct shm_g *g, uint64_t st)
+{
+    if (c->hdr->ncpu < 2)
+        return;
+    uint64_t end = shm_now_ns() + c->hdr->spin_ns;
+    do
+        for (int i = 0; i < 64; i++) {
+            if (load_acq(&g->status) != st) /* pairs with the CAS of shm_ready */
+                return;
+            cpu_relax();
+        }
+    while (shm_now_ns() < end);
+}
+
 /* Sleeps until the OUTSIDE goroutine gr is readied, and claims it. 0; 1 timed out; -1 exception. */
 static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
 {
@@ -138,6 +153,7 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
          * generation, so a wake-up cannot be missed between the load and the wait. */
         if (slice > 0) {
             Py_BEGIN_ALLOW_THREADS
+                linger(c, g, st);
                 shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)st, slice);
             Py_END_ALLOW_THREADS
         }
