@@ -411,6 +411,89 @@ def row_skewed(scale: int) -> Row:
     return row
 
 
+# ---- the pools -------------------------------------------------------------------------------
+
+
+def pool_items(n: int) -> float:
+    """mpgort.Pool.imap_unordered of a trivial function, default chunk size, the pool warm."""
+    with mpgort.Pool(2) as pool:
+        pool.map(peers.trivial, range(1000))
+        return peers.seconds_per_item(pool.imap_unordered(peers.trivial, range(n)), n)
+
+
+def executor_items(n: int) -> float:
+    with mpgort.Executor(2) as ex:
+        list(ex.map(peers.trivial, range(1000)))
+        return peers.seconds_per_item(ex.map(peers.trivial, range(n)), n)
+
+
+def row_pool(scale: int) -> Row:
+    n = 50_000 * scale
+    size = peers.best_chunk_size(n)
+    ours, theirs = medians(lambda: pool_items(n), lambda: peers.pool_imap(n, size))
+    assert ours is not None
+    row = Row("pool", "`Pool.imap_unordered`, trivial function, default chunk size, an item", ours)
+    row.faster(f"`multiprocessing.Pool.imap_unordered`, chunk size {size}", theirs, least=1)
+    return row
+
+
+def row_map(scale: int) -> Row:
+    n = 50_000 * scale
+    size = peers.best_chunk_size(n)
+    ours, theirs, executor = medians(
+        lambda: executor_items(n),
+        lambda: peers.pool_imap(n, size),
+        lambda: peers.executor_map(n, size),
+    )
+    assert ours is not None
+    row = Row("map", "`Executor.map`, trivial function, default chunk size, an item", ours)
+    row.faster(f"`multiprocessing.Pool.imap_unordered`, chunk size {size}", theirs, least=1)
+    row.faster(f"`ProcessPoolExecutor.map`, chunk size {size}", executor)
+    return row
+
+
+def submit_result(n: int) -> float:
+    with mpgort.Executor(2) as ex:
+        ex.submit(peers.trivial, 0).result()
+        started = clock()
+        for i in range(n):
+            ex.submit(peers.trivial, i).result()
+        return (clock() - started) / n
+
+
+def row_submit(scale: int) -> Row:
+    n = 500 * scale
+    ours, theirs = medians(lambda: submit_result(n), lambda: peers.executor_submit(n))
+    assert ours is not None
+    row = Row("submit", "`Executor.submit().result()`, one at a time", ours)
+    row.faster("`ProcessPoolExecutor`", theirs, least=2)
+    return row
+
+
+def array_to_task(ex: mpgort.Executor, megabytes: int) -> float:
+    a = mpgort.shared.zeros(megabytes << 17, runtime=ex)
+    ex.submit(len, a).result()
+    started = clock()
+    for _ in range(20):
+        ex.submit(len, a).result()
+    return (clock() - started) / 20
+
+
+def row_array(scale: int) -> Row:
+    megabytes = 20 * scale
+    with mpgort.Executor(2) as ex:
+        ours, small, theirs = medians(
+            lambda: array_to_task(ex, megabytes),
+            lambda: array_to_task(ex, 1),
+            lambda: peers.executor_array(megabytes),
+        )
+    assert ours is not None and small is not None
+    row = Row("array", f"{megabytes} MB array (`mpgort.shared`) to a task", ours)
+    row.slower("1 MB array to a task", small, most=2)
+    row.faster("`ProcessPoolExecutor`", theirs, least=20)
+    return row
+
+
 # ---- from start to end -----------------------------------------------------------------------
 
 
@@ -443,6 +526,10 @@ ROWS: dict[str, Callable[[int], Row]] = {
     "skynet": row_skynet,
     "scaling": row_scaling,
     "skewed": row_skewed,
+    "pool": row_pool,
+    "map": row_map,
+    "submit": row_submit,
+    "array": row_array,
     "start": row_start,
 }
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 import types
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -110,6 +110,49 @@ def pool_apply(n: int, procs: int = 2) -> float:
         for i in range(n):
             pool.apply(trivial, (i,))
         return (time.perf_counter() - started) / n
+
+
+def seconds_per_item(results: Iterable[int], n: int) -> float:
+    """Reads n results in a loop, as a program would."""
+    started = time.perf_counter()
+    total = 0
+    for x in results:
+        total += x
+    seconds = time.perf_counter() - started
+    if total != n * (n - 1) // 2:
+        raise AssertionError(f"the results of range({n}) add up to {total}")
+    return seconds / n
+
+
+def pool_imap(n: int, size: int, procs: int = 2) -> float:
+    """multiprocessing.Pool.imap_unordered of a trivial function, the pool warm."""
+    with multiprocessing.Pool(procs) as pool:
+        pool.map(trivial, range(1000))
+        return seconds_per_item(pool.imap_unordered(trivial, range(n), size), n)
+
+
+def best_chunk_size(n: int) -> int:
+    """The chunk size that multiprocessing.Pool is fastest with."""
+    sizes = [s for s in (100, 1000, 5000, 20_000) if s <= n // 4]
+    return min(sizes, key=lambda size: min(pool_imap(n, size) for _ in range(2)))
+
+
+def executor_map(n: int, size: int, procs: int = 2) -> float:
+    with concurrent.futures.ProcessPoolExecutor(procs) as pool:
+        list(pool.map(trivial, range(4 * procs)))
+        return seconds_per_item(pool.map(trivial, range(n), chunksize=size), n)
+
+
+def executor_array(megabytes: int, procs: int = 2) -> float:
+    """A NumPy array of so many MB to a task of a warm ProcessPoolExecutor."""
+    import numpy as np
+
+    a = np.zeros(megabytes << 17)
+    with concurrent.futures.ProcessPoolExecutor(procs) as pool:
+        list(pool.map(trivial, range(4 * procs)))
+        started = time.perf_counter()
+        pool.submit(len, a).result()
+        return time.perf_counter() - started
 
 
 def executor_start_stop(procs: int = 2) -> float:

@@ -7,6 +7,7 @@ _run | demos, cli.
 
 from mpgort import _traceback as _traceback  # gives _core its texts
 from mpgort import context as context
+from mpgort import shared as shared
 from mpgort import sync as sync
 from mpgort._core import Chan as Chan
 from mpgort._core import Goroutine as Goroutine

@@ -139,6 +139,7 @@ class Engine:
         self.inbox: collections.deque[Handle] = collections.deque()
         self.turn = threading.Lock()
         self.wanted = False
+        self.peeking = False  # the collector has the turn for a moment only
         self.led = 0.0  # when somebody last led; infinity: now
         self.ticked = 0.0
         self.closing = False
@@ -192,7 +193,8 @@ class Engine:
         The caller looks afterwards whether it is done, and waits if not."""
         if not self.turn.acquire(blocking=False):
             self.wanted = True
-            return
+            if not self.peeking or not self.turn.acquire(timeout=DOZE_S):
+                return
         try:
             self.led = float("inf")
             self.wanted = True
@@ -231,6 +233,7 @@ class Engine:
             if time.monotonic() - self.led > AWAY_S:
                 self.wanted = False
                 return
+            self.peeking = True
             if self.turn.acquire(blocking=False):
                 try:
                     if self.broken is None:
@@ -239,6 +242,7 @@ class Engine:
                     self.break_down(e)
                 finally:
                     self.turn.release()
+            self.peeking = False
             if self.terminating:
                 return
 
