@@ -1043,9 +1043,8 @@ void shm_group_orphan(struct shm_ctx *c, shm_off parent);
 struct shm_timer {
     struct shm_chan ch;
     struct shm_tnode node;
-    uint64_t period_ns; /* 0: fires once; under the timers_lock */
-    struct shm_val
-        tick; /* what arrives; its last 8 bytes become the seconds of the firing (double) */
+    uint64_t period_ns;  /* 0: fires once; under the timers_lock */
+    struct shm_val tick; /* what arrives, but for its last 8 bytes: the seconds (double) */
 };
 /* Not active; tick stands in place. */
 SHM_MUSTUSE int shm_timer_new(struct shm_ctx *c, const struct shm_val *tick, shm_off *t);

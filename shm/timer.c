@@ -131,8 +131,7 @@ void shm_timers_set(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n, uin
         take_out(c, p, n->index1 - 1);
         shm_tx_store32(c, &n->index1, 0);
     }
-    shm_tx_store64(c, &n->when_ns,
-                   when_ns); /* released, as all of a tx; read by shm_timer_poll() */
+    shm_tx_store64(c, &n->when_ns, when_ns); /* released; pairs with shm_timer_poll() */
     if (when_ns != 0 && when_ns != UINT64_MAX)
         add(c, p, &(struct shm_timer_ent){.when_ns = when_ns, .what = shm_offof(c, n) | SHM_TNODE});
 }
