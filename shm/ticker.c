@@ -223,7 +223,8 @@ static bool stop(struct shm_ctx *c, struct shm_afterfunc *t)
 {
     if (!shm_wait_abort(c, t->g, t->epoch, 2))
         return false;
-    own_add(&c->m->st.spawned, 1); /* it begins, and ends at once */
+    own_add(&c->m->st.spawned, 1);                /* it begins, and ends at once */
+    shm_g(c, t->g)->flags &= (uint8_t)~SHM_GF_GO; /* ours; should its M die meanwhile, no panic */
     shm_ready(c, t->g, false);
     return true;
 }
