@@ -578,6 +578,18 @@ def resolve(payload: bytes) -> tuple[dict[str, Any], str, tuple[str, ...], objec
     return sys.modules[name].__dict__, first, tuple(map(sys.intern, rest)), found
 
 
+def trace_payload(kind: str, what: Any) -> tuple[bytes, bytes]:
+    """(digest, payload) of a stack or a name in a trace, for the table of codes and names."""
+    if kind == "event" and not isinstance(what, (str, int)):
+        what = repr(what)
+    payload = marshal.dumps((kind, what), 2)
+    return hashlib.blake2b(payload, digest_size=16).digest(), payload
+
+
+def trace_unpack(payload: bytes) -> Any:
+    return marshal.loads(payload)[1]
+
+
 def pack(what: Any) -> bytes:
     return marshal.dumps(what)
 

@@ -123,3 +123,13 @@ def g_table(prog: _core.Program) -> np.ndarray[Any, Any]:
     h = header(prog)[0]
     n = min(int(h["g_next"]), int(h["g_committed"]))
     return np.frombuffer(prog.view(), dtype_of("g"), n, int(h["gtab_off"]))
+
+
+def m_table(prog: _core.Program) -> np.ndarray[Any, Any]:
+    """The M table as it is now: shape (slots that have pages,), read-only view, no copy.
+
+    Source: shm/shm.h `struct shm_m`; Go runtime2.go `m`."""
+    import numpy as np
+
+    h = header(prog)[0]
+    return np.frombuffer(prog.view(), dtype_of("m"), int(h["max_m"]), int(h["mtab_off"]))

@@ -2,6 +2,10 @@
 
   mpgort run FILE [ARG...]      calls main(*ARG) of FILE as goroutine 1
   mpgort demo [NAME] [option]   shows what the runtime does, and checks the result
+  mpgort ps                     the programs that run now
+  mpgort top [PROGRAM]          what the Ms of one do, again every second
+  mpgort stack PROGRAM          every goroutine of one, as Go prints it
+  mpgort trace PROGRAM|FILE     records what it does, for Perfetto (ui.perfetto.dev)
   mpgort doctor                 what this machine allows, and what to change
   mpgort bench [option]         bench/figures.py of a source checkout
 
@@ -11,15 +15,23 @@ that name by every M, inherited by a fork or executed again elsewhere. Beside th
 as if Python had started FILE: `sys.argv`, `sys.path[0]`, the traceback and the exit status."""
 
 import argparse
+import inspect
+import itertools
+import json
 import runpy
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import Any
 
 import mpgort
-from mpgort import _doctor, demos
+from mpgort import _doctor, _monitor, _trace, _traceback, demos
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def load_program(path: Path) -> ModuleType:
@@ -48,23 +60,28 @@ def complain(text: str) -> int:
     return 2
 
 
-def run(args: argparse.Namespace) -> int:
-    path = Path(args.file)
+def execute(file: str, argv: list[str], procs: int | None, wrap: Wrap | None = None) -> int:
+    """Runs the main of a file, within `wrap` if given; the exit status."""
+    path = Path(file)
     if path.is_dir():
         return complain(f"{path} is a directory: give a Python file")
     if not path.exists():
         return complain(f"no such file: {path}")
-    sys.argv = [args.file, *args.args]
+    sys.argv = [file, *argv]
     try:
         module = load_program(path)
         main = getattr(module, "main", None)
         if not callable(main):
             return complain(f"{path} has no function main: write `async def main(...)` in it")
-        mpgort.run(main, *args.args, procs=args.procs)
+        mpgort.run(main if wrap is None else wrap(main), *argv, procs=procs)
     except Exception as e:
         traceback.print_exception(e.with_traceback(below(e.__traceback__)))
         return 1
     return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    return execute(args.file, args.args, args.procs)
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -73,6 +90,80 @@ def demo(args: argparse.Namespace) -> int:
             print(f"{name:<12} {demos.describe(name)}")
         return 0
     return demos.load(args.name).demo(args)
+
+
+def ps(args: argparse.Namespace) -> int:
+    print(f"{'PID':>8}  {'PROCS':>5}  {'GOROUTINES':>10}  {'UP':>8}  NAME")
+    for _, _, v in _monitor.look_at_all():
+        up = _monitor.brief(v.up_s)
+        print(f"{v.pid:>8}  {v.procs:>5}  {v.goroutines:>10}  {up:>8}  {v.name}")
+    return 0
+
+
+def top(args: argparse.Namespace) -> int:
+    from rich.live import Live
+
+    try:
+        _, prog, now = _monitor.choose(args.program)
+    except _monitor.NoProgram as e:
+        return complain(str(e))
+    before: _monitor.View | None = None
+    with Live(auto_refresh=False) as live:
+        try:
+            for turn in itertools.count(1):
+                live.update(_monitor.top_table(now, before, args.interval), refresh=True)
+                if turn == args.count or not Path(f"/proc/{now.pid}").exists():
+                    break
+                time.sleep(args.interval)
+                before, now = now, _monitor.view(prog, now.pid)
+        except KeyboardInterrupt:
+            pass
+    return 0
+
+
+def stack(args: argparse.Namespace) -> int:
+    try:
+        prog = _monitor.choose(args.program).prog
+    except _monitor.NoProgram as e:
+        return complain(str(e))
+    sys.stdout.write(_traceback.dump(prog))
+    return 0
+
+
+def trace(args: argparse.Namespace) -> int:
+    events: list[_trace.TraceEvent] = []
+
+    def traced(main: Callable[..., Any]) -> Callable[..., Any]:
+        async def traced_main(*argv: str) -> Any:
+            _trace.start()
+            try:
+                value = main(*argv)
+                return await value if inspect.isawaitable(value) else value
+            finally:
+                events.extend(_trace.stop())
+
+        return traced_main
+
+    if Path(args.what).is_file():
+        status, name = execute(args.what, args.args, args.procs, traced), args.what
+    else:
+        try:
+            running, _, seen = _monitor.choose(args.what)
+        except _monitor.NoProgram as e:
+            return complain(f"{e}; nor is there a file {args.what}")
+        prog = running.attach(watches=False)
+        _trace.start(prog)
+        try:
+            time.sleep(args.seconds)
+        except KeyboardInterrupt:
+            pass
+        events = _trace.stop(prog)
+        prog.mexit()
+        status, name = 0, seen.name
+    with open(args.out, "w") as f:
+        json.dump(_trace.chrome(events, name), f)
+    print(f"{len(events)} events in {args.out}: open it in ui.perfetto.dev", file=sys.stderr)
+    return status
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -115,6 +206,13 @@ def count(text: str) -> int:
     return n
 
 
+def positive(text: str) -> float:
+    s = float(text)
+    if not 0 < s < 1e6:
+        raise argparse.ArgumentTypeError(f"{text}: must be a positive number of seconds")
+    return s
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mpgort", description="Go's goroutine runtime for Python, over processes."
@@ -141,6 +239,28 @@ def make_parser() -> argparse.ArgumentParser:
         q.add_argument("--procs", default=argparse.SUPPRESS, **procs)  # type: ignore[arg-type]
         demos.load(name).options(q)
         q.set_defaults(name=name)
+
+    p = commands.add_parser("ps", help="the programs that run now")
+    p.set_defaults(call=ps)
+
+    which = {"metavar": "PROGRAM", "help": "its pid or name"}
+    p = commands.add_parser("top", help="what the Ms of a running program do")
+    p.add_argument("program", nargs="?", **which)  # type: ignore[arg-type]
+    p.add_argument("--interval", type=positive, default=1.0, metavar="S", help="seconds, 1")
+    p.add_argument("--count", type=count, default=0, metavar="N", help="how often; 0: until ended")
+    p.set_defaults(call=top)
+
+    p = commands.add_parser("stack", help="every goroutine of a running program, as Go prints it")
+    p.add_argument("program", **which)  # type: ignore[arg-type]
+    p.set_defaults(call=stack)
+
+    p = commands.add_parser("trace", help="record what a program does, for ui.perfetto.dev")
+    p.add_argument("what", metavar="PROGRAM|FILE", help="pid or name, or a file to run")
+    p.add_argument("args", metavar="ARG", nargs="*", help="arguments of FILE's main: text")
+    p.add_argument("-o", "--out", required=True, metavar="OUT.json")
+    p.add_argument("--seconds", type=positive, default=5.0, metavar="S", help="of a PROGRAM, 5")
+    p.add_argument("--procs", **procs)  # type: ignore[arg-type]
+    p.set_defaults(call=trace)
 
     p = commands.add_parser("doctor", help="what this machine allows, and what to change")
     p.set_defaults(call=doctor)

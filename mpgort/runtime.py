@@ -21,7 +21,7 @@ from __future__ import annotations
 import sys
 from typing import ClassVar
 
-from mpgort import _core
+from mpgort import _core, _trace
 from mpgort._core import (
     G,
     Gdead,
@@ -43,6 +43,7 @@ from mpgort._core import (
     releasem,
     schedule,
 )
+from mpgort._trace import TraceEvent
 
 __all__ = [
     "G",
@@ -52,6 +53,7 @@ __all__ = [
     "Grunning",
     "Gwaiting",
     "M",
+    "TraceEvent",
     "WaitReason",
     "acquirem",
     "casgstatus",
@@ -65,7 +67,24 @@ __all__ = [
     "park_m",
     "releasem",
     "schedule",
+    "trace_start",
+    "trace_stop",
 ]
+
+
+def trace_start() -> None:
+    """Begins to record what every M of the calling goroutine's program does.
+
+    Each M keeps its last 32,768 events. RuntimeError if tracing is on already. Source: Go
+    runtime/trace.go StartTrace."""
+    _trace.start()
+
+
+def trace_stop() -> list[TraceEvent]:
+    """Ends the recording: the events of all Ms since trace_start(), in order of time.
+
+    A park stands before everything that another M did to the goroutine because of it."""
+    return _trace.stop()
 
 
 class WaitReason:

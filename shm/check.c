@@ -191,6 +191,14 @@ static void mark_value(struct check *k, const struct shm_val *v, const char *wha
     mark(k, v->h.off, v->h.len, what);
 }
 
+/* What stays to the program's end, named by the header. */
+static void kept(struct check *k, shm_off off, uint64_t bytes, const char *what)
+{
+    struct block *b = mark(k, off, bytes, what);
+    if (b)
+        b->registry = 1;
+}
+
 /* ---- 2: locks, Ms, Ps ------------------------------------------------------------------------ */
 
 static void check_lock(struct check *k, const shm_lockword *l, const char *what)
@@ -421,13 +429,14 @@ static void check_header(struct check *k)
         say(k, "free list: %llu, counted %llu", LLU(n), LLU(load_acq(&h->gfree_n)));
     if (load_acq(&h->panic) == 2) /* pairs with who panicked */
         mark_value(k, &h->panic_val, "panic");
+    if (load_acq(&h->trace_rings)) /* pairs with shm_trace_start() */
+        kept(k, h->trace_off, load_acq(&h->trace_rings) * h->trace_cap * sizeof(struct shm_event),
+             "trace");
     for (uint32_t id = 1; id <= load_acq(&h->code_n); id++) {
         size_t bytes;
         uint8_t hash[16];
         const void *payload = shm_code_payload(c, id, &bytes, hash);
-        struct block *b = mark(k, shm_offof(c, payload), bytes, "code");
-        if (b)
-            b->registry = 1;
+        kept(k, shm_offof(c, payload), bytes, "code");
     }
 }
 

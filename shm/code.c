@@ -117,5 +117,7 @@ const void *shm_code_payload(struct shm_ctx *c, uint32_t id, size_t *n, uint8_t 
     const struct entry *en = entry_at(c, id);
     *n = en->len;
     memcpy(hash, en->hash, 16);
+    if (unlikely(en->payload >= c->mapped || en->len > c->mapped - en->payload))
+        return NULL; /* a watcher's look at a damaged table */
     return shm_at(c, en->payload);
 }

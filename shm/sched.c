@@ -327,6 +327,13 @@ static void queue(struct shm_ctx *c, shm_gref r, uint32_t home_m1, bool next)
     store_rlx(&p->debt, debt);
 }
 
+/* Low half of the number of the G that runs here, 0: none. */
+static uint32_t curgoid(const struct shm_ctx *c)
+{
+    shm_gref r = load_rlx(&c->m->curg); /* own word */
+    return r ? (uint32_t)shm_g(c, r)->goid : 0;
+}
+
 void shm_ready(struct shm_ctx *c, shm_gref r, bool next)
 {
     struct shm_g *g = shm_g(c, r);
@@ -334,6 +341,8 @@ void shm_ready(struct shm_ctx *c, shm_gref r, bool next)
     bool outside = g->flags & SHM_GF_OUTSIDE;
     store_rlx(&c->m->inflight[SHM_IF_READY], r); /* INV nothing-in-hand */
     FAILPOINT("sched.ready.named");
+    if (unlikely(shm_tracing(c)))
+        shm_trace(c, SHM_TR_UNPARK, g->goid, g->reason, curgoid(c));
     if (unlikely(!shm_casgstatus(c, r, Gwaiting, Grunnable)))
         shm_throw("ready: goroutine slot %u of generation %u is of another generation", shm_gidx(r),
                   shm_ggen(r));
@@ -364,6 +373,8 @@ void shm_newproc(struct shm_ctx *c, shm_gref r)
 {
     uint32_t home = shm_g(c, r)->home_m1;
     store_rlx(&c->m->inflight[SHM_IF_NEW], r); /* INV nothing-in-hand; since shm_gnew(), mostly */
+    if (unlikely(shm_tracing(c)))
+        shm_trace(c, SHM_TR_CREATE, shm_g(c, r)->goid, 0, shm_g(c, r)->parent);
     own_add(&c->m->st.spawned, 1);
     FAILPOINT("sched.newproc.named");
     if (unlikely(!shm_casgstatus(c, r, Gidle, Grunnable)))
@@ -380,6 +391,9 @@ void shm_gosched(struct shm_ctx *c, shm_gref r)
     struct shm_m *m = c->m;
     uint32_t home = shm_g(c, r)->home_m1;
     store_rlx(&m->inflight[SHM_IF_READY], r); /* INV nothing-in-hand */
+    if (unlikely(shm_tracing(c)))
+        shm_trace(c, c->p && load_rlx(&c->p->preempt) ? SHM_TR_PREEMPT : SHM_TR_SCHED,
+                  shm_g(c, r)->goid, 0, 0);
     if (unlikely(!shm_casgstatus(c, r, Grunning, Grunnable)))
         shm_throw("gosched: goroutine slot %u is of another generation", shm_gidx(r));
     store_rlx(&m->curg, 0);
@@ -401,6 +415,8 @@ void shm_gopark(struct shm_ctx *c, shm_gref r, unsigned reason)
     g->since_ms =
         c->now_ns > c->hdr->start_ns ? (uint32_t)((c->now_ns - c->hdr->start_ns) / 1000000) : 0;
     FAILPOINT("sched.gopark.reason");
+    if (unlikely(shm_tracing(c))) /* INV trace-first */
+        shm_trace(c, SHM_TR_PARK, g->goid, reason, c->trace_name);
     if (unlikely(!shm_casgstatus(c, r, Grunning, Gwaiting)))
         shm_throw("gopark: goroutine slot %u is of another generation", shm_gidx(r));
     FAILPOINT("sched.gopark.waiting");
@@ -409,6 +425,8 @@ void shm_gopark(struct shm_ctx *c, shm_gref r, unsigned reason)
 
 void shm_goexit0(struct shm_ctx *c, shm_gref r)
 {
+    if (unlikely(shm_tracing(c)))
+        shm_trace(c, SHM_TR_END, shm_g(c, r)->goid, 0, 0);
     if (unlikely(!shm_casgstatus(c, r, Grunning, Gdead)))
         shm_throw("goexit0: goroutine slot %u is of another generation", shm_gidx(r));
     FAILPOINT("sched.goexit0.dead");
@@ -435,6 +453,8 @@ bool shm_execute(struct shm_ctx *c, shm_gref r, bool inherit)
             own_add(&m->st.moves, 1);
         g->ran_m1 = (uint16_t)c->m1;
     }
+    if (unlikely(shm_tracing(c)))
+        shm_trace(c, SHM_TR_START, g->goid, 0, 0);
     store_rlx(&m->run_since_ns, c->now_ns);
     if (c->p && !inherit)
         store_rlx(&c->p->schedtick, load_rlx(&c->p->schedtick) + 1); /* owner only, sysmon reads */

@@ -373,10 +373,16 @@ struct shm_hdr {
     uint64_t heap_bytes; /* ceiling */
     char name[64];       /* program name, for ps */
     char argv0[128];
-    uint64_t wake_cost_ns;   /* measured at start: what a futex wake costs the waker */
-    uint64_t spin_ns;        /* how long a dry M spins before it sleeps */
-    uint32_t ncpu;           /* processors this program may use; 0: not yet known */
-    _Atomic uint32_t reaped; /* M slots that a reaper has given back, of all kinds */
+    uint64_t wake_cost_ns;        /* measured at start: what a futex wake costs the waker */
+    uint64_t spin_ns;             /* how long a dry M spins before it sleeps */
+    uint32_t ncpu;                /* processors this program may use; 0: not yet known */
+    _Atomic uint32_t reaped;      /* M slots that a reaper has given back, of all kinds */
+    _Atomic uint32_t trace_on;    /* SHM_TRACE_*; trace.c, as the next four */
+    _Atomic uint32_t trace_rings; /* 0: no rings yet */
+    uint32_t trace_cap;           /* events in a ring */
+    uint32_t pad6_;
+    shm_off trace_off;       /* the block of rings */
+    uint64_t trace_since_ns; /* when the trace began */
 
     _Alignas(SHM_CACHELINE) _Atomic uint32_t shutdown; /* 1: all goroutines end */
     _Atomic uint32_t deaths;      /* workers that have ended without giving their slot back */
@@ -444,9 +450,11 @@ struct shm_ctx {
     uint32_t chain; /* runnexts taken in a row, in one time slice */
     bool homely;    /* takes no P, runs only what is at home here (_core/thread.c) */
     uint64_t rng;
-    uint64_t now_ns;  /* clock as of the last findrunnable(), to some ms */
-    uint64_t spin_ns; /* how long this M spins when it runs dry next, 0: hdr->spin_ns */
-    bool moved;       /* the G that was executed last ran on another M before, or nowhere */
+    uint64_t now_ns;      /* clock as of the last findrunnable(), to some ms */
+    uint64_t spin_ns;     /* how long this M spins when it runs dry next, 0: hdr->spin_ns */
+    uint32_t trace_stack; /* code number of the stack of the next event, 0: none */
+    uint32_t trace_name;  /* of the name of the next park, 0: none */
+    bool moved;           /* the G that was executed last ran on another M before, or nowhere */
     uint64_t mapped;
 };
 
@@ -1159,6 +1167,35 @@ void shm_reap(struct shm_ctx *c, struct shm_m *dead, int32_t wait_status);
 SHM_MUSTUSE int shm_code_intern(struct shm_ctx *c, const uint8_t hash[16], const void *payload,
                                 size_t n, uint32_t *id);
 const void *shm_code_payload(struct shm_ctx *c, uint32_t id, size_t *n, uint8_t hash[16]);
+
+/* ---- trace.c ---------------------------------------------------------------------------------- */
+
+enum { SHM_TRACE_STARTING = 1, SHM_TRACE_ON = 2 };
+enum {                    /* what an event says; arg in brackets */
+       SHM_TR_CREATE = 1, /* [low half of the creator's goid] */
+       SHM_TR_START,      /* goes on running on this M */
+       SHM_TR_PARK,   /* with reason and stack [code number of the user's own name for it, or 0] */
+       SHM_TR_UNPARK, /* made runnable [low half of the goid of who did it] */
+       SHM_TR_SCHED,  /* yielded */
+       SHM_TR_PREEMPT,
+       SHM_TR_END,
+};
+struct shm_event {
+    uint64_t ns, goid;
+    uint16_t what, reason, p1, m;
+    uint32_t stack, arg; /* stack: code number, 0 none */
+};
+static_assert(sizeof(struct shm_event) == 32, "two a cache line");
+/* SHM_EAGAIN: a trace is on already (start), or none is (stop). cap: events an M keeps. */
+SHM_MUSTUSE int shm_trace_start(struct shm_ctx *c, uint32_t cap);
+SHM_MUSTUSE int shm_trace_stop(struct shm_ctx *c);
+void shm_trace(struct shm_ctx *c, unsigned what, uint64_t goid, unsigned reason, uint32_t arg);
+/* Copies M's events since the start to out (room for hdr->trace_cap), in order; how many. */
+size_t shm_trace_read(const struct shm_ctx *c, uint32_t m, struct shm_event *out);
+static inline bool shm_tracing(const struct shm_ctx *c)
+{
+    return load_rlx(&c->hdr->trace_on) == SHM_TRACE_ON; /* a hint: late is well */
+}
 
 /* ---- check.c --------------------------------------------------------------------------------- */
 

@@ -173,6 +173,7 @@ typedef struct core_prog {
     bool attached;      /* the mapping is there; false after detach: handles raise */
     bool aux_on;
     bool is_m0;
+    bool watches; /* mapped by a monitor: no M slot, reads only (_monitor.py) */
     unsigned long
         loop_thread;   /* PyThread_get_thread_ident() of the loop's thread, 0: no loop runs */
     PyObject *handles; /* dict: offset -> weak reference to the one handle object of this process */

@@ -10,7 +10,7 @@
 #include <string.h>
 
 /* [(qualname, file, line), ...] of a live suspended coroutine, outermost first. */
-static PyObject *live_frames(PyObject *root)
+PyObject *core_live_frames(PyObject *root)
 {
     PyObject *list = PyList_New(0), *o = Py_NewRef(root);
     while (list != NULL && o != NULL) {
@@ -48,7 +48,7 @@ void core_dump_homes(struct core_proc *s)
         if (h == NULL || h->root == NULL)
             continue;
         struct shm_g *g = core_g(s, h->g);
-        PyObject *frames = live_frames(h->root);
+        PyObject *frames = core_live_frames(h->root);
         PyObject *note =
             frames ? Py_BuildValue("(NO)", frames, h->reason ? h->reason : Py_None) : NULL;
         core_enc_reset(&s->enc);
@@ -71,23 +71,30 @@ void core_home_note_free(struct core_proc *s, struct shm_g *g)
     shm_gcont_drop(s->c, g);
 }
 
-/* Asks the workers that have goroutines at home for their frames; waits for them, bounded. */
+/* A worker, or the M0 of a program that is watched from outside: its loop may be asked. */
+static bool asked(const CoreProg *prog, const struct shm_ctx *c, uint32_t i)
+{
+    uint32_t kind = load_acq(&c->mtab[i].kind); /* pairs with minit */
+    return &c->mtab[i] != c->m && (kind == SHM_M_WORKER || (kind == SHM_M_M0 && prog->watches));
+}
+
+/* Asks the Ms that have goroutines at home for their frames; waits for them, bounded. */
 static void ask_homes(CoreProg *prog, struct shm_ctx *c)
 {
-    struct shm_hdr *hdr = c->hdr;
+    uint32_t n = load_acq(&c->hdr->max_m); /* pairs with minit */
+    if (n > SHM_MAX_M)
+        n = SHM_MAX_M;
     if (core_proc_cur != NULL && core_proc_cur->prog == prog)
         core_dump_homes(core_proc_cur);
-    for (uint32_t i = 0; i < hdr->max_m; i++)
-        if (load_acq(&c->mtab[i].kind) == SHM_M_WORKER &&
-            &c->mtab[i] != c->m) {                   /* pairs with minit */
+    for (uint32_t i = 0; i < n; i++)
+        if (asked(prog, c, i)) {
             or_seq(&c->mtab[i].attn, SHM_ATTN_DUMP); /* seen before it sleeps: tag idle-dance */
             shm_notewakeup(&c->mtab[i].note);
         }
     uint64_t end = shm_now_ns() + 100000000;
-    for (uint32_t i = 0; i < hdr->max_m; i++)
-        while (load_acq(&c->mtab[i].kind) == SHM_M_WORKER && &c->mtab[i] != c->m && /* as above */
-               load_acq(&c->mtab[i].attn) & SHM_ATTN_DUMP &&
-               shm_now_ns() < end) { /* pairs with attend */
+    for (uint32_t i = 0; i < n; i++)
+        while (asked(prog, c, i) && shm_now_ns() < end &&
+               load_acq(&c->mtab[i].attn) & SHM_ATTN_DUMP) { /* pairs with attend */
             _Atomic uint32_t never = 0;
             Py_BEGIN_ALLOW_THREADS
                 shm_futex_wait(&never, 0, 200000);
@@ -150,6 +157,8 @@ static PyObject *mod_goroutines(PyObject *mod, PyObject *args)
     ask_homes(prog, c);
     PyObject *list = PyList_New(0);
     uint64_t n = load_acq(&c->hdr->g_next); /* pairs with the add of shm_gnew */
+    if (n > load_acq(&c->hdr->g_committed)) /* pages first; a watcher trusts neither */
+        n = load_acq(&c->hdr->g_committed);
     uint32_t now_ms = (uint32_t)((shm_now_ns() - c->hdr->start_ns) / 1000000);
     for (uint64_t i = 1; list != NULL && i < n; i++) {
         struct shm_g *g = &c->gtab[i];

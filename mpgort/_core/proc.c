@@ -491,6 +491,8 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
         return GO_ON;
     }
     own_add(&c->m->st.parks, 1); /* owner only */
+    if (shm_tracing(c))
+        core_trace_stack(c, how == CORE_AT_HOME ? s->curhome->root : root, pk);
     int r = SHM_PARKED;
     s->curg = 0;
     struct core_home *home = s->curhome;

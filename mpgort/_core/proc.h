@@ -288,6 +288,9 @@ PyObject *core_park_forever(unsigned reason);
 
 /* dump.c: leaves the frames of this M's home goroutines where a dump finds them; frees one's. */
 void core_dump_homes(struct core_proc *s);
+PyObject *core_live_frames(PyObject *root);
+/* trace.c: the next event of this M has the stack of root, which is about to park in pk. */
+void core_trace_stack(struct shm_ctx *c, PyObject *root, CorePark *pk);
 void core_home_note_free(struct core_proc *s, struct shm_g *g);
 
 /* chan.c, for select: which operation of which channel this bound method is. PK_SEND, PK_RECV,
@@ -314,5 +317,6 @@ int core_pool_init(PyObject *mod);
 int core_buffer_init(PyObject *mod);
 void core_unexport(CoreProg *prog); /* prog.c: a buffer of its mapping is gone */
 int core_dump_init(PyObject *mod);
+int core_trace_init(PyObject *mod);
 
 #endif

@@ -149,6 +149,8 @@ struct shm_ctx *core_ctx(CoreProg *prog)
     }
     if (core_proc_cur != NULL && core_proc_cur->prog == prog && prog->loop_thread != 0)
         return &prog->loop;
+    if (prog->watches)
+        return &prog->loop;
     if (!prog->aux_on) {
         shm_ctx_copy(&prog->aux, &prog->loop);
         int r = shm_minit(&prog->aux, SHM_M_AUX);
@@ -295,8 +297,8 @@ PyDoc_STRVAR(attach_doc, "attach(fd)\n--\n\nMaps an existing segment and takes f
                          "BadSegment if it is not one.");
 static PyObject *prog_attach(PyObject *cls, PyObject *args)
 {
-    int fd;
-    if (!PyArg_ParseTuple(args, "i", &fd))
+    int fd, watches = 0;
+    if (!PyArg_ParseTuple(args, "i|p", &fd, &watches))
         return NULL;
     CoreProg *p = prog_new((PyTypeObject *)cls);
     if (p == NULL)
@@ -308,6 +310,7 @@ static PyObject *prog_attach(PyObject *cls, PyObject *args)
         return NULL;
     }
     p->attached = true;
+    p->watches = watches;
     return (PyObject *)p;
 }
 
@@ -732,6 +735,17 @@ fail:
     return NULL;
 }
 
+PyDoc_STRVAR(reason_text_doc, "reason_text(reason)\n--\n\nThe text of a wait reason's number.");
+static PyObject *prog_reason_text(CoreProg *p, PyObject *o)
+{
+    struct shm_ctx *c = core_ctx(p);
+    unsigned long n = PyLong_AsUnsignedLong(o);
+    if (c == NULL || PyErr_Occurred())
+        return NULL;
+    const char *text = shm_reason_text(c, (unsigned)n);
+    return PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
+}
+
 PyDoc_STRVAR(schedtrace_doc, "schedtrace()\n--\n\nGo's SCHED line of the program now.");
 static PyObject *prog_schedtrace(CoreProg *p, PyObject *noargs)
 {
@@ -902,6 +916,7 @@ static PyMethodDef prog_methods[] = {
     METHOD(slots, METH_NOARGS),
     METHOD(stats, METH_NOARGS),
     METHOD(schedtrace, METH_NOARGS),
+    METHOD(reason_text, METH_O),
     METHOD(check, METH_VARARGS),
     METHOD(layout, METH_NOARGS | METH_STATIC),
     METHOD(view, METH_NOARGS),

@@ -264,8 +264,11 @@ static uint64_t wait_begin(struct shm_ctx *c, shm_gref gr, unsigned reason)
 /* Takes a parked G back to running on this M, if nobody has readied it. */
 static bool take_back(struct shm_ctx *c, shm_gref gr, uint64_t epoch)
 {
-    bool mine = shm_wait_abort(c, gr, epoch, 1) && shm_casgstatus(c, gr, Gwaiting, Grunnable) &&
-                shm_execute(c, gr, true);
+    if (!shm_wait_abort(c, gr, epoch, 1))
+        return false;
+    if (shm_tracing(c))
+        shm_trace(c, SHM_TR_UNPARK, shm_g(c, gr)->goid, shm_g(c, gr)->reason, 0);
+    bool mine = shm_casgstatus(c, gr, Gwaiting, Grunnable) && shm_execute(c, gr, true);
     if (mine)
         store_rel(&c->m->inflight[SHM_IF_READY], 0); /* own word: curg names it */
     return mine;
@@ -325,7 +328,7 @@ static PyObject *mod_gopark(PyObject *mod, PyObject *args, PyObject *kw)
                      Py_TYPE(unlockf)->tp_name);
         return NULL;
     }
-    PyObject *t = PyTuple_Pack(3, unlockf, lock, reason);
+    PyObject *t = Py_BuildValue("(OOOOi)", unlockf, lock, reason, trace_ev, traceskip);
     PyObject *pk = t ? core_park_for(PK_GOPARK, t) : NULL;
     Py_XDECREF(t);
     return pk;

@@ -404,3 +404,81 @@ def test_a_reason_shows_in_the_deadlock_text_with_function_and_line(run: Any) ->
     assert "goroutine 1 [join]:" in text
     assert "[waiting for my thing]:" in text
     assert "park_for_ever(...)\n\t" + __file__ in text
+
+
+# ---- trace -----------------------------------------------------------------------------------
+
+
+async def traced_park(unlocks: bool) -> list[runtime.TraceEvent]:
+    runtime.trace_start()
+    await runtime.gopark(
+        lambda g, lock: lock and runtime.goready(g) is None,
+        unlocks,
+        runtime.WaitReason.CHAN_RECEIVE,
+        trace_ev="mine",
+    )
+    return runtime.trace_stop()
+
+
+@pytest.mark.parametrize("unlocks", [True, False])
+def test_a_trace_has_the_park_before_the_unpark_and_its_stack(run: Any, unlocks: bool) -> None:
+    """Go proc.go park_m: traceGoPark before the status changes; a park undone by unlockf records
+    the unpark."""
+    events = run(traced_park, unlocks)
+    mine = [e for e in events if e.goid == 1]
+    assert [e.event for e in mine] == ["GoPark", "GoUnpark", "GoStart"]
+    park = mine[0]
+    assert (park.reason, park.name) == ("chan receive", "mine")
+    assert [frame[0] for frame in park.stack] == ["traced_park"]
+    assert [e.time for e in events] == sorted(e.time for e in events)
+
+
+async def skip(n: int) -> tuple[str, ...]:
+    async def inner() -> None:
+        await runtime.gopark(
+            lambda g, lock: False, None, runtime.WaitReason.CHAN_RECEIVE, traceskip=n
+        )
+
+    runtime.trace_start()
+    await inner()
+    park = next(e for e in runtime.trace_stop() if e.event == "GoPark")
+    return tuple(frame[0].split(".")[-1] for frame in park.stack)
+
+
+@pytest.mark.parametrize(("n", "names"), [(0, ("inner", "skip")), (1, ("skip",)), (2, ()), (9, ())])
+def test_traceskip_leaves_out_the_innermost_frames(n: int, names: tuple[str, ...]) -> None:
+    assert mpgort.run(skip, n, procs=0) == names
+
+
+async def trace_across(n: int) -> list[runtime.TraceEvent]:
+    there, back = mpgort.chan(), mpgort.chan()
+
+    async def echo() -> None:
+        async for ball in there:
+            await back.send(ball)
+
+    runtime.trace_start()
+    mpgort.go(echo)
+    for i in range(n):
+        await there.send(i)
+        await back.recv()
+    there.close()
+    return runtime.trace_stop()
+
+
+def test_a_trace_of_two_ms_is_one_story_per_goroutine(run: Any) -> None:
+    """Go trace_test.go: whatever the interleaving, each goroutine's events follow its life."""
+    follows = {
+        "GoCreate": {"GoStart"},
+        "GoStart": {"GoPark", "GoSched", "GoPreempt", "GoEnd"},
+        "GoPark": {"GoUnpark"},
+        "GoUnpark": {"GoStart"},
+        "GoSched": {"GoStart"},
+        "GoPreempt": {"GoStart"},
+        "GoEnd": set(),
+    }
+    events = run(trace_across, 200)
+    for goid in {e.goid for e in events}:
+        story = [e.event for e in events if e.goid == goid]
+        for event, after in zip(story, story[1:], strict=False):
+            assert after in follows[event], (goid, event, after)

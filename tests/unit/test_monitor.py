@@ -1,0 +1,163 @@
+"""ps, top, stack and trace of a running program: seen from another process, nobody stopped."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Programs, wait_until
+
+from mpgort import _core, _monitor, _trace
+from mpgort._errors import BadSegment
+
+WAITING = """
+    import mpgort
+    from mpgort import chan, go
+
+    async def stuck(ch):
+        await ch.recv()
+
+    async def pinned(ch):
+        with open("/dev/null"):
+            await ch.recv()
+
+    async def main():
+        ch = chan()
+        for _ in range(3):
+            go(stuck, ch)
+        go(pinned, ch)
+        print("up", flush=True)
+        await mpgort.sleep(100)
+
+    if __name__ == "__main__":
+        mpgort.run(main, procs=2, name="waiting")
+"""
+
+
+@pytest.fixture
+def waiting(program: Programs) -> Any:
+    p = program.start(WAITING)
+    assert p.line() == "up"
+    seen = _monitor.choose(str(p.pid))
+    wait_until(
+        "four goroutines wait",
+        lambda: _monitor.view(seen.prog, p.pid).waiting["chan receive"] == 4,
+    )
+    yield seen
+    seen.prog.detach()
+    p.end()
+    p.popen.communicate()
+
+
+def mpgort(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mpgort", *args], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_view_counts_the_goroutines_by_what_they_wait_for(waiting: _monitor.Seen) -> None:
+    v = _monitor.view(waiting.prog, waiting.view.pid)
+    assert (v.name, v.procs, v.goroutines, v.running, v.runnable) == ("waiting", 2, 5, 0, 0)
+    assert v.waiting == {"chan receive": 4, "sleep": 1}
+    assert sorted(m.kind for m in v.ms) == ["M0", "keeper", "worker", "worker"]
+
+
+def test_a_watcher_takes_no_m_slot(waiting: _monitor.Seen) -> None:
+    before = waiting.prog.slots()
+    _core.goroutines(waiting.prog)
+    waiting.prog.stats()
+    assert waiting.prog.slots() == before
+
+
+def test_ps_lists_the_program_and_stack_prints_its_goroutines(waiting: _monitor.Seen) -> None:
+    pid = str(waiting.view.pid)
+    assert [pid, "2", "5"] in [line.split()[:3] for line in mpgort("ps").stdout.splitlines()]
+    done = mpgort("stack", pid)
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "goroutine 1 [sleep]:\nmain(...)\n",
+        "goroutine 3 [chan receive]:\nstuck(...)\n",
+        "goroutine 5 [chan receive, pinned: ",
+        "pinned(...)\n",
+    ):
+        assert text in done.stdout, done.stdout
+    assert done.stdout.count("stuck(...)") == 3
+
+
+def test_top_shows_each_m_and_what_its_counters_grew_by(waiting: _monitor.Seen) -> None:
+    done = mpgort("top", str(waiting.view.pid), "--count", "2", "--interval", "0.1")
+    assert done.returncode == 0, done.stderr
+    assert "5 goroutines, 0 running, 0 runnable" in done.stdout
+    assert "waiting: 4 chan receive, 1 sleep" in done.stdout
+    assert done.stdout.count("worker") == 2
+
+
+def test_a_program_that_does_not_run_is_named_with_those_that_do(waiting: _monitor.Seen) -> None:
+    for command in (["stack", "nosuch"], ["top", "nosuch"], ["trace", "nosuch", "-o", "x.json"]):
+        done = mpgort(*command)
+        assert done.returncode == 2
+        assert "no program nosuch runs; there are " in done.stderr
+        assert f"{waiting.view.pid} (waiting)" in done.stderr
+
+
+def test_a_segment_that_is_none_is_refused(tmp_path: Path) -> None:
+    for size in (0, 100, 1 << 16):
+        path = tmp_path / str(size)
+        path.write_bytes(os.urandom(size))
+        fd = os.open(path, os.O_RDWR)
+        with pytest.raises(BadSegment):
+            _core.Program.attach(fd, True)
+        os.close(fd)
+
+
+# ---- trace -----------------------------------------------------------------------------------
+
+PINGPONG = """
+    from mpgort import chan, go
+
+    async def pong(there, back):
+        async for ball in there:
+            await back.send(ball)
+
+    async def main(n):
+        there, back = chan(), chan()
+        go(pong, there, back)
+        for i in range(int(n)):
+            await there.send(i)
+            await back.recv()
+        there.close()
+"""
+
+
+def test_trace_runs_a_file_and_writes_what_perfetto_reads(tmp_path: Path) -> None:
+    import textwrap
+
+    path, out = tmp_path / "pingpong.py", tmp_path / "out.json"
+    path.write_text(textwrap.dedent(PINGPONG))
+    done = mpgort("trace", str(path), "20", "-o", str(out), "--procs", "1")
+    assert done.returncode == 0, done.stderr
+    events = json.loads(out.read_text())["traceEvents"]
+    slices = [e for e in events if e["ph"] == "X"]
+    assert {e["args"]["goroutine"] for e in slices} == {1, 2}
+    assert any("pong" in e["name"] for e in slices)
+    assert all(e["dur"] >= 0 for e in slices)
+    assert any(e["args"].get("reason") == "chan receive" for e in slices)
+    starts = {e["id"] for e in events if e["ph"] == "s"}
+    ends = [e["id"] for e in events if e["ph"] == "f"]
+    assert ends and set(ends) <= starts and len(ends) == len(set(ends))
+
+
+def test_trace_records_a_running_program_and_gives_its_slot_back(waiting: _monitor.Seen) -> None:
+    prog = waiting.running.attach(watches=False)
+    _trace.start(prog)
+    with pytest.raises(RuntimeError, match="tracing is on already"):
+        _trace.start(prog)
+    _trace.stop(prog)
+    with pytest.raises(RuntimeError, match="tracing is not on"):
+        _trace.stop(prog)
+    prog.mexit()
+    assert not [pid for _, kind, pid, _ in waiting.prog.slots() if pid == os.getpid()]
+    prog.detach()
