@@ -1,6 +1,7 @@
 """The command `mpgort`: one function per command, each returning the exit status.
 
-  mpgort run FILE [ARG...]      calls main(*ARG) of FILE as goroutine 1
+  mpgort run FILE [ARG...]      calls main(*ARG) of FILE as goroutine 1; a panic or deadlock is
+                                printed as Go does, with status 2
   mpgort demo [NAME] [option]   shows what the runtime does, and checks the result
   mpgort ps                     the programs that run now
   mpgort top [PROGRAM]          what the Ms of one do, again every second
@@ -74,6 +75,12 @@ def execute(file: str, argv: list[str], procs: int | None, wrap: Wrap | None = N
         if not callable(main):
             return complain(f"{path} has no function main: write `async def main(...)` in it")
         mpgort.run(main if wrap is None else wrap(main), *argv, procs=procs)
+    except mpgort.GoroutinePanic as e:
+        print(e, file=sys.stderr)
+        return 2
+    except mpgort.Deadlock as e:
+        print(f"fatal error: {e}", file=sys.stderr)
+        return 2
     except Exception as e:
         traceback.print_exception(e.with_traceback(below(e.__traceback__)))
         return 1

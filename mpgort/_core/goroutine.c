@@ -55,10 +55,21 @@ static PyObject *join_result(CoreProg *prog, shm_off off)
 static int join_try(CorePark *pk, PyObject **result)
 {
     CoreHandle *h = (CoreHandle *)pk->a;
-    if (core_try_begin(h->prog) == NULL)
+    struct core_proc *s = core_try_begin(h->prog);
+    if (s == NULL)
         return -1;
     if (load_acq(&join_of(h)->state) == SHM_J_PENDING) /* pairs as in join_exception() */
         return 0;
+    if (core_preempt_due(s)) { /* as core_try_done(): the result is found by the wait's object */
+        struct shm_g *g = core_g(s, s->curg);
+        shm_obj_ref(s->c, h->off);
+        g->value.tag = SHM_VAL_NONE;
+        g->ok = 1;
+        g->waitobj = h->off;
+        g->waitkind = SHM_OBJ_JOIN;
+        s->inhand = true;
+        return 0;
+    }
     *result = join_result(h->prog, h->off);
     return *result != NULL ? 1 : -1;
 }

@@ -485,6 +485,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
         if (inhand) {
             shm_val_drop(c, &g->value);
             g->value.tag = SHM_VAL_NONE;
+            core_wait_end(c, g);
         } else {
             core_park_drop(c, pk);
         }

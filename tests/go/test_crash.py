@@ -13,7 +13,7 @@ import mpgort
 from mpgort import Chan, Deadlock, GoroutinePanic, chan, go, goexit, goid, gosched, sleep, spawn
 
 
-@pytest.fixture(params=[1, 3], ids=["procs=1", "procs=3"])
+@pytest.fixture(params=[0, 1, 3], ids=lambda n: f"procs={n}")
 def procs(request: pytest.FixtureRequest) -> int:
     return request.param
 

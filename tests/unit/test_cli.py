@@ -108,7 +108,7 @@ async def main():
     assert "cli.py" not in done.stderr
 
 
-def test_run_shows_a_panic_with_its_goroutine_and_ends_with_1(tmp_path: Path) -> None:
+def test_run_shows_a_panic_with_its_goroutine_and_ends_with_2(tmp_path: Path) -> None:
     source = """
 from mpgort import chan, go
 
@@ -120,8 +120,8 @@ async def main():
     await chan().recv()
 """
     done = mpgort("run", program(tmp_path, source))
-    assert done.returncode == 1
-    assert "GoroutinePanic" in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.startswith("panic: LookupError: lost\n\ngoroutine 2 [running]:\n")
     assert "LookupError: lost" in done.stderr
     assert "in bad" in done.stderr
 
