@@ -11,16 +11,19 @@ the executor's own tests once more with forkserver and spawn. 3.13 ships them; t
 |                         |     | child, .._defaults_to_spawn_context: look into _processes     |
 |                         |     | python_finalization_error: mocks a thread that is not started |
 |                         |     | max_workers_too_large: Windows                                |
-| ProcessPoolShutdownTest | all but 4 | processes_terminate, context_manager_shutdown,          |
+| ProcessPoolShutdownTest | all but 5 | processes_terminate, context_manager_shutdown,          |
 |                         |     | del_shutdown, shutdown_no_wait: look into _processes; what    |
-|                         |     | they hold is held by test_executor.py                         |
+|                         |     | they hold is held by test_executor.py. cancel_futures: wants  |
+|                         |     | some to have begun, which cancelling is too quick for         |
 | InitializerMixin        | all |                                                               |
 | FailingInitializerMixin | 0   | reads the log that a child of theirs writes; test_executor.py |
 | AsCompletedTests        | all |                                                               |
 | WaitTests               | all |                                                               |
-| ExecutorDeadlockTest    | all but 2 | a dead worker is MDied, not BrokenProcessPool (replaced |
+| ExecutorDeadlockTest    | all but 6 | a dead worker is MDied, not BrokenProcessPool (replaced |
 |                         |     | in the module). shutdown_deadlock_pickle, gh105829: mock a    |
-|                         |     | thread and a pipe that are not there                          |
+|                         |     | thread and a pipe that are not there. (error|exit)_at_task_   |
+|                         |     | unpickle, .._during_result_unpickle_..: they want a broken    |
+|                         |     | pool; here the error is that future's own (test_executor.py)  |
 
 test_shutdown starts programs that import the executor from concurrent.futures; they are told where
 ours is."""
@@ -94,8 +97,15 @@ TestExecutorForkserver = case(
 TestExecutorSpawn = case(test_process_pool.ProcessPoolExecutorTest, Spawn, without=INTERNALS)
 TestShutdown = case(
     test_shutdown.ProcessPoolShutdownTest,
-    without="processes_terminate context_manager_shutdown del_shutdown shutdown_no_wait",
+    without="processes_terminate context_manager_shutdown del_shutdown shutdown_no_wait "
+    "cancel_futures",
 )
 TestInit = case(test_init.InitializerMixin)
 TestAsCompleted = case(test_as_completed.AsCompletedTests)
 TestWait = case(test_wait.WaitTests)
+TestDeadlock = case(
+    test_deadlock.ExecutorDeadlockTest,
+    without="shutdown_deadlock_pickle gh105829_should_not_deadlock_if_wakeup_pipe_full "
+    "error_at_task_unpickle exit_at_task_unpickle "
+    "error_during_result_unpickle_in_result_handler exit_during_result_unpickle_in_result_handler",
+)
