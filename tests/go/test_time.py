@@ -680,3 +680,32 @@ async def leaks() -> tuple[int, int]:
 def test_timers_and_contexts_leave_no_block_behind(run: Run) -> None:
     first, then = run(leaks)
     assert then <= first + ROOM
+
+
+# ---- fewer processors ------------------------------------------------------------------------
+
+
+async def set_timers(out: Chan[Any]) -> None:
+    ctx, _ = context.with_timeout(context.background(), 0.05)
+    fired: Chan[bool] = chan(1)
+    after_func(0.05, send_true, fired)
+    await out.send((after(0.05), ctx, fired))
+
+
+async def shrink() -> list[object]:
+    out: Chan[Any] = chan()
+    for _ in range(8):
+        go(set_timers, out)
+    timers = [await out.recv() for _ in range(8)]
+    mpgort.gomaxprocs(1)
+    got: list[object] = []
+    for c, ctx, fired in timers:
+        await c.recv()
+        await ctx.done().recv()
+        got.append((await fired.recv(), ctx.err() == context.DEADLINE_EXCEEDED))
+    return got
+
+
+@pytest.mark.parametrize("procs", [1, 2, 4])
+def test_timers_of_a_processor_that_is_taken_away_fire(procs: int) -> None:
+    assert mpgort.run(shrink, procs=procs) == [(True, True)] * 8
