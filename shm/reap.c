@@ -16,7 +16,8 @@
  *             3 its P is given back as it is: ring, runnext and timers wait there for another M,
  *               thieves, whoever runs due timers
  *             4 g slots in transit go to their magazine
- *             5 the Gs that ran or lived there end: SHM_J_DIED to their joins, a panic under go
+ *             5 the Gs that ran or lived there end: SHM_J_DIED to their joins, a panic under go; the
+ *               locks they held are dead (sema.c)
  *             6 handles, free g slots, blocks not published
  *             7 the slot is free; everybody looks around once, since a wake may have gone to a corpse
  *
@@ -543,6 +544,7 @@ static void end_g(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool ran)
 {
     struct shm_g *g = shm_g(c, r);
     drop_parts(c, dead, r, ran);
+    shm_sema_reap(c, g->goid); /* before anybody can know that it has ended */
     if (g->flags & SHM_GF_GO)
         panic(c, g, dead);
     if (g->obj) {
@@ -627,6 +629,7 @@ void shm_reap(struct shm_ctx *c, struct shm_m *dead, int32_t wait_status)
     if (shm_readgstatus(c, load_acq(&dead->curg)) == Gdead)
         settle_slot(c, dead, &dead->curg);
     end_gs(c, dead);
+    shm_sema_reap(c, 0); /* what it was about to let on, and who stood behind those that ended */
     if (load_acq(&h->shutdown)) /* pairs with who ends the program */
         return;
     shm_handle_reap(c, dead);

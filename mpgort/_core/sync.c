@@ -237,19 +237,34 @@ static const char *give_back(CoreHandle *h, struct shm_ctx *c, int *r)
     }
 }
 
+/* `async with` does not leave with what it entered with: a Cond's wait inside could not get the mutex
+ * back, since a holder had died. Whose it is now is none of its business. */
+static bool not_mine(CoreHandle *h, uint64_t goid)
+{
+    uint64_t w = load_acq(&sema_of(h)->word); /* if it is mine, nobody but me changes that */
+    return (h->kind == HANDLE_MUTEX || h->kind == HANDLE_WRITER) &&
+           (w & ~SHM_SY_SLOW) != (goid << 8 | SHM_SY_LOCKED);
+}
+
 static int exit_try(CorePark *pk, PyObject **result)
 {
     CoreHandle *h = (CoreHandle *)pk->a;
     struct core_proc *s = core_try_begin(h->prog);
-    int r;
     if (s == NULL)
         return -1;
-    const char *misuse = give_back(h, s->c, &r);
+    struct shm_g *g = core_g(s, s->curg);
+    const char *misuse = "sync: unlock of unlocked mutex";
+    bool raises = pk->u[0];
+    int r = SHM_EAGAIN;
+    if (!not_mine(h, g->goid))
+        misuse = give_back(h, s->c, &r);
+    else if (raises)
+        r = SHM_OK;
     if (r != SHM_OK) {
         outcome(h, r, misuse);
         return -1;
     }
-    put_done(core_g(s, s->curg), SHM_OK, 0);
+    put_done(g, SHM_OK, 0);
     return core_try_done(s, pk, result);
 }
 
@@ -330,7 +345,7 @@ static PyObject *mutex_lock(PyObject *h, PyObject *_)
 
 static PyObject *any_exit(PyObject *h, PyObject *const *args, Py_ssize_t n)
 {
-    return core_park_for(PK_EXIT, h);
+    return request(PK_EXIT, h, n > 0 && args[0] != Py_None, 0);
 }
 
 static PyObject *unlock_now(CoreHandle *h, PyObject *_)
@@ -796,9 +811,9 @@ static PyMethodDef once_methods[] = {
 static PyMethodDef cond_methods[] = {
     M("wait", cond_wait, METH_NOARGS,
       "wait()\n--\n\nAwaitable: gives its lock back, waits for signal or broadcast, and locks "
-      "again.\n\nNever wakes by itself. Cancelled, it has the lock when Cancelled is raised. "
-      "Source: "
-      "Go Cond.Wait."),
+      "again.\n\nNever wakes by itself. Cancelled, it has the lock when Cancelled is raised; not "
+      "so "
+      "with OwnerDied.\nSource: Go Cond.Wait."),
     M("signal", cond_signal, METH_NOARGS,
       "signal()\n--\n\nWakes the one that has waited longest, if any."),
     M("broadcast", cond_broadcast, METH_NOARGS, "broadcast()\n--\n\nWakes all who wait now."),

@@ -369,6 +369,44 @@ def test_when_its_holder_is_killed_everybody_is_told_until_recover(run: Run, kin
     ]
 
 
+async def lock_and_signal(c: sync.Cond, held: Chan[bool]) -> None:
+    async with c.lock:
+        c.signal()
+        await held.send(True)
+        await chan().recv()
+
+
+async def waits_inside(c: sync.Cond, catch: bool) -> str:
+    async with c.lock:
+        try:
+            await c.wait()
+        except mpgort.OwnerDied:
+            if not catch:
+                raise
+    return "locked"
+
+
+async def dead_in_wait(catch: bool) -> list[str]:
+    c, held = sync.Cond(sync.Mutex()), chan()
+    w = spawn(waits_inside, c, catch)
+    await parked("sync.Cond.Wait", w)
+    h = spawn(lock_and_signal, c, held)
+    await held.recv()
+    await parked("sync.Mutex.Lock", w)
+    h.kill()
+    try:
+        got = [str(await w)]
+    except SyncError as e:
+        got = [type(e).__name__]
+    c.lock.recover()
+    return [*got, str(c.lock.try_lock())]
+
+
+@pytest.mark.parametrize("catch", [False, True])
+def test_a_wait_that_cannot_get_its_mutex_back_unlocks_nobody_elses(run: Run, catch: bool) -> None:
+    assert run(dead_in_wait, catch) == ["SyncError" if catch else "OwnerDied", "True"]
+
+
 async def once_killed() -> list[Any]:
     once, held, ran = sync.Once(), chan(), sync.AtomicInt()
 
