@@ -1,5 +1,5 @@
 /* Tests of context.c: children first, once, by whoever, and after a death on the way. */
-#include "bury.h"
+#include "gs.h"
 
 #define SEC 1000000000ULL
 
@@ -328,9 +328,8 @@ static bool die_at(const char *point, uint32_t nth, bool fire)
     int status = h_wait(h_fork(cancel_and_die, 0, v));
     bool died = WIFSIGNALED(status);
     CHECK(died || status == 0);
-    uint32_t m1 = 2; /* the child's: the first after this M's */
     if (died)
-        bury(&c, &c.mtab[m1 - 1]);
+        shm_reap(&c, &c.mtab[1], SIGKILL);
     unsigned all = state(&c, v->x[0]);
     for (int i = 0; i < 6; i++)
         CHECK((state(&c, v->x[i]) == SHM_CTX_LIVE) == (all == SHM_CTX_LIVE));

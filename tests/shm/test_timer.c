@@ -1,5 +1,5 @@
 /* Tests of timer.c: order, once, not before its time, cancelled in time. */
-#include "bury.h"
+#include "gs.h"
 
 #define SEC 1000000000ULL
 
@@ -555,11 +555,12 @@ static void test_every_arming_ends_in_one_value_or_one_stop(void)
 /* ---- a death on the way ---------------------------------------------------------------------- */
 
 static const char *const points[] = {
-    "undo.noted",           "undo.counted",       "undo.stored",        "undo.commit",
-    "undo.committed",       "sudog.named",        "sudog.claimed",      "ticker.fire.claimed",
-    "ticker.fire.sent",     "ticker.set",         "timer.due.out",      "timer.born.linked",
-    "timer.born.waiting",   "timer.born.armed",   "g.wait.arm",         "sched.ready.named",
-    "sched.ready.runnable", "sched.ready.queued", "sched.abort.claimed"};
+    "undo.noted",         "undo.counted",       "undo.stored",       "undo.commit",
+    "undo.committed",     "sudog.named",        "sudog.claimed",     "ticker.fire.claimed",
+    "ticker.fire.sent",   "ticker.set",         "timer.due.out",     "timer.born.named",
+    "g.new.named",        "g.new.taken",        "timer.born.linked", "timer.born.waiting",
+    "timer.born.armed",   "g.wait.arm",         "sched.ready.named", "sched.ready.runnable",
+    "sched.ready.queued", "sched.abort.claimed"};
 
 struct victim {
     const char *point;
@@ -644,7 +645,7 @@ static bool die_at(int what, const char *point, uint32_t nth, uint32_t with)
     bool died = WIFSIGNALED(status);
     CHECK(died || status == 0);
     if (died)
-        bury(&c, &c.mtab[1]);
+        shm_reap(&c, &c.mtab[1], SIGKILL);
     CHECK_SEGMENT(&c);
     if (what == FIRE) {
         run_until(&c, v->t0);
