@@ -229,6 +229,19 @@ struct memo_entry *enc_find(struct enc *E, PyObject *o)
     }
 }
 
+int enc_note(struct enc *E, PyObject *o, uint8_t flags)
+{
+    if (unlikely(E->n_memo == E->memo_cap) && memo_grow(E) < 0)
+        return -1;
+    uint32_t h = hash_address(o), i = E->n_memo++;
+    while (E->table[h & E->table_mask].epoch == E->table_epoch)
+        h++;
+    E->table[h & E->table_mask].epoch = E->table_epoch;
+    E->table[h & E->table_mask].index = i;
+    E->memo[i] = (struct memo_entry){o, 0, 0, E->cur_frame, E->cur_slot, flags};
+    return 0;
+}
+
 int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at)
 {
     uint32_t h = hash_address(o);
@@ -249,18 +262,17 @@ int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *a
         }
         h++;
     }
+    *at = E->n_memo;
     if (unlikely(E->n_memo == E->memo_cap)) {
-        if (memo_grow(E) < 0)
+        if (enc_note(E, o, flags) < 0)
             return MET_FAILED;
-        h = hash_address(o);
-        while (E->table[h & E->table_mask].epoch == E->table_epoch)
-            h++;
+        E->memo[*at].visits = 1;
+        return MET_FIRST;
     }
-    uint32_t i = E->n_memo++;
+    E->n_memo++;
     E->table[h & E->table_mask].epoch = E->table_epoch;
-    E->table[h & E->table_mask].index = i;
-    E->memo[i] = (struct memo_entry){o, 1, E->cur_frame, E->cur_slot, flags};
-    *at = i;
+    E->table[h & E->table_mask].index = *at;
+    E->memo[*at] = (struct memo_entry){o, 1, 0, E->cur_frame, E->cur_slot, flags};
     return MET_FIRST;
 }
 
@@ -532,6 +544,7 @@ void enc_give(struct enc *E)
     Py_CLEAR(E->by_pickle);
     Py_CLEAR(E->ghosts);
     Py_CLEAR(E->pickled);
+    Py_CLEAR(E->inner);
     Py_CLEAR(E->cause);
     E->next = enc_free;
     enc_free = E;
@@ -545,6 +558,7 @@ static void enc_begin(struct enc *E, size_t from)
     E->depth = 0;
     E->mutables = E->n_memo = E->n_gens = 0;
     Py_CLEAR(E->pickled);
+    Py_CLEAR(E->inner);
     Py_CLEAR(E->ghosts);
     E->cur_frame = 0;
     E->cur_slot = 0;
@@ -583,16 +597,20 @@ static PyObject *enc_function_of_cell(struct enc *E, PyObject *cell)
     return NULL;
 }
 
-/* INV unobservable: everything mutable in the blob is referred to from within it alone. */
+/* INV unobservable: everything mutable in the blob is referred to from within it alone. After the
+ * pickle, for what refers to what inside of it is known only then. The list of what was pickled counts
+ * as one of the places where the pickler met its objects. */
 static int check_closed(struct enc *E)
 {
     for (uint32_t i = 0; i < E->n_memo; i++) {
         struct memo_entry *m = &E->memo[i];
         if (likely(!(m->flags & MEMO_CHECK)) ||
-            likely(Py_REFCNT(m->o) <= m->visits + ((m->flags & MEMO_PICKLED) != 0)) ||
+            likely(Py_REFCNT(m->o) <= m->visits + m->inner + ((m->flags & MEMO_INNER) != 0)) ||
             is_immortal(m->o) || m->o == E->root)
             continue;
-        if (Py_REFCNT(m->o) <= m->visits + enc_ghost_refs(E, m->o))
+        if (Py_REFCNT(m->o) <= m->visits + m->inner + enc_ghost_refs(E, m->o))
+            continue;
+        if (m->inner > 0 && Py_REFCNT(m->o) <= m->visits + 1 + enc_inner_refs(E, m->o))
             continue;
         PyObject *named = PyCell_Check(m->o) ? enc_function_of_cell(E, m->o) : m->o;
         if (named != NULL && !gen_is(named) && !(m->flags & MEMO_UNNAMED && named == m->o)) {
@@ -636,9 +654,9 @@ int enc_run(struct enc *E, PyObject *root, uint8_t magic)
         }
         if (p != NULL && E->moving && !E->park_met)
             p = enc_refuse(E, "the goroutine does not stand at the park it was asked about");
-        if (p != NULL && E->moving && check_closed(E) != ENC_OK)
-            p = NULL;
         if (p != NULL && E->pickled != NULL && enc_pickle_all(E, &p) != ENC_OK)
+            p = NULL;
+        if (p != NULL && E->moving && check_closed(E) != ENC_OK)
             p = NULL;
         if (p != NULL && out->budget != SIZE_MAX && (size_t)(p - E->start) > out->budget)
             p = enc_heavy(E);

@@ -141,7 +141,8 @@ int core_code_init(PyObject *mod);
 
 struct memo_entry {
     PyObject *o;
-    Py_ssize_t visits; /* references met */
+    Py_ssize_t visits; /* references met by the tags */
+    Py_ssize_t inner;  /* references met by the pickler */
     uint32_t frame;    /* where it was first met: frame number and slot, for the reason */
     uint16_t slot;
     uint8_t flags;
@@ -150,6 +151,7 @@ enum {
     MEMO_CHECK = 1,   /* mutable, or leads to what is: references from outside pin */
     MEMO_OPEN = 2,    /* being written; cannot be referred to until complete */
     MEMO_PICKLED = 8, /* E->pickled has one more reference to it */
+    MEMO_INNER = 16,  /* met inside the pickle alone; E->inner has one more reference to it */
     MEMO_UNNAMED = 4, /* cannot go by the name of a variable: a cell, an iterator */
 };
 
@@ -175,7 +177,14 @@ struct enc {
     uint32_t n_gens, gens_cap;
     uint32_t cur_frame;
     uint16_t cur_slot;
-    PyObject *pickled;   /* list of the objects for the one pickle, or NULL */
+    PyObject *pickled; /* list of the objects for the one pickle, or NULL */
+    PyObject *inner;   /* list of the mutable objects met inside of those, or NULL */
+    Py_ssize_t n_top;  /* how many of `pickled` the pickler has come to */
+    struct pickled_at {
+        uint32_t frame;
+        uint16_t slot;
+    } *pickled_at; /* where each of `pickled` was met */
+    Py_ssize_t pickled_cap;
     Py_ssize_t refused;  /* number of the pickled object that is known to fail, or -1 */
     PyObject *by_pickle; /* set of addresses: objects that the pickle has to hold (a further try) */
     PyObject *ghosts;    /* list of dead frames met in tracebacks, or NULL */
@@ -237,6 +246,8 @@ uint8_t *enc_refuse(struct enc *E, const char *fmt, ...) __attribute__((format(p
 void enc_path(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 uint8_t *enc_dict_items(struct enc *E, uint8_t *p, PyObject *o);
 struct memo_entry *enc_find(struct enc *E, PyObject *o); /* NULL: not remembered */
+int enc_note(struct enc *E, PyObject *o, uint8_t flags); /* remembers it, without a tag */
+Py_ssize_t enc_inner_refs(struct enc *E, PyObject *o);   /* codec_pickle.c */
 bool enc_must_pickle(struct enc *E, PyObject *o);
 void enc_locate(struct enc *E, uint32_t frame, int slot);
 Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o); /* codec_exc.c */

@@ -9,8 +9,12 @@
  * `seen` takes it, and the pickle has the word as a persistent id, one for each time it is met, so
  * that unpickling takes over as many references as were written. A large buffer is one too (buffer.c).
  *
+ * In a move the check for sharing (codec.c) covers what is inside of the pickle as well: the pickler asks
+ * about an object once for each reference that it follows, and those are counted. What a module's variable
+ * holds goes by its name here too, as the negative of its number.
+ *
  * Pickling runs code of the user's. Meanwhile all frames of the graph are marked EXECUTING: nobody
- * can resume or close what is being encoded. The check for sharing with the outside is done before.
+ * can resume or close what is being encoded.
  *
  * A pickling error is found after the encoders have unwound. The path to the culprit is made by
  * encoding once more, with the object known to fail refused where it is met. */
@@ -20,7 +24,8 @@ static bool is_mutable(PyObject *o)
 {
     PyTypeObject *t = Py_TYPE(o);
     /* No hash, or hash by identity: its state counts. What hashes by value is immutable. */
-    return !PyType_Check(o) &&
+    return !PyType_Check(o) && !PyFunction_Check(o) && !PyModule_Check(o) && o != Py_Ellipsis &&
+           o != Py_NotImplemented &&
            (t->tp_hash == PyObject_HashNotImplemented || t->tp_hash == PyBaseObject_Type.tp_hash);
 }
 
@@ -64,11 +69,55 @@ uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o)
     Py_ssize_t n = PyList_GET_SIZE(E->pickled);
     if (n == E->refused)
         return enc_refuse(E, "%s", E->refusal);
+    if (n == E->pickled_cap) {
+        Py_ssize_t cap = n ? n * 2 : 8;
+        struct pickled_at *t = PyMem_Realloc(E->pickled_at, (size_t)cap * sizeof *t);
+        if (t == NULL) {
+            PyErr_NoMemory();
+            return enc_fail(E, ENC_ERROR);
+        }
+        E->pickled_at = t;
+        E->pickled_cap = cap;
+    }
+    E->pickled_at[n] = (struct pickled_at){E->cur_frame, E->cur_slot};
     if (PyList_Append(E->pickled, o) < 0)
         return enc_fail(E, ENC_ERROR);
     ROOM(1 + VARINT_MAX);
     *p++ = TAG_PICKLE | memo;
     return put_varint(p, (uint64_t)n);
+}
+
+/* References to o from what was pickled, counted by the collector's own means: a type's __reduce__ need
+ * not show each. What only one object of the pickle has is looked into. */
+struct inner_count {
+    PyObject *o;
+    Py_ssize_t n;
+    int depth;
+};
+
+static int visit_inner(PyObject *x, void *arg)
+{
+    struct inner_count *c = arg;
+    if (x == c->o) {
+        c->n++;
+    } else if (Py_REFCNT(x) == 1 && PyObject_IS_GC(x) && Py_TYPE(x)->tp_traverse != NULL &&
+               !PyType_Check(x) && c->depth < 20) {
+        c->depth++;
+        Py_TYPE(x)->tp_traverse(x, visit_inner, c);
+        c->depth--;
+    }
+    return 0;
+}
+
+Py_ssize_t enc_inner_refs(struct enc *E, PyObject *o)
+{
+    struct inner_count c = {o, 0, 0};
+    for (uint32_t i = 0; i < E->n_memo; i++) {
+        PyObject *x = E->memo[i].o;
+        if (E->memo[i].inner > 0 && PyObject_IS_GC(x) && Py_TYPE(x)->tp_traverse != NULL)
+            Py_TYPE(x)->tp_traverse(x, visit_inner, &c);
+    }
+    return c.n;
 }
 
 /* The pickler's persistent_id: asked about every object it meets. A handle's word, else None. */
@@ -90,6 +139,33 @@ static PyObject *seen(PyObject *capsule, PyObject *o)
         return id;
     }
     struct memo_entry *m = E != NULL ? enc_find(E, o) : NULL;
+    bool top = E != NULL && E->n_top < PyList_GET_SIZE(E->pickled) &&
+               o == PyList_GET_ITEM(E->pickled, E->n_top);
+    if (top)
+        E->n_top++;
+    if (E != NULL && E->moving && o != E->pickled && is_mutable(o)) {
+        uint32_t id = Py_REFCNT(o) > 1 ? variable_known(o) : 0;
+        if (id != 0) { /* a module's variable, as in the tags */
+            E->words = true;
+            return PyLong_FromLongLong(-(long long)id);
+        }
+        if (m == NULL) {
+            if ((E->inner == NULL && (E->inner = PyList_New(0)) == NULL) ||
+                PyList_Append(E->inner, o) < 0)
+                return NULL;
+            if (E->n_top > 0) {
+                E->cur_frame = E->pickled_at[E->n_top - 1].frame;
+                E->cur_slot = E->pickled_at[E->n_top - 1].slot;
+            }
+            if (enc_note(E, o, MEMO_CHECK | MEMO_INNER) < 0)
+                return NULL;
+            m = &E->memo[E->n_memo - 1];
+            m->visits = top; /* the tags met it, and saw that it needs no memo */
+        }
+        m->inner++;
+        if (m->flags & MEMO_INNER)
+            Py_RETURN_NONE;
+    }
     if (m != NULL && (m->flags & MEMO_CHECK) && !(m->flags & MEMO_PICKLED)) {
         if (E->moving && (gen_is(o) || (m->flags & MEMO_UNNAMED))) {
             PyErr_Format(PyExc_TypeError, "it shares a %.80s with the frame", Py_TYPE(o)->tp_name);
@@ -118,9 +194,13 @@ static PyMethodDef seen_dry_def = {"seen", seen_dry, METH_O, NULL};
 /* The unpickler's persistent_load. */
 static PyObject *unseen(PyObject *capsule, PyObject *o)
 {
-    struct core_words *W = PyCapsule_GetPointer(capsule, NULL);
+    struct core_words *W = capsule != Py_None ? PyCapsule_GetPointer(capsule, NULL) : NULL;
     if (PyTuple_CheckExact(o))
         return core_buffer_from_id(o, W);
+    int sign = PyLong_Check(o) ? _PyLong_Sign(o) : 0;
+    long long id = sign < 0 ? PyLong_AsLongLong(o) : 0;
+    if (id < 0 && id >= -(long long)UINT32_MAX && !PyErr_Occurred())
+        return global_by_id((uint32_t)-id);
     uint64_t word = PyLong_AsUnsignedLongLong(o);
     if (PyErr_Occurred())
         return NULL;
@@ -171,6 +251,7 @@ int enc_pickle_all(struct enc *E, uint8_t **pp)
                                          : 0;
     if (capsule == NULL || fn == NULL)
         return E->status = ENC_ERROR;
+    E->n_top = 0;
     int8_t states_few[32], *states = states_few;
     if (E->n_gens > 32 && (states = PyMem_Malloc(E->n_gens)) == NULL) {
         PyErr_NoMemory();
@@ -217,13 +298,13 @@ int enc_pickle_all(struct enc *E, uint8_t **pp)
 PyObject *dec_pickle(const char *p, size_t n, bool handles, struct core_words *W)
 {
     PyObject *bytes = PyBytes_FromStringAndSize(p, (Py_ssize_t)n), *list = NULL;
-    PyObject *fn = handles ? NULL : Py_NewRef(Py_None);
-    if (handles && W == NULL) {
-        dec_bad("a pickle with handles that these bytes do not hold");
-    } else if (handles) {
-        PyObject *capsule = PyCapsule_New(W, NULL, NULL);
+    PyObject *fn = NULL;
+    if (handles) {
+        PyObject *capsule = W != NULL ? PyCapsule_New(W, NULL, NULL) : Py_NewRef(Py_None);
         fn = capsule != NULL ? PyCFunction_New(&unseen_def, capsule) : NULL;
         Py_XDECREF(capsule);
+    } else {
+        fn = Py_NewRef(Py_None);
     }
     if (bytes != NULL && fn != NULL)
         list = PyObject_CallMethod(core_pickle, "loads", "OO", bytes, fn);

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
+import datetime
+import decimal
 import functools
 import inspect
+import random
 import re
 import socket
 import sys
@@ -16,6 +20,7 @@ import sysconfig
 import tempfile
 import threading
 import types
+import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
@@ -24,6 +29,7 @@ from typing import Any
 
 import continuation_bodies as bodies
 import continuation_harness as h
+import numpy as np
 import pytest
 
 from mpgort import _code, _core
@@ -666,6 +672,63 @@ def test_nesting_deeper_than_the_c_stack_is_refused_or_moved_but_no_crash() -> N
     with contextlib.suppress(_core.Pinned, RecursionError):
         coro = h.move(coro)
     assert h.finish(coro) == 100_000
+
+
+# ---- inside of what falls to the pickle ---------------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Slotted:
+    """Falls to the pickle, and is no value: identity counts."""
+
+    held: Any = None
+    more: Any = None
+
+
+def test_object_inside_a_pickled_one_that_the_outside_also_holds_pins() -> None:
+    for thing in ([1], {"k": 1}, _Registry(), _Slotted(2)):
+        coro = _has_an_instance_of_a_local_class(_Slotted([thing]))
+        assert h.finish(refused(coro, "local 'again'", "outside", type(thing).__name__))
+
+
+async def _shares_with_the_pickled() -> Any:
+    inner: Any = [1]
+    a, b = _Slotted(inner, CONFIG), _Slotted([inner, inner])
+    a.more = (a.more, b, a)
+    await h.park()
+    return (
+        a.held is inner,
+        b.held[0] is inner is b.held[1],
+        a.more[1] is b,
+        a.more[2] is a,
+        (a.more[0] is CONFIG),
+    )
+
+
+def test_what_pickled_objects_share_with_each_other_the_frame_and_a_module_stays_shared() -> None:
+    coro = h.start(_shares_with_the_pickled())
+    for _ in range(3):
+        coro = h.move(coro)
+    assert h.finish(coro) == (True,) * 5
+
+
+async def _holds_library_objects() -> Any:
+    things = [
+        collections.defaultdict(list, a=[1]), collections.OrderedDict(a=[1]),
+        collections.Counter("aab"), collections.ChainMap({}, {"a": 1}), functools.partial(int, "7"),
+        Path("a/b"), random.Random(1), np.arange(6).reshape(2, 3), np.random.default_rng(1),
+        decimal.Decimal("1.5"), datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
+        re.compile("a+"), uuid.UUID(int=1), _Slotted([1]), types.SimpleNamespace(a=[1]),
+    ]  # fmt: skip
+    await h.park()
+    return [type(t).__name__ for t in things]
+
+
+def test_objects_of_the_library_that_nobody_else_holds_are_not_taken_for_shared() -> None:
+    coro = h.start(_holds_library_objects())
+    for _ in range(2):
+        coro = h.move(coro)
+    assert len(h.finish(coro)) == 15
 
 
 # ---- what is promised of a suspended frame ------------------------------------------------------
