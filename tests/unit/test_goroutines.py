@@ -470,3 +470,21 @@ async def sleepers() -> list[float]:
 def test_sleep_is_never_shorter_than_asked(procs: int) -> None:
     *many, mine = mpgort.run(sleepers, procs=procs)
     assert all(s >= 0.02 for s in many) and mine >= 0.01
+
+
+# ---- code ------------------------------------------------------------------------------------
+
+
+async def run_rewritten(n: int) -> int:
+    async def checked() -> int:
+        assert n == 1, "an assert that pytest's loader has rewritten"
+        await gosched()
+        return n
+
+    return await spawn(checked)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_code_that_a_loader_of_its_own_has_rewritten_is_sent_along(method: str) -> None:
+    """A fresh interpreter imports this module without pytest's assertions."""
+    assert mpgort.run(run_rewritten, 1, procs=1, start_method=method) == 1
