@@ -33,7 +33,8 @@ def test_parallel_gives_the_results_in_order_from_other_processes() -> None:
     with joblib.parallel_config("mpgort", n_jobs=2):
         assert Parallel()(delayed(double)(i) for i in range(500)) == list(range(0, 1000, 2))
         pids = set(Parallel()(delayed(pid_of)(i) for i in range(20)))
-    assert len(pids) == 2 and os.getpid() not in pids
+    # Two Ps; an M that sleeps in a task gives up its P, so more than two Ms may have had one.
+    assert len(pids) >= 2 and os.getpid() not in pids
 
 
 def test_lambdas_generators_and_unordered_results() -> None:

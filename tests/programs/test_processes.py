@@ -9,6 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from conftest import wait_until
+
+from mpgort import _monitor
 
 METHODS = ("fork", "forkserver", "spawn")
 
@@ -232,6 +235,9 @@ def test_a_command_that_a_goroutine_started_is_interrupted_by_ctrl_c_too(program
 def test_sigquit_prints_all_goroutines_and_exits_with_status_2(program):
     p = program.start(INTERRUPTED)
     assert p.line() == "up"
+    seen = _monitor.choose(str(p.pid))
+    wait_until("both sleep", lambda: _monitor.view(seen.prog, p.pid).waiting["sleep"] == 2)
+    seen.prog.detach()
     os.kill(p.pid, signal.SIGQUIT)
     r = p.wait(10)
     assert r.status == 2

@@ -1,8 +1,8 @@
-"""The C tests of shm/: each tests/shm/test_*.c is compiled with shm/*.c and run.
+"""The C tests of shm/: each tests/shm/test_*.c is compiled, linked with shm/*.c and run.
 
-Three builds of each: plain, asan (AddressSanitizer and UBSan; Ms are forked processes) and tsan
+Three builds of all: plain, asan (AddressSanitizer and UBSan; Ms are forked processes) and tsan
 (ThreadSanitizer; Ms are threads of one process, the only thing it sees). All have failpoints.
-A build is kept in .build/ under the hash of everything that went into it. MPGORT_STORM=1 runs the
+What is built is kept in .build/ under the hash of everything that went into it. MPGORT_STORM=1 runs
 long loops. The programs are free of Python: that shm/ compiles here without Python.h is a test too.
 """
 
@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,22 +45,46 @@ def sources_digest() -> bytes:
     return h.digest()
 
 
+def compile_(flags: list[str], what: list[str], out: Path) -> None:
+    """Makes `out`, at once or not at all: another process may build the same."""
+    part = out.with_suffix(f".{os.getpid()}{out.suffix}")
+    cmd = [CC, *flags, *what, "-o", str(part)]
+    done = subprocess.run(cmd, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(cmd)}\n{done.stderr}", pytrace=False)
+    part.rename(out)
+
+
+@functools.cache
+def objects(variant: str) -> list[str]:
+    """shm/*.c compiled in `variant`, once for all tests."""
+    flags = [*COMMON, *VARIANTS[variant]]
+    h = hashlib.sha256(sources_digest() + "\0".join([CC, *flags]).encode())
+    folder = BUILD / f"shm-{variant}-{h.hexdigest()[:16]}"
+    for old in BUILD.glob(f"shm-{variant}-*"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [(str(c), folder / f"{c.stem}.o") for c in sorted(SHM.glob("*.c"))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(
+            pool.map(
+                lambda pair: pair[1].exists() or compile_([*flags, "-c"], [pair[0]], pair[1]), made
+            )
+        )
+    return [str(o) for _, o in made]
+
+
 def build(test: Path, variant: str) -> Path:
     """The program of `test` in `variant`, compiled if there is none of these sources yet."""
     flags = [*COMMON, *VARIANTS[variant]]
     h = hashlib.sha256(sources_digest() + test.read_bytes() + "\0".join([CC, *flags]).encode())
     BUILD.mkdir(exist_ok=True)
     exe = BUILD / f"{test.stem}-{variant}-{h.hexdigest()[:16]}"
-    if exe.exists():
-        return exe
-    for old in BUILD.glob(f"{test.stem}-{variant}-*"):
-        old.unlink(missing_ok=True)
-    part = exe.with_suffix(f".{os.getpid()}")
-    cmd = [CC, *flags, str(test), *map(str, sorted(SHM.glob("*.c"))), "-o", str(part)]
-    done = subprocess.run(cmd, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.fail(f"{' '.join(cmd)}\n{done.stderr}", pytrace=False)
-    part.rename(exe)
+    if not exe.exists():
+        for old in BUILD.glob(f"{test.stem}-{variant}-*"):
+            old.unlink(missing_ok=True)
+        compile_(flags, [str(test), *objects(variant)], exe)
     return exe
 
 
