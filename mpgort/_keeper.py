@@ -225,9 +225,10 @@ class Keeper:
                 self.prog.reap(slot, UNKNOWN_STATUS)
         living, lost = adopt(self.prog, set())
         self.crew += living
-        for _, _, fd in living:
+        for slot, _, fd in living:
+            self.prog.kill_again(slot)  # a keeper may have died in kill()
             try:
-                signal.pidfd_send_signal(fd, signal.SIGCONT)  # a keeper may have died in kill()
+                signal.pidfd_send_signal(fd, signal.SIGCONT)
             except ProcessLookupError:
                 pass
         for slot in lost:

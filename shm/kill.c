@@ -21,6 +21,7 @@
  * it out under the heap's lock. */
 #include "internal.h"
 
+#define SENT UINT64_MAX          /* kill_ns: the M has been sent its SIGKILL */
 #define GRACE_CPU_NS 20000000ULL /* what it may compute before it yields, ... */
 #define GRACE_NS 200000000ULL    /* ... or how long it may sit in a call that blocks */
 
@@ -136,11 +137,13 @@ int shm_kill_due(struct shm_ctx *c, const struct shm_child *children, int n, uin
     for (int i = 0; i < n; i++) {
         struct shm_m *m = m_of(c, &children[i]);
         shm_gref r = m ? load_seq(&m->kill) : 0; /* pairs with ask_keeper() */
-        if (r == 0)
+        if (r == 0 || m->kill_ns == SENT)
             continue;
         if (!still_there(c, m, r)) {
             cas_seq(&m->kill, &r, 0);
             m->kill_ns = 0;
+        } else if (shm_readgstatus(c, r) == Gwaiting) {
+            return i; /* outside: there is nothing it could yield */
         } else if (m->kill_ns == 0) {
             m->kill_ns = now_ns;
             m->kill_cpu_ns = shm_cpu_ns(children[i].pid);
@@ -162,7 +165,7 @@ bool shm_kill_check(struct shm_ctx *c, uint32_t m1)
     bool yes = r && still_there(c, m, r);
     if (!yes)
         store_seq(&m->kill, 0);
-    m->kill_ns = 0;
+    m->kill_ns = yes ? SENT : 0; /* the name stays until the slot is another's: shm_checkdead() */
     return yes;
 }
 

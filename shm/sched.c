@@ -995,6 +995,9 @@ bool shm_checkdead(struct shm_ctx *c)
     for (uint32_t i = 0; i < nm; i++) {
         struct shm_m *m = &c->mtab[i];
         uint32_t kind = load_seq(&m->kind);
+        if (kind == SHM_M_WORKER &&
+            load_seq(&m->kill)) /* the keeper is to end one there (kill.c) */
+            return false;
         if (load_seq(&m->homeq_n) || (kind == SHM_M_M0 && load_seq(&m->curg)))
             return false;
         /* A death nobody knows of yet: its reaper will ready those who wait for what it had. */

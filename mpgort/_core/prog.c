@@ -529,6 +529,20 @@ static void notify(struct shm_ctx *c, struct shm_m *m, uint32_t attn)
     shm_notewakeup(&m->note);
 }
 
+PyDoc_STRVAR(kill_again_doc,
+             "kill_again(slot)\n--\n\nNew keeper only: what its predecessor was to kill "
+             "this M for is looked at anew.");
+static PyObject *prog_kill_again(CoreProg *p, PyObject *args)
+{
+    unsigned int slot;
+    if (!PyArg_ParseTuple(args, "I", &slot) || !usable(p))
+        return NULL;
+    if (slot >= p->loop.hdr->max_m)
+        return PyErr_Format(PyExc_ValueError, "no M slot %u", slot);
+    p->loop.mtab[slot].kill_ns = 0; /* the keeper's own word */
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(kill_check_doc, "kill_check(slot)\n--\n\nThe process of this M is stopped: is the "
                              "goroutine it is to be killed for there?");
 static PyObject *prog_kill_check(CoreProg *p, PyObject *args)
@@ -907,6 +921,7 @@ static PyMethodDef prog_methods[] = {
     METHOD(slot_of, METH_VARARGS),
     METHOD(keeper_wait, METH_VARARGS),
     METHOD(kill_check, METH_VARARGS),
+    METHOD(kill_again, METH_VARARGS),
     METHOD(reap, METH_VARARGS),
     METHOD(replaced, METH_NOARGS),
     METHOD(shutdown, METH_NOARGS),

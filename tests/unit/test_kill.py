@@ -364,3 +364,107 @@ def test_a_kill_from_a_plain_thread() -> None:
 
 async def chan_of_its_own() -> None:
     await chan().recv()
+
+
+# ---- those that never yield ------------------------------------------------------------------
+
+
+def computes() -> None:
+    while True:
+        pass
+
+
+def sits_in_a_call() -> None:
+    time.sleep(1000)
+
+
+async def computes_in_a_coroutine() -> None:
+    await gosched()
+    while True:
+        pass
+
+
+def waits_in_a_plain_function() -> None:
+    chan().get()
+
+
+def holds_the_gil() -> None:
+    pow(3, 10**9)
+
+
+HOGS = [computes, sits_in_a_call, computes_in_a_coroutine, waits_in_a_plain_function, holds_the_gil]
+
+
+async def naps(n: int) -> int:
+    for _ in range(n):
+        await sleep(0.001)
+    return n
+
+
+async def kill_hog(fn: Callable[..., Any], rounds: int) -> list[Any]:
+    seen: list[Any] = []
+    state = "chan receive" if fn is waits_in_a_plain_function else "running"
+    for _ in range(rounds):
+        others = [spawn(naps, 100) for _ in range(10)]
+        h = spawn(fn)
+        while h.status() != state:
+            await sleep(0.001)
+        h.kill()
+        seen += [await outcome(h), [await x for x in others] == [100] * 10]
+    return seen
+
+
+@pytest.mark.parametrize("fn", HOGS)
+@pytest.mark.parametrize("procs", [1, 2])
+def test_a_hog_ends_with_its_process_and_every_other_goroutine_goes_on(
+    fn: Callable[..., Any], procs: int
+) -> None:
+    expected = ["Killed: the goroutine was killed", True] * 2
+    assert mpgort.run(kill_hog, fn, 2, procs=procs) == expected
+
+
+async def hog_with_deadline() -> list[str]:
+    return [await outcome(spawn(computes, timeout=0.05)) for _ in range(2)]
+
+
+@pytest.mark.parametrize("procs", [1, 2])
+def test_a_hog_ends_at_its_deadline(procs: int) -> None:
+    expected = ["TimeoutError: the goroutine ran longer than its timeout"] * 2
+    assert mpgort.run(hog_with_deadline, procs=procs) == expected
+
+
+async def group_with_hog() -> list[str]:
+    try:
+        async with Group() as g:
+            g.spawn(computes, timeout=0.05)
+            other = g.spawn(receives, chan(), chan(1))
+    except ExceptionGroup as e:
+        return [str(x) for x in e.exceptions] + [other.status()]
+    return []
+
+
+@pytest.mark.parametrize("procs", [1, 2])
+def test_a_hog_at_its_deadline_is_a_failure_of_its_group(procs: int) -> None:
+    expected = ["the goroutine ran longer than its timeout", "cancelled"]
+    assert mpgort.run(group_with_hog, procs=procs) == expected
+
+
+async def group_with_dead(signal_number: int) -> list[str]:
+    try:
+        async with Group(limit=1) as g:
+            g.spawn(dies, signal_number)
+            rest = [g.spawn(naps, 1) for _ in range(3)]
+    except ExceptionGroup as e:
+        return [type(x).__name__ for x in e.exceptions] + [h.status() for h in rest]
+    return []
+
+
+def dies(signal_number: int) -> None:
+    os.kill(os.getpid(), signal_number)
+    time.sleep(LIMIT)
+
+
+@pytest.mark.parametrize("procs", [1, 2])
+def test_a_child_whose_process_dies_is_a_failure_and_gives_its_place_back(procs: int) -> None:
+    expected = ["MDied", "cancelled", "cancelled", "cancelled"]
+    assert mpgort.run(group_with_dead, 9, procs=procs) == expected
