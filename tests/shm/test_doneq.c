@@ -1,5 +1,5 @@
 /* Tests of doneq.c: every end comes out once, in order, however takers and ends meet. */
-#include "gs.h"
+#include "bury.h"
 
 static void begin(struct shm_ctx *c)
 {
@@ -179,7 +179,80 @@ static void test_no_end_is_lost_or_taken_twice_under_a_race(void)
     munmap(t, bytes);
 }
 
-H_MAIN(T(test_ends_come_out_once_and_in_their_order),
+/* ---- deaths ---------------------------------------------------------------------------------- */
+
+static const char *const points[] = {
+    "join.finish.marked", "doneq.put.linked",     "sudog.named",        "sudog.claimed",
+    "undo.counted",       "undo.commit",          "lock.named",         "lock.taken",
+    "lock.released",      "undo.noted",           "undo.stored",        "undo.committed",
+    "sched.ready.named",  "sched.ready.runnable", "sched.ready.queued", "handle.unref.last"};
+
+struct victim {
+    const char *point;
+    uint32_t nth;
+    shm_off q, j;
+};
+
+static void finish_and_die(struct shm_ctx *c, int i, void *arg)
+{
+    struct victim *v = arg;
+    (void)i;
+    struct shm_val val = v_int(7);
+    h_die_at(v->point, v->nth);
+    shm_join_finish(c, v->j, SHM_J_VALUE, &val);
+    h_die_at("", 0);
+}
+
+/* The M that ends a goroutine dies; its reaper ends it once more, as one that ran there. */
+static bool die_at(const char *point, uint32_t nth, bool waits)
+{
+    struct shm_ctx c;
+    struct victim *v = h_shared(sizeof *v);
+    shm_off out[2];
+    shm_gref r = 0;
+    begin(&c);
+    *v = (struct victim){.point = point, .nth = nth};
+    CHECK_EQ(shm_doneq_new(&c, &v->q), SHM_OK);
+    v->j = new_join(&c, v->q);
+    if (waits) {
+        r = l_new(&c);
+        CHECK_EQ(shm_doneq_park(&c, v->q, r), SHM_PARKED);
+    }
+    int status = h_wait(h_fork(finish_and_die, 0, v));
+    bool died = WIFSIGNALED(status);
+    CHECK(died || status == 0);
+    if (died) {
+        bury(&c, &c.mtab[1]);
+        struct shm_val val = v_int(8);
+        shm_join_finish(&c, v->j, SHM_J_DIED, &val);
+    }
+    CHECK_SEGMENT(&c);
+    if (waits) {
+        CHECK_EQ(l_next(&c), r);
+        l_end(&c, r);
+    }
+    CHECK_EQ(shm_doneq_take(&c, v->q, out, 2), 1);
+    CHECK_EQ(out[0], v->j);
+    CHECK_EQ(shm_doneq_take(&c, v->q, out, 2), 0);
+    munmap(v, sizeof *v);
+    h_seg_end(&c);
+    return died;
+}
+
+static void test_an_end_comes_out_once_wherever_its_m_dies(void)
+{
+    int deaths = 0;
+    if (H_TSAN) /* a death takes the process */
+        return;
+    for (int waits = 0; waits < 2; waits++)
+        for (size_t p = 0; p < sizeof points / sizeof *points; p++)
+            for (uint32_t nth = 1; nth < 100 && die_at(points[p], nth, waits); nth++)
+                deaths++;
+    CHECK(deaths > 20);
+}
+
+H_MAIN(T(test_an_end_comes_out_once_wherever_its_m_dies),
+       T(test_ends_come_out_once_and_in_their_order),
        T(test_an_end_wakes_one_waiter_and_a_taker_the_next),
        T(test_who_never_starts_is_taken_off_again),
        T(test_a_reaper_that_comes_late_puts_nothing_twice),
