@@ -14,7 +14,8 @@ its wish (`wanted`) makes the collector step back at the next end.
 
 CTRL-C strikes the main thread between any two bytecodes, also while it leads. What the queue gave
 is put into `inbox` without a bytecode in between, and stays there until its task has been told,
-who does not mind being told twice.
+who does not mind being told twice (`told`). The turn is no lock: between its acquire() and a `try`
+there would be a place to be struck at. It is the first place in a dict, given back by one pop().
 
 THE END. `close` lets everything run that was submitted, then the collector ends the runtime. It
 ends by itself when its Executor is garbage, and at the interpreter's exit, before other exit
@@ -137,10 +138,11 @@ class Engine:
         self.pending: dict[Handle, Task] = {}
         self.jobs: set[Any] = set()  # maps that have more to give out than `pending` says
         self.inbox: collections.deque[Handle] = collections.deque()
-        self.turn = threading.Lock()
+        self.told: Handle | None = None  # of the inbox, the first: its task has been told
+        self.turns: dict[object, None] = {}  # who wants the turn; the first has it
         self.wanted = False
         self.peeking = False  # the collector has the turn for a moment only
-        self.led = 0.0  # when somebody last led; infinity: now
+        self.led = 0.0  # when somebody last led
         self.ticked = 0.0
         self.closing = False
         self.terminating = False
@@ -153,6 +155,13 @@ class Engine:
     @property
     def alive(self) -> bool:
         return self.pid == os.getpid() and self.broken is None
+
+    def why_not_alive(self) -> RuntimeError:
+        if self.pid != os.getpid():
+            return RuntimeError("this pool belongs to the process that this one was forked from")
+        if _exiting:
+            return RuntimeError("cannot schedule new futures after interpreter shutdown")
+        return self.why_broken()
 
     def why_broken(self) -> BrokenExecutor:
         """A fresh exception: it is raised in several threads."""
@@ -182,26 +191,40 @@ class Engine:
             self.inbox.extend(chain.from_iterable(map(self.queue.take, (timeout,))))
         while self.inbox:
             h = self.inbox[0]
-            task = self.pending.setdefault(h, ENDED)
-            if task is not ENDED:
-                task.ended(h)
+            if self.told is not h:
+                task = self.pending.setdefault(h, ENDED)
+                if task is not ENDED:
+                    task.ended(h)
+                self.told = h
+            if self.pending.get(h) is not ENDED:
                 self.pending.pop(h, None)
             self.inbox.popleft()
+
+    def has_turn(self, token: object) -> bool:
+        """Queues up for the turn, and says whether it has come."""
+        self.turns[token] = None
+        return list(self.turns)[0] is token  # one step, under the GIL
 
     def lead(self, done: Callable[[], bool], deadline: float | None) -> None:
         """Reads the queue until done(), if nobody else does; returns at the deadline at the latest.
         The caller looks afterwards whether it is done, and waits if not."""
-        if not self.turn.acquire(blocking=False):
-            self.wanted = True
-            if not self.peeking or not self.turn.acquire(timeout=DOZE_S):
-                return
+        token = object()
+        self.wanted = True
         try:
-            self.led = float("inf")
-            self.wanted = True
+            if not self.has_turn(token):
+                if not self.peeking:
+                    return
+                for _ in range(10):  # the collector has it for a moment only
+                    time.sleep(DOZE_S / 10)
+                    if self.has_turn(token):
+                        break
+                else:
+                    return
             while not done() and self.broken is None:
+                self.led = time.monotonic()
                 left = SLICE_S
                 if deadline is not None:
-                    left = min(left, deadline - time.monotonic())
+                    left = min(left, deadline - self.led)
                     if left <= 0:
                         break
                 try:
@@ -209,47 +232,43 @@ class Engine:
                 except Exception as e:
                     self.break_down(e)
         finally:
+            self.turns.pop(token, None)  # first and in one step: see CTRL-C
             self.led = time.monotonic()
-            self.turn.release()
 
     def collect(self) -> None:
         """The collector's thread."""
-        while True:
+        while not self.over():
             if self.wanted:
                 self.doze()
-            with self.turn:
-                if self.broken is None:
-                    try:
-                        self.drain(SLICE_S)
-                    except BaseException as e:
-                        self.break_down(e)
-                if self.over():
-                    break
+            self.read(SLICE_S)
         self.wind_up()
 
+    def read(self, timeout: float) -> None:
+        """The collector reads, if nobody leads."""
+        token = object()
+        if self.has_turn(token) and self.broken is None:
+            try:
+                self.drain(timeout)
+            except BaseException as e:
+                self.break_down(e)
+        self.turns.pop(token, None)
+
     def doze(self) -> None:
-        while True:
+        while not self.over():
             time.sleep(DOZE_S)
-            if time.monotonic() - self.led > AWAY_S:
+            if not self.turns and time.monotonic() - self.led > AWAY_S:
                 self.wanted = False
                 return
             self.peeking = True
-            if self.turn.acquire(blocking=False):
-                try:
-                    if self.broken is None:
-                        self.drain(0)
-                except BaseException as e:
-                    self.break_down(e)
-                finally:
-                    self.turn.release()
+            self.read(0)
             self.peeking = False
-            if self.terminating:
-                return
 
     def over(self) -> bool:
         if self.broken is not None or self.terminating:
             return True
-        return self.closing and not self.pending and not self.jobs
+        if not self.closing or self.jobs or self.inbox:
+            return False
+        return all(task is ENDED for task in list(self.pending.values()))
 
     # ---- the end -----------------------------------------------------------------------------
 

@@ -200,9 +200,7 @@ class Executor(concurrent.futures.Executor):
                     engine = self._engine = Engine(self._plan)
                     weakref.finalize(self, engine.close).atexit = False
                 elif not engine.alive:
-                    if _engine_exiting():
-                        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-                    raise engine.why_broken()
+                    raise engine.why_not_alive()
         return engine
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -279,12 +277,6 @@ def results(job: Job, deadline: float | None) -> Iterator[Any]:
         yield from job.items()
     finally:
         job.cancel()
-
-
-def _engine_exiting() -> bool:
-    from mpgort import _engine
-
-    return _engine._exiting
 
 
 _executors: weakref.WeakSet[Executor] = weakref.WeakSet()

@@ -10,6 +10,7 @@ As there, leaving the block, or the interpreter's exit, terminates; close() and 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -75,6 +76,8 @@ class AsyncResult:
         try:
             if tell is not None:
                 tell(self._value)
+        except Exception:
+            logging.getLogger("mpgort").exception("exception calling callback for %r", self)
         finally:
             self._event.set()
 
@@ -311,7 +314,7 @@ class Pool:
         if self._state != RUN:
             raise ValueError("Pool not running")
         if not self._engine.alive:
-            raise self._engine.why_broken()
+            raise self._engine.why_not_alive()
 
     def close(self) -> None:
         """No more tasks are taken; the workers end when those that were have ended."""

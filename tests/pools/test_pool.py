@@ -96,6 +96,17 @@ def test_callbacks_get_the_value_or_the_error(pool: mpgort.Pool) -> None:
     assert told.get(timeout=30) == [0, 2, 4]
 
 
+def test_a_callback_that_fails_is_reported_and_hurts_nothing(
+    pool: mpgort.Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: Any) -> None:
+        raise ZeroDivisionError("in a callback")
+
+    assert pool.apply_async(double, (2,), callback=fails).get(timeout=30) == 4
+    assert "in a callback" in caplog.text
+    assert pool.map(double, range(5)) == [0, 2, 4, 6, 8]
+
+
 def test_an_argument_that_cannot_cross_is_an_error_and_no_hang(pool: mpgort.Pool) -> None:
     lock = threading.Lock()
     with pytest.raises(mpgort.SerializationError):
