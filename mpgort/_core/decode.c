@@ -158,11 +158,19 @@ static PyObject *dec_list(struct dec *D, bool memo)
     Py_ssize_t n;
     if (dec_count(D, 1, &n) < 0)
         return NULL;
-    PyObject *o = PyList_New(0);
+    PyObject *o = PyList_New(memo ? 0 : n); /* with holes only if no part of it can meet it */
     if (o == NULL)
         return NULL;
     if (memo && dec_remember(D, o, NULL) < 0)
         goto fail;
+    for (Py_ssize_t i = 0; !memo && i < n; i++) {
+        PyObject *v = dec_value(D);
+        if (v == NULL)
+            goto fail;
+        PyList_SET_ITEM(o, i, v);
+    }
+    if (!memo)
+        return o;
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *v = dec_value(D);
         if (v == NULL)
