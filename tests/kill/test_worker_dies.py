@@ -233,25 +233,29 @@ def test_an_idle_worker_that_is_killed_is_replaced_and_nobody_notices(program):
 
 
 def test_all_workers_killed_at_once_are_replaced(program):
-    r = program("""
-        import os
+    source = """
+        import os, sys
         import mpgort
-        from mpgort import _core, chan, sleep, spawn
+        from mpgort import _core, chan, spawn
 
-        async def hold(ready):
-            await ready.send(os.getpid())
-            while True:
+        async def die(ready, sign):
+            await ready.send(None)
+            while not os.path.exists(sign):
                 pass
+            os.kill(os.getpid(), 9)
 
         async def parked(gate):
             return await gate.recv()
 
-        async def main():
+        async def main(sign):
             gate, ready = chan(), chan()
             waiting = [spawn(parked, gate) for _ in range(20)]
-            busy = [spawn(hold, ready) for _ in range(4)]
-            for pid in [await ready.recv() for _ in busy]:
-                os.kill(pid, 9)
+            while {h.status() for h in waiting} != {"chan receive"}:
+                await mpgort.sleep(0.001)
+            busy = [spawn(die, ready, sign) for _ in range(4)]
+            for _ in busy:
+                await ready.recv()
+            open(sign, "w").close()
             for h in busy:
                 try:
                     await h
@@ -261,8 +265,9 @@ def test_all_workers_killed_at_once_are_replaced(program):
                 await gate.send(n)
             return sum([await h for h in waiting]), _core.current().stats()["deaths"]
 
-        print(mpgort.run(main, procs=4))
-    """)
+        print(mpgort.run(main, sys.argv[1], procs=4))
+    """
+    r = program(source, str(program.folder / "sign"))
     assert (r.status, r.out) == (0, "(190, 4)\n"), r.err
 
 
