@@ -582,7 +582,6 @@ static void end_gs(struct shm_ctx *c, struct shm_m *dead)
             end_g(c, dead, r, ran);
     }
     FAILPOINT("reap.gs.ended");
-    store_rlx(&dead->curg, 0);
     store_rlx(&dead->homeq, 0); /* none is left, and nobody has one to push */
     store_rlx(&dead->homeq_n, 0);
     dead->homeq_fifo = 0;
@@ -626,8 +625,9 @@ void shm_reap(struct shm_ctx *c, struct shm_m *dead, int32_t wait_status)
         return;
     give_p(c, dead);
     settle_slot(c, dead, &dead->inflight[SHM_IF_NEW]);
-    if (shm_readgstatus(c, load_acq(&dead->curg)) == Gdead)
+    if (shm_readgstatus(c, load_acq(&dead->curg)) == Gdead) /* it was on its way out by itself */
         settle_slot(c, dead, &dead->curg);
+    store_rel(&dead->curg, 0); /* before it is ended here: a next reaper must not settle it again */
     end_gs(c, dead);
     shm_sema_reap(c, 0); /* what it was about to let on, and who stood behind those that ended */
     if (load_acq(&h->shutdown)) /* pairs with who ends the program */

@@ -93,10 +93,9 @@ H_UNUSED static shm_gref l_new(struct shm_ctx *c)
 {
     shm_gref r;
     CHECK_EQ(shm_gnew(c, &r), SHM_OK);
-    struct shm_g *g = shm_g(c, r);
-    CHECK_EQ(shm_cont_make(c, &g->cont_off, "frame", 5, NULL, 0), SHM_OK);
-    g->cont_len = 5;
-    shm_publish(c, g->cont_off);
+    shm_off off; /* not g's: nothing in the segment names a block before it is this M's */
+    CHECK_EQ(shm_cont_make(c, &off, "frame", 5, NULL, 0), SHM_OK);
+    shm_gcont_set(c, shm_g(c, r), off, 5);
     CHECK(shm_casgstatus(c, r, Gidle, Grunnable));
     CHECK(shm_execute(c, r, false));
     store_rlx(&c->m->inflight[SHM_IF_NEW], 0); /* as shm_newproc() does */
@@ -118,9 +117,7 @@ H_UNUSED static shm_gref l_next(struct shm_ctx *c)
 /* The running G ends. */
 H_UNUSED static void l_end(struct shm_ctx *c, shm_gref r)
 {
-    struct shm_g *g = shm_g(c, r);
-    shm_cont_drop(c, g->cont_off, g->cont_len);
-    g->cont_off = 0;
+    shm_gcont_drop(c, shm_g(c, r));
     shm_goexit0(c, r);
 }
 

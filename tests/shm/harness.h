@@ -103,10 +103,23 @@ H_UNUSED static void h_dump(void)
     }
 }
 
+/* Dies at the nth failpoint it comes to, whatever its name; 0: no more. h_last (shared memory, if
+ * set) keeps the name; h_what says in failures what was done. */
+static _Atomic uint32_t h_any_left;
+H_UNUSED static const char **h_last;
+H_UNUSED static const char *h_what;
+
+H_UNUSED static void h_die_after(uint32_t nth)
+{
+    store_rlx(&h_any_left, nth);
+}
+
 _Noreturn H_UNUSED static void h_fail(const char *file, int line, const char *text)
 {
     fprintf(stderr, "\n%s:%d: FAILED in %s%s: %s\n", file, line, h_name, h_child ? " (child)" : "",
             text);
+    if (h_what)
+        fprintf(stderr, "  %s, killed at %s\n", h_what, h_last && *h_last ? *h_last : "?");
     h_dump();
     fflush(NULL);
     if (h_child)
@@ -158,6 +171,12 @@ H_UNUSED static void h_die_at(const char *name, uint32_t nth)
 void shm_failpoint_hit(const char *name);
 void shm_failpoint_hit(const char *name)
 {
+    if (load_rlx(&h_any_left) &&
+        atomic_fetch_sub_explicit(&h_any_left, 1, memory_order_relaxed) == 1) {
+        if (h_last)
+            *h_last = name;
+        kill(getpid(), SIGKILL);
+    }
     if (h_fp_name && strcmp(name, h_fp_name) == 0 &&
         atomic_fetch_sub_explicit(&h_fp_left, 1, memory_order_relaxed) == 1)
         kill(getpid(), SIGKILL);
