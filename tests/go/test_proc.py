@@ -84,11 +84,16 @@ async def hog_beside_light() -> tuple[int, int]:
         go(answers, a, b)
         handles.append(spawn(ping_pong, a, b, count, stop))
     handles.append(spawn(spins, AtomicInt(0), stop))
+    end = time.monotonic() + LIMIT
+    while not (hogs.load() and lights.load()):  # the worker is there
+        assert time.monotonic() < end, "one of the pairs never began"
+        await sleep(0.001)
+    begun = hogs.load(), lights.load()
     await sleep(0.5)
     stop.store(1)
     for h in handles:
         await h
-    return hogs.load(), lights.load()
+    return hogs.load() - begun[0], lights.load() - begun[1]
 
 
 def test_ping_pong_hog() -> None:
