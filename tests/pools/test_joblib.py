@@ -86,6 +86,5 @@ def threads(_: int) -> int:
 
 
 def test_inner_max_num_threads_limits_blas_in_the_workers() -> None:
-    pytest.importorskip("threadpoolctl")
     with joblib.parallel_config("mpgort", n_jobs=2, inner_max_num_threads=1):
         assert set(Parallel()(delayed(threads)(i) for i in range(4))) == {1}
