@@ -104,7 +104,7 @@
 #define REFUSALS 2            /* migrate=always: how often a G may be left for another M */
 #define REFUSAL_NS 50000
 #define SPIN_MOST 250000 /* ns: longer sleeps are cheaper than a processor */
-#define LINGER 100       /* looks: 2 to 4 us */
+#define LINGER 200       /* looks: 2 to 8 us */
 #define LOOKS 16         /* of a spinner between two looks at the clock */
 
 #define ATTN_NOW (SHM_ATTN_SHUTDOWN | SHM_ATTN_DUMP | SHM_ATTN_PANIC)
