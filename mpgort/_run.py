@@ -33,13 +33,16 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpgort import _core, _keeper, _m, _segment
 from mpgort._errors import Killed, UnsupportedPlatform
 from mpgort._m import Plan, Wires
+
+if TYPE_CHECKING:
+    from mpgort._aio import Guest
 
 METHODS = ("fork", "forkserver", "spawn")
 KEEPER_PATIENCE_S = 2.0  # a keeper that is stopped, or swapped out, is killed after this
@@ -298,6 +301,7 @@ class Host:
         self.pid = os.getpid()
         self.keeper: tuple[int, int] | None = None  # pid, pidfd
         self.stopped = False
+        self.guest: Guest | None = None  # asyncio's
         self.lock = threading.Lock()
         self.fds: list[int] = []
         fd = _segment.make()
@@ -409,6 +413,7 @@ class Host:
             if self.stopped:
                 return
             self.stopped = True
+            self.guest = None
             self.prog.tick = None
             self.prog.shutdown()
             if self.keeper is not None and self.bury_keeper() != 0:
@@ -447,6 +452,20 @@ def after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=after_fork_in_child)
+
+
+def await_outside(prog: _core.Program, h: _core.Goroutine[Any]) -> Generator[Any, None, Any] | None:
+    """`await h` in a thread that is no M: by way of asyncio, if a loop runs in this thread."""
+    asyncio = sys.modules.get("asyncio")  # not there: no loop runs
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return None
+    from mpgort import _aio
+
+    host = next((host for host in list(_hosts) if host.prog is prog), None)
+    return _aio.ended(host, h).__await__()
+
+
+_core.set_await_outside(await_outside)
 
 
 # ---- run ---------------------------------------------------------------------------------------
@@ -572,6 +591,29 @@ class Runtime:
     def chan(self, size: int = 0) -> _core.Chan[Any]:
         """A channel between goroutines, and threads that use put and get."""
         return _core.chan_in(self._check(), size)
+
+    async def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """For asyncio: runs fn(*args, **kwargs) as a goroutine; its value, or its exception.
+
+        The loop goes on meanwhile. When the awaiting task is cancelled the goroutine is, too: one
+        that has not begun never does, another one sees Cancelled where it parks; the task does not
+        wait for that. A plain function that computes goes on to its end, unheard."""
+        from mpgort import _aio
+
+        self._check()
+        return await _aio.call(self._host, fn, args, kwargs)
+
+    def stream(self, ch: _core.Chan[Any]) -> AsyncIterator[Any]:
+        """For asyncio: `async for v in rt.stream(ch)` receives until ch is closed and drained.
+
+        The loop goes on meanwhile. Nothing is received ahead. A task that is cancelled while it
+        waits loses nothing: a message that arrives within the next 0.1 s may be kept in the stream,
+        for the next who asks it; it is lost only with the stream itself. Several tasks may ask one
+        stream, and each message goes to one of them. nilchan: ChanError."""
+        from mpgort import _aio
+
+        self._check()
+        return _aio.Stream(self._host, ch)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start, the heap's figures, and one row for each living M."""

@@ -100,8 +100,24 @@ static PyObject *join_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
 
 /* ---- the handle ------------------------------------------------------------------------------ */
 
+/* Python's word on an await in a thread that is no M: an iterator to wait with, or None. */
+static PyObject *await_outside;
+
+static PyObject *mod_set_await_outside(PyObject *mod, PyObject *fn)
+{
+    Py_XSETREF(await_outside, Py_NewRef(fn));
+    Py_RETURN_NONE;
+}
+
 static PyObject *goroutine_await(PyObject *h)
 {
+    if (core_proc_cur == NULL && await_outside != NULL) {
+        PyObject *it =
+            PyObject_CallFunctionObjArgs(await_outside, ((CoreHandle *)h)->prog, h, NULL);
+        if (it != Py_None)
+            return it;
+        Py_DECREF(it); /* the park request says what is wrong when it is tried */
+    }
     return core_park_for(PK_JOIN, h);
 }
 
@@ -538,7 +554,7 @@ static PyAsyncMethods goroutine_async = {.am_await = goroutine_await};
 static PyTypeObject Goroutine_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpgort.Goroutine",
     .tp_doc = "A handle of a goroutine, made by spawn(): `await h` gives its value or raises its "
-              "exception,\nin any process, for any number of waiters.",
+              "exception,\nin any process, for any number of waiters; in an asyncio loop, too.",
     CORE_HANDLE_SLOTS,
     .tp_repr = (reprfunc)goroutine_repr,
     .tp_as_async = &goroutine_async,
@@ -560,6 +576,9 @@ static PyMethodDef functions[] = {
      "park."},
     {"go_in", mod_go_in, METH_VARARGS, NULL},
     {"spawn_in", mod_spawn_in, METH_VARARGS, NULL},
+    {"set_await_outside", mod_set_await_outside, METH_O,
+     "set_await_outside(fn)\n--\n\nfn(prog, h) -> iterator or None: what `await h` is in a thread "
+     "that is no M."},
     {"gosched", mod_gosched, METH_NOARGS,
      "gosched()\n--\n\nAwaitable: lets others run; goes to the tail of the global queue. Source: "
      "Go "
