@@ -157,6 +157,7 @@ extern struct core_codes core_codes;
 /* Forgets what was cached against the former table (called when a segment is attached or left). */
 void core_codes_changed(void);
 
+void core_failpoint_arm(void); /* failpoint.c: nothing in a release build */
 int core_frame_init(PyObject *mod);
 int core_codec_init(PyObject *mod);
 

@@ -403,6 +403,8 @@ static PyObject *prog_minit(CoreProg *p, PyObject *args)
         core_shm_error(p, r);
         return NULL;
     }
+    if (kind == SHM_M_WORKER)
+        core_failpoint_arm();
     return PyLong_FromUnsignedLong(p->loop.m->index);
 }
 
