@@ -451,7 +451,8 @@ def _same_everywhere(module: types.ModuleType) -> bool:
     module, nor for one that a loader of its own has rewritten (pytest's assertions)."""
     loader = getattr(module, "__loader__", None)
     plain = (SourceFileLoader, SourcelessFileLoader, BuiltinImporter, FrozenImporter)
-    return module.__name__ != "__main__" and (type(loader) in plain or loader in plain)
+    own = loader is not None and type(loader) not in plain and loader not in plain
+    return module.__name__ != "__main__" and not own
 
 
 def describe(

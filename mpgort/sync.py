@@ -104,6 +104,8 @@ async def _fly(
     flight: SingleFlight, key: Any, fn: Callable[..., Any], args: tuple[Any, ...]
 ) -> Any:
     calls, lock = flight
+    async with lock:
+        pass  # do() has stored the call: a forget() from here on finds it
     try:
         value = fn(*args)
         return await value if isinstance(value, Awaitable) else value

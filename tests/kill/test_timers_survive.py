@@ -118,8 +118,15 @@ def test_timers_and_contexts_are_whole_however_many_workers_die(program, migrate
             t.reset(0.01)
             assert await t.c.recv() > 0
             assert died, ended
-            for said in _core.current().check(False):
-                print(said)
+            # The checker is for a program at rest: workers still let go of what they kept warm.
+            deadline = time.monotonic() + 5
+            while (said := _core.current().check(False)) and time.monotonic() < deadline:
+                await sleep(0.05)
+            # What a dead M had made and not yet held stays to the end (reap.c, WHAT MAY BE LOST).
+            lost = [s for s in said if s.endswith("is published, nothing names it")]
+            for s in said:
+                if s not in lost or len(lost) > 3 * died:
+                    print(s)
             return "whole"
 
         if __name__ == "__main__":

@@ -1,5 +1,5 @@
 /* Tests of doneq.c: every end comes out once, in order, however takers and ends meet. */
-#include "bury.h"
+#include "gs.h"
 
 static void begin(struct shm_ctx *c)
 {
@@ -222,7 +222,7 @@ static bool die_at(const char *point, uint32_t nth, bool waits)
     bool died = WIFSIGNALED(status);
     CHECK(died || status == 0);
     if (died) {
-        bury(&c, &c.mtab[1]);
+        shm_reap(&c, &c.mtab[1], SIGKILL);
         struct shm_val val = v_int(8);
         shm_join_finish(&c, v->j, SHM_J_DIED, &val);
     }

@@ -281,9 +281,9 @@ async def timeouts() -> list[Any]:
     seen = [await outcome(slow), time.monotonic() - start >= 0.05, slow.status()]
     quick.kill()
     seen += [await outcome(quick), await outcome(never)]
-    done = spawn(sleep_and_say, 0.0, timeout=0.1)
+    done = spawn(sleep_and_say, 0.0, timeout=1)
     seen.append(await outcome(done))
-    await sleep(0.15)
+    await sleep(1.1)
     seen.append(await outcome(done))  # its deadline passes by a result
     return seen
 
