@@ -35,8 +35,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define REST_NS 20000000 /* how long an M that runs dry keeps handles it may need again */
-
 struct core_park_op core_park_ops[CORE_PARK_KINDS];
 struct core_err core_err;
 CORE_TLS struct core_proc *core_proc_cur;
@@ -917,11 +915,9 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
         if (r == SHM_EAGAIN) {
             if (core_context_base(s) < 0)
                 PyErr_Clear();
-            if (c->now_ns - s->rested_ns > REST_NS) {
-                s->rested_ns = c->now_ns;
-                core_warm_rest(s);
-                core_handle_rest(s);
-            }
+            /* Always: who falls asleep here may sleep for ever, with what others wait to see gone. */
+            core_warm_rest(s);
+            core_handle_rest(s);
             Py_BEGIN_ALLOW_THREADS
                 r = shm_findrunnable(c, true, g, inherit);
             Py_END_ALLOW_THREADS

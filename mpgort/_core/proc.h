@@ -117,7 +117,6 @@ struct core_proc {
     PyObject *recent[CORE_RECENT]; /* handle.c: kept alive a while longer */
     struct core_warm warm[CORE_WARM];
     uint64_t finished0, rss_ns; /* st.finished at the start; when max_rss was last looked at */
-    uint64_t rested_ns;         /* when recent and warm were last let go */
     /* interned handles of this process: their word -> object, borrowed */
     struct core_slot {
         uint64_t key;
