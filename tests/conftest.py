@@ -220,3 +220,16 @@ def segment() -> Iterator[Callable[..., object]]:
     yield make
     for prog in made:
         prog.detach()
+
+
+@pytest.fixture(
+    params=[(p, m) for m in ("auto", "always") for p in (0, 1, 2, 4)],
+    ids=lambda x: f"procs={x[0]}-{x[1]}",
+)
+def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    """run(main, *args) -> main's value: on each number of workers, parks that move or may not."""
+    import mpgort
+
+    procs, migrate = request.param
+    monkeypatch.setenv("MPGORT_MIGRATE", migrate)
+    return lambda main, *args: mpgort.run(main, *args, procs=procs)

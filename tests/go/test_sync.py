@@ -29,16 +29,6 @@ from mpgort import (
 Run = Callable[..., Any]
 
 
-@pytest.fixture(
-    params=[(p, m) for m in ("auto", "always") for p in (0, 1, 2, 4)],
-    ids=lambda x: f"procs={x[0]}-{x[1]}",
-)
-def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
-    procs, migrate = request.param
-    monkeypatch.setenv("MPGORT_MIGRATE", migrate)
-    return lambda main, *args: mpgort.run(main, *args, procs=procs)
-
-
 async def parked(reason: str, *handles: Goroutine[Any]) -> None:
     while any(h.status() != reason for h in handles):
         await gosched()

@@ -16,16 +16,6 @@ from mpgort import Chan, chan, go, gosched, spawn, sync
 Run = Callable[..., Any]
 
 
-@pytest.fixture(
-    params=[(p, m) for m in ("auto", "always") for p in (0, 1, 2, 4)],
-    ids=lambda x: f"procs={x[0]}-{x[1]}",
-)
-def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
-    procs, migrate = request.param
-    monkeypatch.setenv("MPGORT_MIGRATE", migrate)
-    return lambda main, *args: mpgort.run(main, *args, procs=procs)
-
-
 # ---- Map -------------------------------------------------------------------------------------
 
 
