@@ -695,6 +695,8 @@ static int value_encode(PyObject *v, struct core_enc *e, bool call)
     if (r == ENC_PINNED || r == ENC_HEAVY) {
         PyObject *cause = E->cause;
         E->cause = NULL;
+        if (cause == NULL) /* refused by a rule of ours, before any pickler could */
+            cause = PyObject_CallFunction(PyExc_TypeError, "s", E->why);
         if (call)
             name_parts_of_call(E);
         else

@@ -360,6 +360,9 @@ def test_cause_is_the_original_error() -> None:
     cause = info.value.__cause__
     assert isinstance(cause, LookupError) and cause.args == ("no reduce today",)
     assert "[0].conn" in str(info.value)
+    with pytest.raises(SerializationError) as info:
+        _core.value_encode(threading.Lock())
+    assert isinstance(info.value.__cause__, TypeError)  # whoever refused it, there is one
 
 
 def test_culprit_inside_a_closure_is_named() -> None:
