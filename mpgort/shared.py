@@ -1,12 +1,15 @@
-"""Arrays that live in shared memory from the start: writable by all, passed by reference.
+"""Arrays and dicts that live in shared memory from the start: writable by all, passed by reference.
 
 `zeros((1000, 1000))` in a goroutine gives a NumPy array; sent over a channel, given as an argument
 or held as a local of a goroutine that moves, it is the same memory everywhere, and so is each
 slice and view of it. The memory goes back to the system with the last of them, in whatever
 process.
 
-Who writes where is the program's business, as with any shared memory: a channel, a WaitGroup or a
-Mutex orders what one goroutine writes before what another reads.
+`dict()` is a map from str or bytes to whatever can be sent, one for all who have it. Each of its
+calls is one step, whoever else is at it; values go in and come out as messages do, by value.
+
+Who writes where in an array is the program's business, as with any shared memory: a channel, a
+WaitGroup or a Mutex orders what one goroutine writes before what another reads.
 
 Outside a goroutine (`runtime=`): the Runtime, Executor or Pool whose goroutines are to use it; it
 may be left out where the process has only one."""
@@ -14,9 +17,11 @@ may be left out where the process has only one."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from mpgort import _core, _run
+from mpgort._core import Dict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 
 Order = Literal["C", "F"]
 
-__all__ = ["array", "empty", "zeros"]
+__all__ = ["Dict", "array", "dict", "empty", "zeros"]
 
 
 def empty(
@@ -62,6 +67,21 @@ def array(
     order: Order = "F" if a.flags.f_contiguous and not a.flags.c_contiguous else "C"
     made = _make(a.shape, a.dtype, order, runtime, zero=False)
     made[...] = a
+    return made
+
+
+def dict(
+    items: Mapping[str, Any] | Mapping[bytes, Any] | Iterable[tuple[str | bytes, Any]] = (),
+    /,
+    *,
+    runtime: Any = None,
+) -> Dict:
+    """A new dict in shared memory, with these items: it is empty if there are none.
+
+    Keys are str or bytes: TypeError for another. Otherwise as empty()."""
+    made = _core.dict_in(_program(runtime))
+    for key, value in items.items() if isinstance(items, Mapping) else items:
+        made[key] = value
     return made
 
 

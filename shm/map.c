@@ -1,4 +1,4 @@
-/* map.c — a hash map that all Ms share: what sync.Map stands on.
+/* map.c — a hash map that all Ms share: what sync.Map and shared.dict stand on.
  *
  * One lock, chains of entries. A key is bytes that its user made canonical (equal keys, equal bytes), in
  * the entry; a value is a shm_val, which goes out as a copy. All is looked up, and what must be
@@ -120,7 +120,7 @@ int shm_map_load(struct shm_ctx *c, shm_off off, const void *key, uint32_t len, 
     shm_lock(c, &m->lock);
     shm_off *link = find(c, m, hash_of(key, len), key, len);
     if (link && *link)
-        e = shm_val_copy(c, v, &ment(c, *link)->value);
+        e = v ? shm_val_copy(c, v, &ment(c, *link)->value) : SHM_OK;
     shm_unlock(c, &m->lock);
     return e;
 }
@@ -138,6 +138,19 @@ static int entry(struct shm_ctx *c, uint64_t hash, const void *key, uint32_t len
     return SHM_OK;
 }
 
+/* The lock held. v is moved in, *old is what was there, the caller's. */
+static void replace(struct shm_ctx *c, struct shm_val *slot, const struct shm_val *v,
+                    struct shm_val *old)
+{
+    *old = *slot;
+    shm_tx_begin(c);
+    shm_val_adopt(c, old);
+    shm_val_publish(c, v);
+    FAILPOINT("map.replace.published");
+    shm_tx_val(c, slot, v);
+    shm_tx_commit(c);
+}
+
 int shm_map_store(struct shm_ctx *c, shm_off off, const void *key, uint32_t len,
                   const struct shm_val *v, bool keep, struct shm_val *old)
 {
@@ -152,12 +165,7 @@ int shm_map_store(struct shm_ctx *c, shm_off off, const void *key, uint32_t len,
         if (keep) {
             e = shm_val_copy(c, old, slot);
         } else {
-            *old = *slot;
-            shm_tx_begin(c);
-            shm_val_adopt(c, old);
-            shm_val_publish(c, v);
-            shm_tx_val(c, slot, v);
-            shm_tx_commit(c);
+            replace(c, slot, v, old);
         }
         shm_unlock(c, &m->lock);
         return e ? e : SHM_EAGAIN;
@@ -171,6 +179,36 @@ int shm_map_store(struct shm_ctx *c, shm_off off, const void *key, uint32_t len,
         shm_tx_store64(c, link, fresh);
         shm_tx_store64(c, &m->n, m->n + 1);
         shm_tx_commit(c);
+    }
+    shm_unlock(c, &m->lock);
+    return e;
+}
+
+/* Whether two values are the same bytes with the same handles. Equal values need not be: who compares
+ * has a copy of what it read. */
+static bool same(const struct shm_ctx *c, const struct shm_val *a, const struct shm_val *b)
+{
+    uint32_t na, nb, nha = 0, nhb = 0;
+    if ((a->tag == SHM_VAL_NONE) != (b->tag == SHM_VAL_NONE))
+        return false;
+    const uint8_t *pa = shm_val_bytes(c, a, &na), *pb = shm_val_bytes(c, b, &nb);
+    const uint64_t *ha = a->tag == SHM_VAL_HEAP ? shm_bytes_handles(c, a->h.off, &nha) : NULL;
+    const uint64_t *hb = b->tag == SHM_VAL_HEAP ? shm_bytes_handles(c, b->h.off, &nhb) : NULL;
+    return na == nb && nha == nhb && (na == 0 || memcmp(pa, pb, na) == 0) &&
+           (nha == 0 || memcmp(ha, hb, nha * sizeof *ha) == 0);
+}
+
+int shm_map_cas(struct shm_ctx *c, shm_off off, const void *key, uint32_t len,
+                const struct shm_val *was, const struct shm_val *v, struct shm_val *old)
+{
+    struct shm_map *m = map_at(c, off);
+    int e = SHM_EAGAIN;
+    shm_lock(c, &m->lock);
+    shm_off *link = find(c, m, hash_of(key, len), key, len);
+    struct shm_val *slot = link && *link ? &ment(c, *link)->value : NULL;
+    if (slot && same(c, slot, was)) {
+        replace(c, slot, v, old);
+        e = SHM_OK;
     }
     shm_unlock(c, &m->lock);
     return e;

@@ -922,13 +922,17 @@ struct shm_ment {
 static_assert(sizeof(struct shm_ment) == 48, "words");
 SHM_MUSTUSE int shm_map_new(struct shm_ctx *c, shm_off *map);
 void shm_map_free(struct shm_ctx *c, shm_off map);
-/* SHM_OK: *v is a copy; SHM_EAGAIN: it has no such key. */
+/* SHM_OK: *v is a copy (v NULL: it is only asked for); SHM_EAGAIN: it has no such key. */
 SHM_MUSTUSE int shm_map_load(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
                              struct shm_val *v);
 /* SHM_OK: a new key, v is moved. SHM_EAGAIN: it was there: keep: *old is a copy of its value and v the
  * caller's; else v is moved and *old is the value before, the caller's. */
 SHM_MUSTUSE int shm_map_store(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
                               const struct shm_val *v, bool keep, struct shm_val *old);
+/* SHM_OK: its value was the bytes of *was, v is moved, *old is the caller's. SHM_EAGAIN: it was not. */
+SHM_MUSTUSE int shm_map_cas(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
+                            const struct shm_val *was, const struct shm_val *v,
+                            struct shm_val *old);
 /* SHM_OK: *old, the caller's, was its value. SHM_EAGAIN: no such key. */
 SHM_MUSTUSE int shm_map_delete(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
                                struct shm_val *old);

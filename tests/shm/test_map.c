@@ -65,6 +65,117 @@ static void test_a_map_that_grows_keeps_all_it_has(void)
     h_seg_end(&c);
 }
 
+static void test_cas_replaces_what_is_the_same_bytes_and_nothing_else(void)
+{
+    struct shm_ctx c;
+    h_seg(&c, (struct shm_opts){0});
+    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    shm_off m = map_new(&c), obj = map_new(&c), other = map_new(&c);
+    uint64_t key = 3;
+    struct shm_val small = v_int(1), big = v_big(&c, 1), ref = v_ref(&c, 1, obj),
+                   ref2 = v_ref(&c, 1, other), copy, old;
+    CHECK_EQ(shm_map_cas(&c, m, &key, sizeof key, &small, &small, &old), SHM_EAGAIN); /* no key */
+    CHECK_EQ(store(&c, m, key, v_int(1)), SHM_OK);
+    CHECK_EQ(shm_map_cas(&c, m, &key, sizeof key, &big, &big, &old), SHM_EAGAIN);
+    CHECK_EQ(shm_val_copy(&c, &copy, &big), SHM_OK);
+    CHECK_EQ(shm_map_cas(&c, m, &key, sizeof key, &small, &copy, &old), SHM_OK);
+    CHECK_EQ(v_eat(&c, &old), 1);
+    CHECK_EQ(shm_map_cas(&c, m, &key, sizeof key, &small, &small, &old), SHM_EAGAIN);
+    CHECK_EQ(shm_val_copy(&c, &copy, &ref), SHM_OK);
+    CHECK_EQ(shm_map_cas(&c, m, &key, sizeof key, &big, &copy, &old), SHM_OK);
+    shm_val_drop(&c, &old);
+    CHECK_EQ(shm_map_cas(&c, m, &key, sizeof key, &ref2, &small, &old), SHM_EAGAIN);
+    CHECK_EQ(shm_map_cas(&c, m, &key, sizeof key, &ref, &small, &old), SHM_OK);
+    shm_val_drop(&c, &old);
+    CHECK_EQ(load(&c, m, key), 1);
+    CHECK_EQ(shm_map_load(&c, m, &key, sizeof key, NULL), SHM_OK);
+    shm_val_drop(&c, &big);
+    shm_val_drop(&c, &ref);
+    shm_val_drop(&c, &ref2);
+    CHECK_SEGMENT(&c);
+    shm_obj_unref(&c, m);
+    shm_obj_unref(&c, obj);
+    shm_obj_unref(&c, other);
+    CHECK_QUIET(&c);
+    shm_mexit(&c);
+    h_seg_end(&c);
+}
+
+/* ---- deaths ---------------------------------------------------------------------------------- */
+
+static const char *const points[] = {
+    "lock.named",      "lock.taken",  "lock.released", "map.grow.linked", "map.replace.published",
+    "undo.noted",      "undo.stored", "undo.commit",   "undo.committed",  "heap.alloc.taken",
+    "heap.free.stored"};
+
+struct scene {
+    const char *point;
+    uint32_t nth;
+    shm_off m;
+};
+
+/* The one that dies: each kind of change, to values that are blocks. */
+static void act(struct shm_ctx *c, int i, void *arg)
+{
+    struct scene *s = arg;
+    uint64_t key = 2;
+    struct shm_val was, v = v_big(c, 22), old;
+    (void)i;
+    CHECK_EQ(shm_map_load(c, s->m, &key, sizeof key, &was), SHM_OK);
+    h_die_at(s->point, s->nth);
+    CHECK_EQ(store(c, s->m, 8, v_big(c, 8)), SHM_OK); /* it grows */
+    CHECK_EQ(store(c, s->m, 1, v_big(c, 11)), SHM_EAGAIN);
+    CHECK_EQ(shm_map_cas(c, s->m, &key, sizeof key, &was, &v, &old), SHM_OK);
+    CHECK_EQ(v_eat(c, &old), 2);
+    key = 3;
+    CHECK_EQ(shm_map_delete(c, s->m, &key, sizeof key, &old), SHM_OK);
+    CHECK_EQ(v_eat(c, &old), 3);
+    h_die_at("", 0);
+    shm_val_drop(c, &was);
+}
+
+/* False: it does not pass that point so often. */
+static bool die_at(const char *point, uint32_t nth)
+{
+    struct shm_ctx c;
+    struct scene *s = h_shared(sizeof *s);
+    h_seg(&c, (struct shm_opts){0});
+    l_worker(&c);
+    *s = (struct scene){.point = point, .nth = nth, .m = map_new(&c)};
+    for (uint64_t k = 0; k < 8; k++)
+        CHECK_EQ(store(&c, s->m, k, v_big(&c, k)), SHM_OK);
+    int status = h_wait(h_fork(act, 0, s));
+    bool died = WIFSIGNALED(status);
+    CHECK(died || status == 0);
+    if (died)
+        shm_reap(&c, &c.mtab[1], status);
+    CHECK_SEGMENT(&c);
+    /* What is done is done in order, whole. */
+    bool added = load(&c, s->m, 8) == 8, stored = load(&c, s->m, 1) == 11,
+         swapped = load(&c, s->m, 2) == 22, deleted = load(&c, s->m, 3) == UINT64_MAX;
+    CHECK(added || load(&c, s->m, 8) == UINT64_MAX);
+    CHECK(stored ? added : load(&c, s->m, 1) == 1);
+    CHECK(swapped ? stored : load(&c, s->m, 2) == 2);
+    CHECK(deleted ? swapped : load(&c, s->m, 3) == 3);
+    for (uint64_t k = 4; k < 8; k++)
+        CHECK_EQ(load(&c, s->m, k), k);
+    shm_obj_unref(&c, s->m);
+    CHECK_QUIET(&c);
+    l_worker_end(&c);
+    h_seg_end(&c);
+    munmap(s, sizeof *s);
+    return died;
+}
+
+static void test_a_death_in_a_change_leaves_it_done_or_not_begun(void)
+{
+    uint32_t deaths = 0;
+    for (size_t i = 0; i < sizeof points / sizeof *points; i++)
+        for (uint32_t nth = 1; nth <= (uint32_t)H_N(12, 1000) && die_at(points[i], nth); nth++)
+            deaths++;
+    CHECK(deaths > 40);
+}
+
 struct traffic {
     shm_off m;
     _Atomic uint64_t first;
@@ -111,4 +222,6 @@ static void test_many_store_and_delete_and_each_key_has_one_first(void)
 }
 
 H_MAIN(T(test_a_map_that_grows_keeps_all_it_has),
+       T(test_cas_replaces_what_is_the_same_bytes_and_nothing_else),
+       T(test_a_death_in_a_change_leaves_it_done_or_not_begun),
        T(test_many_store_and_delete_and_each_key_has_one_first))
