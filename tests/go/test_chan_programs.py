@@ -417,7 +417,10 @@ def monomial_subst(u: Series, c: int, n: int) -> Series:
     return z
 
 
-EXP = [Fraction(p) for p in "1 1 3/2 13/6 73/24 167/40 4051/720 37633/5040 43817/4480".split()]
+EXP = [
+    Fraction(p)
+    for p in "1 1 3/2 13/6 73/24 167/40 4051/720 37633/5040 43817/4480 4596553/362880".split()
+]
 ATAN = [Fraction(0 if n % 2 == 0 else (-1) ** (n // 2), max(n, 1)) for n in range(10)]
 
 FORMULAS = {
@@ -426,6 +429,7 @@ FORMULAS = {
     "diff": (lambda: diff(rep(1)), list(range(1, 11))),
     "integ": (lambda: integ(0, rep(1)), [0] + [Fraction(1, n) for n in range(1, 10)]),
     "cmul": (lambda: cmul(Fraction(-1), rep(2)), [-2] * 10),
+    "sub": (lambda: add(rep(1), cmul(Fraction(-1), rep(2))), [-1] * 10),
     "mul": (lambda: mul(rep(1), rep(1)), list(range(1, 11))),
     "recip": (lambda: recip(rep(1)), [1, -1] + [0] * 6),
     "exp": (lambda: exp(rep(1)), EXP),
