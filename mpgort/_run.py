@@ -63,6 +63,7 @@ class Options(NamedTuple):
     heavy_bytes: int
     migrate: int
     scrub: bool
+    shake: int  # seed of the schedule shaker, 0: off
     plan: Plan
     name: str
 
@@ -172,6 +173,9 @@ def check_options(
     trace = debug.get("schedtrace", "0")
     if not trace.isdecimal():
         raise ValueError(f"MPGORT_DEBUG: schedtrace={trace}: give milliseconds")
+    shake = debug.get("shake", "0")
+    if not shake.isdecimal() or int(shake) >= 1 << 32:
+        raise ValueError(f"MPGORT_DEBUG: shake={shake}: give a seed, a number below 2**32")
     if heap_bytes is not None:
         heap_bytes = whole("heap_bytes", heap_bytes, 1 << 20, 1 << 46)
     _segment.warn_if_small(heap_bytes)
@@ -193,6 +197,7 @@ def check_options(
         heavy_bytes=whole("heavy_bytes", heavy_bytes, 0, 1 << 30),
         migrate=ways[migrate],
         scrub=debug.get("scrub", "0") == "1",
+        shake=int(shake),
         plan=plan,
         name=os.path.basename(sys.argv[0] if sys.argv else "") if name is None else str(name),
     )
@@ -314,6 +319,7 @@ class Host:
                 opts.heavy_bytes,
                 opts.migrate,
                 opts.scrub,
+                opts.shake,
                 opts.name,
             )
         except BaseException:

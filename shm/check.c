@@ -427,8 +427,8 @@ static void check_header(struct check *k)
     n = chain(k, h->gfree_head, AT_FREE, "free list");
     if (n != load_acq(&h->gfree_n))
         say(k, "free list: %llu, counted %llu", LLU(n), LLU(load_acq(&h->gfree_n)));
-    if (load_acq(&h->panic) == 2) /* pairs with who panicked */
-        mark_value(k, &h->panic_val, "panic");
+    if (load_acq(&h->panic) == 2 && h->panic_val.tag == SHM_VAL_HEAP) /* pairs with who panicked */
+        kept(k, h->panic_val.h.off, h->panic_val.h.len, "panic");
     if (load_acq(&h->trace_rings)) /* pairs with shm_trace_start() */
         kept(k, h->trace_off, load_acq(&h->trace_rings) * h->trace_cap * sizeof(struct shm_event),
              "trace");

@@ -143,6 +143,7 @@ void shm_wait_arm(struct shm_ctx *c, shm_gref r, uint64_t epoch)
     /* INV touch-nothing begins. Publishes everything the parker wrote; pairs with the CAS in
      * shm_wait_claim(). Seq_cst before the parker's look for a cancel (tag: cancel). */
     store_seq(&shm_g(c, r)->wait, SHM_W(epoch, 0, SHM_W_ARMED));
+    shm_shake(c); /* armed | the parking M goes on */
 }
 
 bool shm_wait_claim(struct shm_ctx *c, shm_gref r, uint64_t epoch)
@@ -153,6 +154,7 @@ bool shm_wait_claim(struct shm_ctx *c, shm_gref r, uint64_t epoch)
     if (SHM_W_STATE(w) != SHM_W_ARMED || (uint32_t)SHM_W_EPOCH(w) != (uint32_t)epoch ||
         SHM_ST_GEN(load_acq(&g->status)) != shm_ggen(r)) /* acquired to keep the two in order */
         return false;
+    shm_shake(c); /* the look | the claim */
     /* INV one-waker: who wins owns the G until it is runnable. Pairs with shm_wait_arm(). */
     return cas_seq(&g->wait, &w, SHM_W(SHM_W_EPOCH(w), c->m1, SHM_W_CLAIMED));
 }

@@ -131,6 +131,7 @@ static void release(struct shm_ctx *c, struct shm_m *m, uint32_t slot)
     shm_tx_store32(c, &m->handles_n, m->handles_n - 1);
     shm_tx_commit(c);
     FAILPOINT("handle.released");
+    shm_shake(c); /* out of the table | its reference given back */
     shm_obj_unref(c, obj);
 }
 

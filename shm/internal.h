@@ -28,6 +28,8 @@ void shm_heap_flush(struct shm_ctx *c);   /* heap.c: this M's free blocks, to ev
 void shm_gfree_flush(struct shm_ctx *c, struct shm_m *m); /* g.c: its free slots, to everybody */
 void shm_m_give(struct shm_m *m);                         /* segment.c: the slot is free */
 
+void shm_shake_begin(struct shm_ctx *c); /* shake.c: this M's generator */
+
 /* sched.c, for sysmon.c: wakes one idle M if a P is idle; anyway: though somebody spins already. */
 bool shm_wakeone(struct shm_ctx *c, bool anyway);
 void shm_requeue(struct shm_ctx *c, shm_gref r); /* sched.c: runnable, in no queue */

@@ -195,6 +195,7 @@ void shm_lock(struct shm_ctx *c, shm_lockword *l)
 {
     held_add(c, l);
     FAILPOINT("lock.named");
+    shm_shake(c); /* what was seen without the lock | the lock */
     if (unlikely(!try_take(l, mine(c))))
         lock_slow(c, l);
     FAILPOINT("lock.taken");

@@ -127,6 +127,7 @@ shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max)
     shm_tx_commit(c);
     shm_unlock(c, &h->sched_lock);
     FAILPOINT("runq.globget.taken");
+    shm_shake(c); /* out of the global queue | shown in the ring */
     if (n > 1) {
         store_rel(&p->runqtail, t + n - 1); /* shows the batch; pairs with load_acq in runqgrab() */
         FAILPOINT("runq.globget.shown");
@@ -156,6 +157,7 @@ static bool runqputslow(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t
     bool taken = cas_acqrel(&p->runqhead, &h, h + n);
     if (taken) {
         FAILPOINT("runq.putslow.taken");
+        shm_shake(c); /* out of the ring | in the global queue */
         for (uint32_t i = 0; i < n; i++)
             shm_g(c, batch[i])->schedlink = batch[i + 1];
         globrunqputbatch(c, batch[0], batch[n], n + 1);
@@ -176,6 +178,7 @@ void shm_runqput(struct shm_ctx *c, struct shm_p *p, shm_gref r, bool next)
         /* Publishes r, takes the old one; pairs with the thieves' CAS and the owner's. */
         while (!cas_acqrel(&p->runnext, &old, r));
         FAILPOINT("runq.put.kicked");
+        shm_shake(c); /* kicked | at the tail */
         if (old == 0)
             return;
         r = old;
@@ -278,6 +281,7 @@ static uint32_t runqgrab(struct shm_ctx *c, struct shm_p *p, struct shm_p *victi
             if (r == 0 || !runnext_stays(c, victim, r))
                 return 0;
             name(c, SHM_IF_BATCH, r);
+            shm_shake(c);                               /* the look at runnext | its theft */
             if (!cas_acqrel(&victim->runnext, &r, 0)) { /* against its owner and other thieves */
                 name(c, SHM_IF_BATCH, 0);
                 continue;
@@ -293,6 +297,7 @@ static uint32_t runqgrab(struct shm_ctx *c, struct shm_p *p, struct shm_p *victi
             store_rlx(SLOT(p, at + i), r);
         }
         FAILPOINT("runq.steal.named");
+        shm_shake(c); /* the look at the slots | their theft */
         if (cas_acqrel(&victim->runqhead, &h,
                        h + n)) /* consumes; pairs with load_acq in runqput() */
             return (uint32_t)n;
@@ -307,6 +312,7 @@ shm_gref shm_runqsteal(struct shm_ctx *c, struct shm_p *p, struct shm_p *victim,
     if (n == 0)
         return 0;
     FAILPOINT("runq.steal.taken");
+    shm_shake(c);                        /* stolen | shown */
     uint64_t t = load_rlx(&p->runqtail); /* own word */
     shm_gref r = load_rlx(SLOT(p, t + n - 1));
     name(c, SHM_IF_GOT, r);

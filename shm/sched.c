@@ -172,6 +172,7 @@ static void putp(struct shm_ctx *c)
     if (!p->nosteal)
         or_seq(&c->hdr->idle_p[p->index / 64], 1ULL << p->index % 64);
     FAILPOINT("sched.releasep.bit");
+    shm_shake(c);                 /* the bit | the status */
     store_seq(&p->status, Pidle); /* I1, tag: idle-dance; pairs with the CAS in shm_acquirep() */
 }
 
@@ -255,6 +256,7 @@ bool shm_wakeone(struct shm_ctx *c, bool anyway)
         for (uint64_t b = load_seq(&c->hdr->idle_m[w]); b; b &= b - 1) {
             struct shm_m *m = &c->mtab[w * 64 + (uint32_t)__builtin_ctzll(b)];
             uint32_t idle = SHM_M_IDLE;
+            shm_shake(c); /* the look for whom to wake | his claim */
             if (!cas_seq(&m->spinning, &idle, SHM_M_SPINNING)) /* S4, tag: idle-dance */
                 continue;
             FAILPOINT("sched.wake.claimed");
@@ -341,12 +343,14 @@ void shm_ready(struct shm_ctx *c, shm_gref r, bool next)
     bool outside = g->flags & SHM_GF_OUTSIDE;
     store_rlx(&c->m->inflight[SHM_IF_READY], r); /* INV nothing-in-hand */
     FAILPOINT("sched.ready.named");
+    shm_shake(c); /* the claim | runnable */
     if (unlikely(shm_tracing(c)))
         shm_trace(c, SHM_TR_UNPARK, g->goid, g->reason, curgoid(c));
     if (unlikely(!shm_casgstatus(c, r, Gwaiting, Grunnable)))
         shm_throw("ready: goroutine slot %u of generation %u is of another generation", shm_gidx(r),
                   shm_ggen(r));
     FAILPOINT("sched.ready.runnable");
+    shm_shake(c); /* the status | the queue */
     if (outside)
         /* The status is the low half: shm_outside_wait() sleeps on it. */
         shm_futex_wake((_Atomic uint32_t *)&g->status, 1);
@@ -381,6 +385,7 @@ void shm_newproc(struct shm_ctx *c, shm_gref r)
         shm_throw("newproc: goroutine slot %u of generation %u is of another generation",
                   shm_gidx(r), shm_ggen(r));
     FAILPOINT("sched.newproc.runnable");
+    shm_shake(c); /* the status | the queue */
     queue(c, r, home, true);
     FAILPOINT("sched.newproc.queued");
     store_rel(&c->m->inflight[SHM_IF_NEW], 0);
@@ -398,6 +403,7 @@ void shm_gosched(struct shm_ctx *c, shm_gref r)
         shm_throw("gosched: goroutine slot %u is of another generation", shm_gidx(r));
     store_rlx(&m->curg, 0);
     FAILPOINT("sched.gosched.runnable");
+    shm_shake(c); /* the status | the queue */
     if (home)
         shm_homeqput(c, &c->mtab[home - 1], r);
     else
@@ -421,6 +427,7 @@ void shm_gopark(struct shm_ctx *c, shm_gref r, unsigned reason)
         shm_throw("gopark: goroutine slot %u is of another generation", shm_gidx(r));
     FAILPOINT("sched.gopark.waiting");
     store_rlx(&c->m->curg, 0);
+    shm_shake(c); /* waiting | the wait armed, unlockf called */
 }
 
 void shm_goexit0(struct shm_ctx *c, shm_gref r)
@@ -440,6 +447,7 @@ bool shm_execute(struct shm_ctx *c, shm_gref r, bool inherit)
     struct shm_m *m = c->m;
     store_rlx(&m->curg, r); /* links before status, as Go: a running G has an M */
     FAILPOINT("sched.execute.curg");
+    shm_shake(c); /* taken from the queue | running */
     bool mine = shm_gclaim_runnable(c, r);
     store_rlx(&m->inflight[SHM_IF_GOT], 0);
     if (unlikely(!mine)) {
@@ -632,7 +640,9 @@ static shm_gref find(struct shm_ctx *c, bool *inherit)
 /* F1, F2. */
 static void stop_spinning(struct shm_ctx *c)
 {
+    shm_shake(c);
     store_seq(&c->m->spinning, SHM_M_BUSY); /* F1, tag: idle-dance */
+    shm_shake(c);                           /* F1 | F2 */
     if (shm_anywork(c))
         shm_wakep(c);
 }
@@ -841,6 +851,7 @@ static int idle(struct shm_ctx *c, bool *woken)
     }
     store_seq(&m->spinning, SHM_M_IDLE); /* I2: no spinner any more */
     FAILPOINT("sched.idle.said");
+    shm_shake(c); /* I2 | I3 */
     uint64_t now = shm_now_ns();
     if (something(c, now)) {                               /* I3 */
         leave_idle(c, home ? SHM_M_BUSY : SHM_M_SPINNING); /* I4 */

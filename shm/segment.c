@@ -202,6 +202,7 @@ static void format(struct shm_ctx *c, const struct shm_opts *o, const struct pla
     h->m0_p = o->nprocs ? o->nprocs : SHM_MAX_P;
     h->migrate = o->migrate;
     h->scrub = o->scrub;
+    h->shake = o->shake;
     h->heavy_bytes = o->heavy_bytes;
     h->code_off = l->code;
     h->reason_off = l->reason;
@@ -321,6 +322,7 @@ void shm_ctx_forked(struct shm_ctx *c)
     c->m1 = 0;
     c->in_tx = false;
     c->tick = 0;
+    c->shake = 0;
 }
 
 /* ---- M slots --------------------------------------------------------------------------------- */
@@ -382,6 +384,7 @@ int shm_minit(struct shm_ctx *c, uint32_t kind)
     c->in_tx = false;
     c->now_ns = shm_now_ns();
     c->rng = (c->now_ns ^ (uint64_t)c->m1 << 40) | 1;
+    shm_shake_begin(c);
     if (kind == SHM_M_M0)
         h->m0_slot = m->index;
     return SHM_OK;
@@ -469,7 +472,7 @@ static const struct shm_field layout[] = {
     F(hdr, trace_on, U4),
     F(hdr, trace_rings, U4),
     F(hdr, trace_cap, U4),
-    PAD(hdr, pad6_),
+    F(hdr, shake, U4),
     F(hdr, trace_off, U8),
     F(hdr, trace_since_ns, U8),
     GAP(hdr, trace_since_ns, shutdown),

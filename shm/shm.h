@@ -380,9 +380,9 @@ struct shm_hdr {
     _Atomic uint32_t trace_on;    /* SHM_TRACE_*; trace.c, as the next four */
     _Atomic uint32_t trace_rings; /* 0: no rings yet */
     uint32_t trace_cap;           /* events in a ring */
-    uint32_t pad6_;
-    shm_off trace_off;       /* the block of rings */
-    uint64_t trace_since_ns; /* when the trace began */
+    uint32_t shake;               /* seed of the schedule shaker, 0: off; shake.c */
+    shm_off trace_off;            /* the block of rings */
+    uint64_t trace_since_ns;      /* when the trace began */
 
     _Alignas(SHM_CACHELINE) _Atomic uint32_t shutdown; /* 1: all goroutines end */
     _Atomic uint32_t deaths;      /* workers that have ended without giving their slot back */
@@ -455,6 +455,8 @@ struct shm_ctx {
     uint32_t trace_stack; /* code number of the stack of the next event, 0: none */
     uint32_t trace_name;  /* of the name of the next park, 0: none */
     bool moved;           /* the G that was executed last ran on another M before, or nowhere */
+    uint64_t shake;       /* state of the shaker's generator, 0: off; shake.c */
+    uint32_t shake_mood, shake_left;
     uint64_t mapped;
 };
 
@@ -487,6 +489,7 @@ struct shm_opts {
     uint32_t max_goroutines; /* slots of the g table, reserved, committed in chunks */
     uint64_t heap_bytes;     /* ceiling of the heap, reserved, committed in chunks */
     uint32_t migrate, scrub, heavy_bytes;
+    uint32_t shake; /* seed, 0: off */
     const char *name;
 };
 /* Sizes, formats and maps a fresh shared-memory object (descriptor kept by the caller too). */
@@ -1199,6 +1202,16 @@ size_t shm_trace_read(const struct shm_ctx *c, uint32_t m, struct shm_event *out
 static inline bool shm_tracing(const struct shm_ctx *c)
 {
     return load_rlx(&c->hdr->trace_on) == SHM_TRACE_ON; /* a hint: late is well */
+}
+
+/* ---- shake.c --------------------------------------------------------------------------------- */
+
+void shm_shake_now(struct shm_ctx *c);
+/* Here the M may stand still for a moment, if the program is shaken. */
+static inline void shm_shake(struct shm_ctx *c)
+{
+    if (__builtin_expect(c->shake != 0, 0))
+        shm_shake_now(c);
 }
 
 /* ---- check.c --------------------------------------------------------------------------------- */

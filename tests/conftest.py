@@ -5,10 +5,14 @@ holds it to INV nothing-left when the test is over: no process of that session, 
 A program that hangs is asked for its goroutines (SIGQUIT) before it is killed; the dump is in the
 failure.
 
-`segment` makes segments without processes, for tests that use mpgort._core directly."""
+`segment` makes segments without processes, for tests that use mpgort._core directly.
+
+Ports (tests/go): when the last process of a program has gone, the checker walks its segment
+(`sound`). MPGORT_SHAKE=50 runs each of them under 50 seeds of the schedule shaker (shm/shake.c)."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -212,7 +216,7 @@ def segment() -> Iterator[Callable[..., object]]:
         heavy_bytes: int = 16384,
     ) -> _core.Program:
         prog = _core.Program.create(
-            _segment.make(), procs, max_goroutines, heap_bytes, heavy_bytes, 0, False, "test"
+            _segment.make(), procs, max_goroutines, heap_bytes, heavy_bytes, 0, False, 0, "test"
         )
         made.append(prog)
         return prog
@@ -233,3 +237,50 @@ def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Call
     procs, migrate = request.param
     monkeypatch.setenv("MPGORT_MIGRATE", migrate)
     return lambda main, *args: mpgort.run(main, *args, procs=procs)
+
+
+# ---- ports -----------------------------------------------------------------------------------
+
+PORTS = Path(__file__).parent / "go"
+SEEDS = range(1, 1 + int(os.environ.get("MPGORT_SHAKE", "0")))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if SEEDS and PORTS in metafunc.definition.path.parents and "seed" not in metafunc.fixturenames:
+        metafunc.fixturenames.append("seed")
+        metafunc.parametrize("seed", SEEDS, indirect=True, ids="seed={}".format)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of the schedule shaker, for all programs of the test."""
+    monkeypatch.setenv("MPGORT_DEBUG", f"shake={request.param}")
+    return int(request.param)
+
+
+@pytest.fixture(autouse=True)
+def sound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each program that a port runs in this process leaves a sound segment behind. Where no
+    goroutine is left and this process holds no handle, nothing at all may be: no block, waiter,
+    lock or timer."""
+    if PORTS not in request.path.parents:
+        yield
+        return
+    from mpgort import _core, _run, _segment
+
+    found: list[str] = []
+    stop = _run.Host.stop
+
+    def stop_and_look(host: _run.Host) -> None:
+        first = not host.stopped and os.getpid() == host.pid
+        stop(host)
+        if first:
+            gc.collect()
+            held = int(_segment.m_table(host.prog)["handles_n"].sum())
+            statuses = _segment.g_table(host.prog)["status"][1:] & 0xFF
+            alone = held == 0 and bool((statuses == _core.Gdead).all())
+            found.extend(host.prog.check(alone))
+
+    monkeypatch.setattr(_run.Host, "stop", stop_and_look)
+    yield
+    assert found == []

@@ -310,6 +310,7 @@ class Program:
         heavy_bytes: int,
         migrate: int,
         scrub: int,
+        shake: int,
         name: str,
         /,
     ) -> Program: ...

@@ -259,17 +259,18 @@ static CoreProg *prog_new(PyTypeObject *type)
 
 PyDoc_STRVAR(
     create_doc,
-    "create(fd, procs, max_goroutines, heap_bytes, heavy_bytes, migrate, scrub, name)\n--\n\n"
+    "create(fd, procs, max_goroutines, heap_bytes, heavy_bytes, migrate, scrub, shake, "
+    "name)\n--\n\n"
     "Sizes, formats and maps the empty shared-memory object fd, which it takes over; the caller "
     "becomes M0.");
 static PyObject *prog_create(PyObject *cls, PyObject *args)
 {
     int fd, scrub;
-    unsigned int procs, max_g, heavy, migrate;
+    unsigned int procs, max_g, heavy, migrate, shake;
     unsigned long long heap;
     const char *name;
-    if (!PyArg_ParseTuple(args, "iIIKIIps", &fd, &procs, &max_g, &heap, &heavy, &migrate, &scrub,
-                          &name))
+    if (!PyArg_ParseTuple(args, "iIIKIIpIs", &fd, &procs, &max_g, &heap, &heavy, &migrate, &scrub,
+                          &shake, &name))
         return NULL;
     CoreProg *p = prog_new((PyTypeObject *)cls);
     if (p == NULL)
@@ -279,6 +280,7 @@ static PyObject *prog_create(PyObject *cls, PyObject *args)
                          .heap_bytes = heap,
                          .migrate = migrate,
                          .scrub = (uint32_t)scrub,
+                         .shake = shake,
                          .heavy_bytes = heavy,
                          .name = name};
     int r = shm_seg_create(&p->loop, fd, &o);

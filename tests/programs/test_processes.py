@@ -621,7 +621,12 @@ def test_a_bad_option_is_refused_by_name(option, value, error):
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("MPGORT_PROCS", "many"), ("MPGORT_MIGRATE", "often"), ("MPGORT_DEBUG", "schedtrace=x")],
+    [
+        ("MPGORT_PROCS", "many"),
+        ("MPGORT_MIGRATE", "often"),
+        ("MPGORT_DEBUG", "schedtrace=x"),
+        ("MPGORT_DEBUG", "shake=-1"),
+    ],
 )
 def test_a_bad_environment_variable_is_refused_by_name(monkeypatch, variable, value):
     import mpgort
