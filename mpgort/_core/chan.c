@@ -372,6 +372,14 @@ static PyObject *chan_recv_only(CoreHandle *ch, PyObject *_)
     return view(ch, DIR_RECV);
 }
 
+static PyObject *chan_as_queue(PyObject *ch, PyObject *_)
+{
+    PyObject *mod = PyImport_ImportModule("mpgort._queue");
+    PyObject *q = mod ? PyObject_CallMethod(mod, "Queue", "O", ch) : NULL;
+    Py_XDECREF(mod);
+    return q;
+}
+
 static Py_ssize_t chan_len(PyObject *self)
 {
     CoreHandle *ch = (CoreHandle *)self;
@@ -491,6 +499,11 @@ static PyMethodDef chan_methods[] = {
     {"recv_only", (PyCFunction)chan_recv_only, METH_NOARGS,
      "recv_only()\n--\n\nThe same channel, for "
      "receiving only: TypeError on send and close."},
+    {"as_queue", chan_as_queue, METH_NOARGS,
+     "as_queue()\n--\n\nThe same channel with the methods of multiprocessing.Queue: put and get "
+     "with "
+     "block and timeout,\nput_nowait, get_nowait, qsize, empty, full; raises queue.Empty, "
+     "queue.Full."},
     {"__reduce__", (PyCFunction)chan_reduce, METH_NOARGS, NULL},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL},
