@@ -101,12 +101,11 @@ def outcome(h: Handle) -> tuple[Any, BaseException | None]:
 
 
 def recast(exc: BaseException, kind: type[Exception]) -> BaseException:
-    """exc with the text of its remote traceback in a cause of the peer's own type, for those who
-    look for that."""
+    """exc with where it came from in a cause of the peer's own type, for those who look for
+    that."""
     cause = exc.__cause__
     if isinstance(cause, RemoteTraceback):
-        exc.__cause__ = kind(cause.text)
-        exc.__cause__.__cause__ = cause.__cause__
+        exc.__cause__ = kind(str(cause))
     return exc
 
 

@@ -16,14 +16,15 @@ import concurrent.futures
 import contextvars
 import copyreg
 import io
+import linecache
 import mmap
+import os
 import pickle
 import select
 import socket
 import subprocess
 import sys
 import threading
-import traceback
 import types
 import warnings
 import weakref
@@ -320,38 +321,57 @@ _Decode = Callable[[bytes], Any]
 
 
 class _RemoteTraceback(Exception):
-    """The traceback of another process as text; stands as the cause of the exception it is of."""
+    """Where an exception was raised that has come from another process. Its traceback has that too,
+    as if it were a local one; this says that it is not. It stands as the cause where there is none,
+    and no context to be shown either: those are the exception's own."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
+    def __init__(self, pid: int, file: str, name: str, line: int) -> None:
+        super().__init__(pid, file, name, line)
 
     def __str__(self) -> str:
-        return self.text
+        pid, file, name, line = self.args
+        if not file:
+            return f"in process {pid}"
+        source = linecache.getline(file, line).strip()
+        return f'in process {pid}:\n  File "{file}", line {line}, in {name}\n    {source}'.rstrip()
 
 
-def exc_rows(exc: BaseException, encode: _Encode, decode: _Decode) -> tuple[str, list[Any]]:
-    """(traceback as text, a row for each exception of the chain, `exc` first).
+_Entry = tuple[str, str, int]  # file, function, line
+_HERE = os.path.dirname(__file__)
+_ENTRIES = 100  # of a deep recursion, what is nearest to the error
+
+
+def _entries(tb: types.TracebackType | None) -> list[_Entry]:
+    """What a traceback shows, outermost first, without the frames of ours that it begins with."""
+    found: list[_Entry] = []
+    while tb is not None:
+        code = tb.tb_frame.f_code
+        found.append((code.co_filename, code.co_name, tb.tb_lineno or 0))
+        tb = tb.tb_next
+    ours = 0
+    while ours < len(found) - 1 and os.path.dirname(found[ours][0]) == _HERE:
+        ours += 1
+    return found[max(ours, len(found) - _ENTRIES) :]
+
+
+def exc_rows(exc: BaseException, encode: _Encode, decode: _Decode) -> tuple[int, list[Any]]:
+    """(this process, a row for each exception of the chain, `exc` first).
 
     A row is (encoded parts, names of the builtin bases, text, notes, cause, context,
-    suppress_context, the exceptions of a group), other exceptions by the number of their row.
-    `encode` raises an exception where an object cannot cross."""
-    try:
-        text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
-    except Exception:
-        text = f"{type(exc).__qualname__} (its traceback cannot be shown)"
+    suppress_context, the exceptions of a group, traceback), other exceptions by the number of their
+    row. `encode` raises an exception where an object cannot cross."""
     todo, rows = [exc], []
     for e in todo:  # which grows meanwhile
         notes = [_text(n) for n in getattr(e, "__notes__", ())]
         group = e.exceptions if isinstance(e, BaseExceptionGroup) else ()
         links = (
             _row_of(todo, e.__cause__), _row_of(todo, e.__context__), e.__suppress_context__,
-            [_row_of(todo, inner) for inner in group],
+            [_row_of(todo, inner) for inner in group], _entries(e.__traceback__),
         )  # fmt: skip
         body = _exc_body(e, encode, decode, notes)
         bases = [c.__name__ for c in type(e).__mro__ if c.__module__ == "builtins"]
         rows.append((body, bases, _text(e), notes, *links))
-    return f'\n"""\n{text}"""', rows
+    return os.getpid(), rows
 
 
 def _row_of(todo: list[BaseException], exc: BaseException | None) -> int | None:
@@ -420,18 +440,24 @@ def _exc_body(exc: BaseException, encode: _Encode, decode: _Decode, notes: list[
     return encode((kind, tuple(sent), fields, state), True)
 
 
-def exc_made(text: str, rows: list[Any], decode: _Decode) -> BaseException:
-    """The exception of rows[0], with the text of its traceback there as its cause."""
+def exc_made(
+    pid: int,
+    rows: list[Any],
+    decode: _Decode,
+    traceback_of: Callable[[list[_Entry]], types.TracebackType],
+) -> BaseException:
+    """The exception of rows[0], and all that hang on it, each with its traceback of there."""
     made: dict[int, BaseException] = {}
     for i, row in enumerate(rows):
         exc, (cause, context, suppress) = _make(made, rows, i, decode), row[4:7]
         exc.__cause__ = None if cause is None else _make(made, rows, cause, decode)
         exc.__context__ = None if context is None else _make(made, rows, context, decode)
         exc.__suppress_context__ = suppress
-    remote = _RemoteTraceback(text)
-    remote.__cause__ = made[0].__cause__
-    made[0].__cause__ = remote
-    return made[0]
+        exc.__traceback__ = traceback_of(row[8]) if row[8] else None
+    exc, entries = made[0], rows[0][8]
+    if exc.__cause__ is None and (exc.__context__ is None or exc.__suppress_context__):
+        exc.__cause__ = _RemoteTraceback(pid, *(entries[-1] if entries else ("", "", 0)))
+    return exc
 
 
 def _make(
@@ -439,7 +465,7 @@ def _make(
 ) -> BaseException:
     if i in made:
         return made[i]
-    body, bases, shown, notes, _, _, _, group = rows[i]
+    body, bases, shown, notes, _, _, _, group, _ = rows[i]
     inner = [_make(made, rows, j, decode) for j in group]
     try:
         exc = _exc_from(decode(body), inner)

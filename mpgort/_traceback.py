@@ -13,6 +13,7 @@ from typing import Any
 
 from mpgort import _core
 from mpgort._errors import Deadlock, GoroutinePanic, MDied
+from mpgort._pickle import _RemoteTraceback
 
 _HOME = {2: "pinned", 3: "heavy", 4: "locked to thread"}  # shm.h SHM_HOME_*
 _STATUS = {_core.Grunnable: "runnable", _core.Grunning: "running", _core.Gidle: "idle"}
@@ -58,6 +59,8 @@ def make_deadlock(prog: _core.Program, main_goexit: bool) -> Deadlock:
 def make_panic(goid: int, cause: BaseException | None) -> GoroutinePanic:
     if cause is None:
         return GoroutinePanic(goid, "an exception that could not cross")
+    if isinstance(cause.__cause__, _RemoteTraceback):
+        cause.__cause__ = None  # that it was elsewhere the panic says itself
     reason = "".join(traceback.format_exception_only(cause)).strip()
     panic = GoroutinePanic(goid, reason, "".join(traceback.format_exception(cause)))
     panic.__cause__ = cause

@@ -8,13 +8,12 @@
  *
  * TRACEBACKS. A traceback holds frame objects, and those do not travel. What travels is what is shown
  * of them: file, name, line. The entries are rebuilt on empty frames of stand-in code objects, so the
- * text of an exception that is raised again still begins where it began.
+ * text of an exception that is raised again still begins where it began. So it is with results.
  * The frames that have ended are kept by the traceback alone, and their locals with them: objects of
  * the living frame seem to be shared with somebody. enc_ghost_refs() counts those references, because
  * they vanish when the original is dropped; and so do those of the functions behind the frames.
  *
- * AS RESULTS. core_exc_encode() is for the one who awaits: copies, by _pickle.py, with the traceback
- * as text. It never fails for the exception's sake. */
+ * AS RESULTS. core_exc_encode() is for the one who awaits: copies, by _pickle.py, part by part. It never fails for the exception's sake. */
 #include "codec.h"
 
 /* ---- builtin layouts ------------------------------------------------------------------------- */
@@ -227,6 +226,41 @@ static int dec_optional(struct dec *D, PyObject **to)
     return 0;
 }
 
+/* A traceback that shows these entries: a list of (file, name, line), outermost first. */
+static PyObject *traceback_of(PyObject *none, PyObject *entries)
+{
+    if (!PyList_CheckExact(entries))
+        return dec_bad("a traceback of odd parts");
+    PyObject *tb = Py_NewRef(Py_None);
+    for (Py_ssize_t i = PyList_GET_SIZE(entries) - 1; i >= 0 && tb != NULL; i--) {
+        PyObject *file, *name, *globals = PyDict_New();
+        int line;
+        if (globals == NULL ||
+            !PyArg_ParseTuple(PyList_GET_ITEM(entries, i), "UUi", &file, &name, &line)) {
+            Py_XDECREF(globals);
+            Py_CLEAR(tb);
+            break;
+        }
+        PyCodeObject *code = PyCode_NewEmpty("", "", line > 0 ? line : 0);
+        if (code != NULL) { /* one object for all entries: the next encoding refers to it, too */
+            Py_SETREF(code->co_filename, Py_NewRef(file));
+            Py_SETREF(code->co_name, Py_NewRef(name));
+            Py_SETREF(code->co_qualname, Py_NewRef(name));
+        }
+        PyFrameObject *frame =
+            code != NULL ? PyFrame_New(PyThreadState_Get(), code, globals, NULL) : NULL;
+        PyObject *outer = frame != NULL ? PyObject_CallFunction((PyObject *)&PyTraceBack_Type,
+                                                                "OOii", tb, frame, 0, line)
+                                        : NULL;
+        Py_DECREF(globals);
+        Py_XDECREF(code);
+        Py_XDECREF(frame);
+        Py_SETREF(tb, outer);
+    }
+    return tb;
+}
+static PyMethodDef traceback_of_def = {"traceback_of", traceback_of, METH_O, NULL};
+
 PyObject *dec_traceback(struct dec *D, bool memo)
 {
     Py_ssize_t n;
@@ -248,31 +282,7 @@ PyObject *dec_traceback(struct dec *D, bool memo)
             Py_CLEAR(entries);
         Py_XDECREF(entry);
     }
-    PyObject *tb = Py_NewRef(Py_None);
-    for (Py_ssize_t i = entries != NULL ? n - 1 : -1; i >= 0 && tb != NULL; i--) {
-        PyObject *file, *name, *globals = PyDict_New();
-        int line;
-        PyArg_ParseTuple(PyList_GET_ITEM(entries, i), "UUi", &file, &name, &line);
-        const char *f = PyUnicode_AsUTF8(file), *s = PyUnicode_AsUTF8(name);
-        PyCodeObject *code = f != NULL && s != NULL ? PyCode_NewEmpty(f, s, line) : NULL;
-        if (code != NULL) { /* one object for all entries: the next encoding refers to it, too */
-            Py_SETREF(code->co_filename, Py_NewRef(file));
-            Py_SETREF(code->co_name, Py_NewRef(name));
-            Py_SETREF(code->co_qualname, Py_NewRef(name));
-        }
-        PyFrameObject *frame = code != NULL && globals != NULL
-                                   ? PyFrame_New(PyThreadState_Get(), code, globals, NULL)
-                                   : NULL;
-        PyObject *outer = frame != NULL ? PyObject_CallFunction((PyObject *)&PyTraceBack_Type,
-                                                                "OOii", tb, frame, 0, line)
-                                        : NULL;
-        Py_XDECREF(globals);
-        Py_XDECREF(code);
-        Py_XDECREF(frame);
-        Py_SETREF(tb, outer);
-    }
-    if (entries == NULL)
-        Py_CLEAR(tb);
+    PyObject *tb = entries != NULL ? traceback_of(NULL, entries) : NULL;
     Py_XDECREF(entries);
     if (tb != NULL && memo)
         dec_complete(D, at, tb);
@@ -419,16 +429,18 @@ int core_exc_encode(PyObject *exc, struct core_enc *e)
 
 PyObject *core_exc_decode(const uint8_t *p, size_t n, struct core_words *W)
 {
-    PyObject *v = core_value_decode(p, n, W), *text, *rows, *exc = NULL;
+    PyObject *v = core_value_decode(p, n, W), *pid, *rows, *exc = NULL, *make_tb = NULL;
     PyObject *capsule = v != NULL && W != NULL ? PyCapsule_New(W, NULL, NULL) : NULL;
     PyObject *decode = v != NULL && (W == NULL || capsule != NULL)
                            ? PyCFunction_New(&decode_part_def, capsule)
                            : NULL;
     Py_XDECREF(capsule);
-    if (decode != NULL && PyTuple_CheckExact(v) && PyTuple_GET_SIZE(v) == 2 &&
-        PyArg_ParseTuple(v, "UO!", &text, &PyList_Type, &rows))
-        exc = PyObject_CallMethod(core_pickle, "exc_made", "OOO", text, rows, decode);
-    else if (decode != NULL)
+    if (decode != NULL)
+        make_tb = PyCFunction_New(&traceback_of_def, NULL);
+    if (make_tb != NULL && PyTuple_CheckExact(v) && PyTuple_GET_SIZE(v) == 2 &&
+        PyArg_ParseTuple(v, "O!O!", &PyLong_Type, &pid, &PyList_Type, &rows))
+        exc = PyObject_CallMethod(core_pickle, "exc_made", "OOOO", pid, rows, decode, make_tb);
+    else if (make_tb != NULL)
         dec_bad("an exception of odd parts");
     if (exc != NULL && !PyExceptionInstance_Check(exc)) {
         Py_CLEAR(exc);
@@ -439,6 +451,7 @@ PyObject *core_exc_decode(const uint8_t *p, size_t n, struct core_words *W)
         PyErr_Clear(); /* the rows are not what exc_rows() makes */
         dec_bad("an exception of odd parts");
     }
+    Py_XDECREF(make_tb);
     Py_XDECREF(decode);
     Py_XDECREF(v);
     return exc;
