@@ -173,6 +173,8 @@ typedef struct core_prog {
     struct shm_ctx aux; /* of all other threads; its M slot is taken at the first use */
     bool attached;      /* the mapping is there; false after detach: handles raise */
     bool aux_on;
+    bool forked;            /* this is a child of the process whose slots these were */
+    struct core_prog *next; /* of all in this process */
     bool is_m0;
     bool watches; /* mapped by a monitor: no M slot, reads only (_monitor.py) */
     unsigned long

@@ -8,8 +8,10 @@
  * at the first use (core_ctx), for most programs never have such a thread.
  *
  * FORK. A child inherits the mapping and, by their numbers, its parent's slots; using them would be
- * two writers in one slot. after_fork() forgets them: the child is nobody until minit(). It does not
- * free what the parent's loop holds in Python: dropping a parent's frames here would run the
+ * two writers in one slot. So every child, whoever forks it, is detached from all programs before it
+ * runs anything (forget_parent): nothing of theirs that becomes garbage there is given back a second
+ * time. The keeper and the workers come back by after_fork(True), and are nobody until minit(). What
+ * the parent's loop holds in Python is not freed: dropping a parent's frames here would run the
  * parent's finalizers (a temporary directory would be gone under its feet).
  *
  * The descriptor belongs to the Program from create() or attach() on: growing the heap needs it
@@ -36,6 +38,7 @@
 #include "proc.h"
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <time.h>
@@ -245,6 +248,24 @@ static PyObject *arm_pdeathsig(PyObject *self, PyObject *args)
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
+static CoreProg *all; /* under the GIL */
+
+/* In the child, within fork(). */
+static void forget_parent(void)
+{
+    for (CoreProg *p = all; p != NULL; p = p->next) {
+        if (!p->attached)
+            continue;
+        shm_ctx_forked(&p->loop);
+        p->attached = p->aux_on = p->is_m0 = false;
+        p->forked = true;
+        p->loop_thread = 0;
+        p->proc = NULL; /* left as it is: see FORK above */
+    }
+    core_proc_cur = NULL;
+    core_prog_cur = NULL; /* who enters one renews the codec's cache */
+}
+
 static CoreProg *prog_new(PyTypeObject *type)
 {
     CoreProg *p = (CoreProg *)type->tp_alloc(type, 0);
@@ -252,6 +273,8 @@ static CoreProg *prog_new(PyTypeObject *type)
         return NULL;
     p->tick = Py_NewRef(Py_None);
     p->handles = PyDict_New();
+    p->next = all;
+    all = p;
     if (p->handles == NULL)
         Py_CLEAR(p);
     return p;
@@ -345,28 +368,18 @@ static PyObject *prog_detach(CoreProg *p, PyObject *noargs)
 PyDoc_STRVAR(
     after_fork_doc,
     "after_fork(stay)\n--\n\n"
-    "In a forked child: forgets the parent's M slots and loop. stay: the child is going to be "
-    "an M of the program; else handles raise in it.");
+    "In a forked child, where all handles raise. stay: the child is going to be an M of the "
+    "program, and they are of use again.");
 static PyObject *prog_after_fork(CoreProg *p, PyObject *args)
 {
     int stay;
     if (!PyArg_ParseTuple(args, "p", &stay))
         return NULL;
-    if (!p->attached)
+    if (!p->forked)
         Py_RETURN_NONE;
-    shm_ctx_forked(&p->loop);
-    p->aux_on = false;
-    p->is_m0 = false;
-    p->loop_thread = 0;
-    p->proc = NULL; /* left as it is: see FORK above */
+    p->forked = false;
     p->attached = stay;
     Py_XSETREF(p->tick, Py_NewRef(Py_None));
-    if (core_prog_cur == p) {
-        core_prog_cur = NULL;
-        core_codes_changed();
-    }
-    if (core_proc_cur != NULL && core_proc_cur->prog == p)
-        core_proc_cur = NULL;
     Py_RETURN_NONE;
 }
 
@@ -374,6 +387,10 @@ static void prog_dealloc(CoreProg *p)
 {
     if (p->weakrefs != NULL)
         PyObject_ClearWeakRefs((PyObject *)p);
+    CoreProg **at = &all;
+    while (*at != p)
+        at = &(*at)->next;
+    *at = p->next;
     core_proc_free(p);
     p->attached =
         false; /* a slot that is still taken ends with the segment, or with this process */
@@ -988,6 +1005,10 @@ int core_prog_init(PyObject *mod)
     if (local_codes.intern == NULL) {
         local_codes = core_codes;
         core_codes = (struct core_codes){codes_intern, codes_payload};
+        if ((errno = pthread_atfork(NULL, NULL, forget_parent)) != 0) {
+            PyErr_SetFromErrno(PyExc_OSError);
+            return -1;
+        }
     }
     return PyModule_AddFunctions(mod, functions) < 0 ? -1 : PyModule_AddType(mod, &CoreProg_Type);
 }

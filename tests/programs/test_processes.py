@@ -473,6 +473,50 @@ def test_a_forked_child_of_main_is_no_m_and_leaves_the_program_alone(program):
     assert (r.status, r.out) == (0, "5\n1\n"), r.err
 
 
+@pytest.mark.parametrize("where", ("ended", "running", "worker"))
+def test_what_becomes_garbage_in_a_forked_child_is_not_given_back_for_its_parent(program, where):
+    """Of a runtime that has ended, one that runs, and in a child of a worker."""
+    r = program(
+        """
+        import gc
+        import os
+        import sys
+        import mpgort
+
+        class Holder:
+            pass
+
+        def garbage_in_a_child(ch):
+            holder = Holder()  # in a cycle: it goes when the collector runs, there and here
+            holder.me, holder.ch = holder, ch
+            del holder, ch
+            pid = os.fork()
+            if pid == 0:
+                gc.collect()
+                os._exit(5)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            gc.collect()
+            return status
+
+        async def main():
+            return await mpgort.spawn(lambda: garbage_in_a_child(mpgort.chan()))
+
+        gc.disable()
+        if sys.argv[1] == "worker":
+            print(mpgort.run(main, procs=1))
+        else:
+            rt = mpgort.Runtime(procs=1)
+            chans = [rt.chan()]
+            if sys.argv[1] == "ended":
+                rt.shutdown()
+            print(garbage_in_a_child(chans.pop()))
+            rt.shutdown()
+        """,
+        where,
+    )
+    assert (r.status, r.out, r.err) == (0, "5\n", "")
+
+
 # ---- Runtime
 
 
