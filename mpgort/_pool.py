@@ -323,9 +323,10 @@ class Pool:
             self._engine.close()
 
     def terminate(self) -> None:
-        """The workers end now."""
+        """The workers end now; when it returns they have, and the pool's own thread with them."""
         self._state = TERMINATE
         self._engine.terminate()
+        self._engine.join()
 
     def join(self) -> None:
         """Waits for the workers' end, after close() or terminate()."""

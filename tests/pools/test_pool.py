@@ -146,3 +146,24 @@ def test_a_program_that_ends_without_close_ends(program: Any) -> None:
         limit=30,
     )
     assert (result.status, result.out) == (0, "1\n")
+
+
+def test_after_terminate_no_thread_of_the_pool_is_left(program: Any) -> None:
+    """The next runtime of the process may fork again."""
+    r = program("""
+        import threading
+        import mpgort
+        from mpgort._run import default_method
+
+        def main():
+            for i in range(5):
+                with mpgort.Pool(1) as pool:
+                    assert pool.apply(abs, (-i,)) == i
+                    if i % 2:
+                        pool.imap(abs, range(1000))
+                print(default_method(), [t.name for t in threading.enumerate()])
+
+        if __name__ == "__main__":
+            main()
+    """)
+    assert (r.status, r.out) == (0, "fork ['MainThread']\n" * 5), r.err
