@@ -7,6 +7,8 @@ innermost first, as `function(...)` and, indented by a tab, `file.py:LINE`.
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import traceback
 from collections.abc import Awaitable
 from typing import Any
@@ -34,18 +36,42 @@ def format_goroutine(row: Row) -> str:
     frames, home_reason = where if where is not None else ([], None)
     if home_why in _HOME:
         state += f", {_HOME[home_why]}" + (f": {home_reason}" if home_reason else "")
-    lines = [f"goroutine {goid} [{state}]:"]
-    for name, file, line in reversed(frames):
-        lines += [f"{name}(...)", f"\t{file}:{line}"]
+    lines = [f"goroutine {goid} [{state}]:", *format_frames(frames)]
     if parent:
         lines.append(f"created by goroutine {parent}")
     return "\n".join(lines)
 
 
+def format_frames(frames: list[tuple[str, str, int]]) -> list[str]:
+    """Two lines for each of the frames, which come outermost first."""
+    lines = []
+    for name, file, line in reversed(frames):
+        lines += [f"{name}(...)", f"\t{file}:{line}"]
+    return lines
+
+
+def format_thread(row: Row, pids: dict[int, int]) -> str:
+    """A thread that waits in put, get or result; with its name and frames if it is one of ours."""
+    _, _, reason, _, m, _, _, tid = row
+    who = f"thread {tid} of process {pids.get(m, '?')}"
+    frames: list[tuple[str, str, int]] = []
+    if pids.get(m) == os.getpid():
+        mine = next((t for t in threading.enumerate() if t.native_id == tid), None)
+        if mine is not None and mine.ident in (now := sys._current_frames()):
+            who = f"thread {mine.name}"
+            stack = traceback.walk_stack(now[mine.ident])
+            frames = [(f.f_code.co_qualname, f.f_code.co_filename, line) for f, line in stack][::-1]
+    return "\n".join([f"{who} [{reason}]:", *format_frames(frames)])
+
+
 def dump(prog: _core.Program) -> str:
-    """All goroutines of a running program, main first; nobody is stopped for it."""
+    """All goroutines of a running program, main first, and the threads that wait for them; nobody
+    is stopped for it."""
     rows = sorted(_core.goroutines(prog), key=lambda row: row[0])
-    return "\n\n".join(format_goroutine(row) for row in rows) + "\n"
+    pids = {slot: pid for slot, _, pid, _ in prog.slots()}
+    texts = [format_goroutine(row) for row in rows if row[0]]
+    texts += [format_thread(row, pids) for row in rows if not row[0]]
+    return "\n\n".join(texts) + "\n"
 
 
 def make_deadlock(prog: _core.Program, main_goexit: bool) -> Deadlock:

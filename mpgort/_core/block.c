@@ -208,6 +208,7 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         bool ok =
             shm_casgstatus(c, gr, Gidle, Grunnable) && shm_casgstatus(c, gr, Grunnable, Grunning);
         (void)ok;
+        shm_g(c, gr)->parent = (uint32_t)PyThread_get_thread_native_id(); /* for dumps */
     }
     struct shm_g *g = shm_g(c, gr);
     uint16_t home_m1 = g->home_m1;

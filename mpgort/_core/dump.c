@@ -5,7 +5,8 @@
  * meanwhile is shown without frames instead of with somebody else's. One that is at home has no bytes:
  * its M is asked (SHM_ATTN_DUMP) and leaves the frames, encoded as a value, where the continuation of a
  * light one would be (g->cont_off; nobody but its home M touches that of a home goroutine). A running
- * one is shown as running, on which M. */
+ * one is shown as running, on which M. A thread that waits (block.c) is no goroutine: its row has goid 0,
+ * the slot of its process, and in the parent's place the thread's number in the system. */
 #include "proc.h"
 #include <string.h>
 
@@ -167,14 +168,17 @@ static PyObject *mod_goroutines(PyObject *mod, PyObject *args)
         unsigned status = SHM_ST_STATUS(st);
         bool unborn = status == Gwaiting && !(g->flags & SHM_GF_STARTED) &&
                       g->reason == SHM_WR_SLEEP; /* a pending after_func */
-        if (status == Gidle || status == Gdead || unborn || (g->flags & SHM_GF_SYSTEM))
+        if (status == Gidle || status == Gdead || unborn ||
+            (g->flags & SHM_GF_SYSTEM && status != Gwaiting))
             continue;
+        bool thread = g->flags & SHM_GF_SYSTEM;
         unsigned m1 = status == Grunning ? SHM_ST_M1(st) : g->home_m1;
-        PyObject *frames = status == Grunning ? Py_NewRef(Py_None) : parked_frames(prog, c, g, st);
+        PyObject *frames =
+            status == Grunning || thread ? Py_NewRef(Py_None) : parked_frames(prog, c, g, st);
         PyObject *row =
             frames == NULL
                 ? NULL
-                : Py_BuildValue("(KisdiiNk)", (unsigned long long)g->goid, status,
+                : Py_BuildValue("(KisdiiNk)", thread ? 0 : (unsigned long long)g->goid, status,
                                 status == Gwaiting ? shm_reason_text(c, g->reason) : "",
                                 status == Gwaiting ? (now_ms - g->since_ms) / 1000.0 : 0.0,
                                 (int)m1 - 1, g->home_why, frames, (unsigned long)g->parent);
@@ -202,7 +206,7 @@ static PyMethodDef functions[] = {
     {"goroutines", mod_goroutines, METH_VARARGS,
      "goroutines(prog)\n--\n\nRows (goid, status, wait reason, seconds waiting, m or -1, home_why, "
      "(frames, home reason) or None, parent),\nframes as [(qualname, file, line)], outermost "
-     "first."},
+     "first; for a thread that waits goid is 0, and parent its number in the system."},
     {"failure", mod_failure, METH_VARARGS,
      "failure(prog)\n--\n\nThe panic that ended the program, as an exception; or None."},
     {NULL},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -390,3 +392,47 @@ def test_many_goroutines_use_threads_at_once(procs: int) -> None:
 def test_to_thread_of_what_is_no_function_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="a function is needed"):
         to_thread(3)  # type: ignore[arg-type]
+
+
+# ---- threads that wait -----------------------------------------------------------------------
+
+
+async def receives(ch: Chan) -> int:
+    return await ch.recv()
+
+
+@pytest.mark.parametrize("procs", [0, 2])
+def test_a_dump_names_the_threads_that_wait_with_their_frames(procs: int) -> None:
+    with mpgort.Runtime(procs=procs) as rt:
+        ch, gate = rt.chan(), rt.chan()
+        h = rt.spawn(receives, gate)
+
+        def reads() -> None:
+            ch.get()
+
+        waits = [
+            threading.Thread(target=reads, name="reader"),
+            threading.Thread(target=h.result, name="joiner"),
+        ]
+        for t in waits:
+            t.start()
+        dump = ""
+        while dump.count("[chan receive]") < 2 or "[join]" not in dump:  # pytest has the limit
+            dump = rt.stack()
+        assert "\nthread joiner [join]:\n" in dump
+        of_reader = dump.split("\nthread reader [chan receive]:\n")[1].splitlines()
+        assert of_reader[0].endswith("reads(...)") and "test_threads.py" in of_reader[1]
+        assert dump.startswith("goroutine ")  # they come last
+        # Seen from another process it has no name.
+        outside = subprocess.run(
+            [sys.executable, "-m", "mpgort", "stack", str(os.getpid())],
+            capture_output=True,
+            text=True,
+        )
+        who = f"thread {waits[0].native_id} of process {os.getpid()} [chan receive]:"
+        assert who in outside.stdout, outside.stderr
+        ch.put(1)
+        gate.put(1)
+        for t in waits:
+            t.join()
+        assert "thread" not in rt.stack()
