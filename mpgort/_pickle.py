@@ -121,6 +121,7 @@ class _OverBudget(Exception):
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     moving = False
+    sink: _Budget
 
     def reducer_override(self, o: Any) -> Any:
         why = refusal(o, self.moving)
@@ -128,24 +129,92 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             raise Refused(why)
         if isinstance(o, (type, types.FunctionType)) and _code.name_of(o) is not None:
             return NotImplemented
-        if type(o).__name__ == "ndarray":
-            return _strided_view(o) or NotImplemented
-        return super().reducer_override(o)
+        ndarray = getattr(sys.modules.get("numpy"), "ndarray", ())  # not imported: none is one
+        if not isinstance(o, ndarray):
+            return super().reducer_override(o)
+        root = _root(o, ndarray)
+        if type(root).__name__ in _SHARED:
+            return _strided_view(o, root) or NotImplemented
+        if not self.moving:
+            return NotImplemented
+        copied = root is o or type(o) is not ndarray
+        del root  # or it would be counted: _alone()
+        if copied and o.nbytes > self.sink.left:
+            raise _OverBudget  # at once
+        return _moved_array(o, ndarray)
 
 
-def _strided_view(a: Any) -> tuple[Any, ...] | None:
+def _root(a: Any, ndarray: Any) -> Any:
+    """What owns the memory of a NumPy array: itself, or the last of what it is a view of."""
+    while isinstance(a, (ndarray, memoryview)):
+        below = a.obj if isinstance(a, memoryview) else a.base
+        if below is None:
+            return a
+        a = below
+    return a
+
+
+def _moved_array(a: Any, ndarray: Any) -> Any:
+    """A NumPy array in a move. One that has its memory has it afterwards; a view stays a view of
+    the same base, which is pickled once for all, and counted as any object that is referred to."""
+    base = a.base
+    if base is None:
+        if a.flags.writeable:
+            return a.__reduce__()
+        return _readonly, a.__reduce__()[:3]
+    if isinstance(base, memoryview):
+        base = base.obj
+    plain = type(a) is ndarray and not a.dtype.hasobject
+    if plain and isinstance(base, (ndarray, bytearray)):
+        offset = _address(a) - _address(base) if a.size else 0
+        return _view, (base, offset, a.dtype, a.shape, a.strides, a.flags.writeable)
+    immutable = isinstance(base, bytes)
+    del base
+    if not immutable and not _alone(a):
+        raise Refused(
+            f"a {type(a).__qualname__} that shares its memory with another object does not move"
+        )
+    return NotImplemented  # a copy: nobody can tell
+
+
+def _alone(a: Any) -> bool:
+    """Whether nothing else refers to what this array is a view of."""
+    while a is not None:
+        a = a.obj if isinstance(a, memoryview) else getattr(a, "base", None)
+        if a is not None and sys.getrefcount(a) > 3:  # its holder, this variable, the argument
+            return False
+    return True
+
+
+def _address(o: Any) -> int:
+    import numpy as np
+
+    a = o if isinstance(o, np.ndarray) else np.frombuffer(o, np.uint8)
+    return int(a.__array_interface__["data"][0])
+
+
+def _readonly(make: Callable[..., Any], args: Any, state: Any) -> Any:
+    a = make(*args)
+    a.__setstate__(state)
+    a.flags.writeable = False
+    return a
+
+
+def _view(base: Any, offset: int, dtype: Any, shape: Any, strides: Any, writeable: bool) -> Any:
+    if not isinstance(base, bytearray) and not base.flags.c_contiguous:
+        base = base.T  # in Fortran's order: only so it gives its memory away
+    a = strided(base, offset, dtype, shape, strides)
+    if not writeable:
+        a.flags.writeable = False
+    return a
+
+
+def _strided_view(a: Any, root: Any) -> tuple[Any, ...] | None:
     """How a NumPy array that has gaps, and lies in shared memory, crosses as what it is: a view.
     None: it is no such. (One without gaps does by itself, NumPy hands it over as a buffer.)"""
     import numpy as np
 
     if type(a) is not np.ndarray or a.flags.forc or a.dtype.hasobject:
-        return None
-    root: Any = a.base
-    while type(root) is np.ndarray:
-        root = root.base
-    if isinstance(root, memoryview):
-        root = root.obj
-    if type(root).__name__ not in _SHARED:
         return None
     root = memoryview(root)
     whole = np.frombuffer(root, np.uint8)
@@ -177,7 +246,7 @@ def dumps(objects: list[Any], seen: Callable[[Any], Any], left: int, moving: boo
         return True
 
     pickler = _Pickler(sink, 5, buffer_callback=large)
-    pickler.moving = moving
+    pickler.moving, pickler.sink = moving, sink
     pickler.persistent_id = seen
     try:
         pickler.dump(objects)
