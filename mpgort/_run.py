@@ -38,7 +38,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpgort import _core, _keeper, _m, _segment
-from mpgort._errors import Killed, UnsupportedPlatform
+from mpgort._errors import Deadlock, GoroutinePanic, Killed, UnsupportedPlatform
 from mpgort._m import Plan, Wires
 
 if TYPE_CHECKING:
@@ -326,6 +326,7 @@ class Host:
             os.close(fd)
             raise
         self.prog.minit(_core.M_M0)
+        self.prog.tick = self.tick
         if opts.procs == 0:
             _hosts.add(self)
             return
@@ -346,7 +347,6 @@ class Host:
         except BaseException:
             self.stop()
             raise
-        self.prog.tick = self.tick
 
     def start_keeper(self, method: str) -> None:
         _m.flush()  # what is buffered here would be written by each child again
@@ -379,7 +379,11 @@ class Host:
 
     def tick(self) -> None:
         """Raises what a worker or the keeper has reported; replaces a keeper that was killed."""
-        if self.opts.procs == 0 or self.stopped:
+        if self.stopped:
+            return
+        if self.failed is not None:
+            raise self.failed
+        if self.opts.procs == 0:
             return
         try:
             data = self.reports.recv(_m.REPORT_BYTES * 2)
@@ -388,6 +392,7 @@ class Host:
         if data:
             exc, where, text = pickle.loads(data)
             exc.add_note(f"in {where}:\n{text.rstrip()}")
+            self.failed = exc
             raise exc
         if self.keeper is not None and _keeper.dead(self.keeper[1]):
             with Shield(), self.lock:
@@ -661,19 +666,21 @@ def drain_until(host: Host, deadline: float | None) -> bool:
     host.prog.hold(-1)
     try:
         while True:
-            left = 0.1 if deadline is None else min(0.1, deadline - time.monotonic())
-            if left < 0:
-                return False
+            left = 0.1 if deadline is None else min(0.1, max(0.0, deadline - time.monotonic()))
             if host.opts.procs == 0:
                 loop = _loops.get(host)
-                if loop is None or loop.wait(left):
-                    return True
-            elif host.prog.drain_wait(left):
-                return True
-            host.tick()
+                drained = loop is None or loop.wait(left)
+            else:
+                drained = host.prog.drain_wait(left)
+            # Only now: who panicks has said so before it is no longer counted as running.
             failure = _core.failure(host.prog)
             if failure is not None:
                 raise failure
+            host.tick()
+            if drained:
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
     finally:
         host.prog.hold(1)
 
@@ -685,8 +692,6 @@ _loops: weakref.WeakKeyDictionary[Host, threading.Event] = weakref.WeakKeyDictio
 def start_loop_thread(host: Host) -> None:
     """procs=0: a thread of this process runs the goroutines. It ends with the program, or when
     nothing can run any more and nobody may come from outside (a drain)."""
-    from mpgort._errors import Deadlock
-
     ended = _loops[host] = threading.Event()
     prog, plan = host.prog, host.opts.plan
 
@@ -696,8 +701,10 @@ def start_loop_thread(host: Host) -> None:
             if plan.initializer is not None:
                 plan.initializer(*plan.initargs)
             prog.work()
-        except Deadlock:
-            pass  # drained
+        except (Deadlock, GoroutinePanic):
+            pass  # drained; whoever waits finds the panic by itself
+        except BaseException as e:
+            host.failed = e
         finally:
             ended.set()
 

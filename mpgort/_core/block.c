@@ -135,6 +135,30 @@ static void linger(const struct shm_ctx *c, struct shm_g *g, uint64_t st)
     while (shm_now_ns() < end);
 }
 
+/* Whether the wait is to end without what it waits for: a signal's exception, a panic, the end of the
+ * program, a report, a deadlock. -1: exception. */
+static int look_up(CoreProg *prog, struct shm_ctx *c)
+{
+    if (PyErr_CheckSignals() < 0)
+        return -1;
+    if (prog->is_m0) {
+        PyObject *failure = core_failure(prog);
+        if (failure != NULL || PyErr_Occurred())
+            return core_raise(failure);
+    }
+    if (load_acq(&c->hdr->shutdown)) { /* pairs with store_rel in shutdown */
+        PyErr_SetString(core_err.Killed, "the runtime was shut down");
+        return -1;
+    }
+    if (prog->is_m0 && core_tick(prog) < 0)
+        return -1;
+    if (core_proc_cur != NULL && core_proc_cur->prog == prog && prog->is_m0 &&
+        load_acq(&c->m->attn) & SHM_ATTN_CHECKDEAD && /* pairs with the last idle M */
+        shm_checkdead(c))
+        return core_raise(core_deadlock(core_proc_cur));
+    return 0;
+}
+
 /* Sleeps until the OUTSIDE goroutine gr is readied, and claims it. 0; 1 timed out; -1 exception. */
 static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
 {
@@ -160,18 +184,7 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
         if (shm_gclaim_runnable(c, gr))
             return 0;
         bool late = end != UINT64_MAX && shm_now_ns() >= end;
-        PyObject *failure = NULL;
-        if (!late && PyErr_CheckSignals() == 0) {
-            if (prog->is_m0 && ((failure = core_failure(prog)) != NULL || PyErr_Occurred()))
-                core_raise(failure);
-            else if (load_acq(&c->hdr->shutdown)) /* pairs with store_rel in shutdown */
-                PyErr_SetString(core_err.Killed, "the runtime was shut down");
-            else if (core_proc_cur != NULL && core_proc_cur->prog == prog && prog->is_m0 &&
-                     load_acq(&c->m->attn) & SHM_ATTN_CHECKDEAD && /* pairs with the last idle M */
-                     shm_checkdead(c))
-                core_raise(core_deadlock(core_proc_cur));
-        }
-        if (!late && !PyErr_Occurred())
+        if (look_up(prog, c) == 0 && !late) /* also when late: many short waits are one long one */
             continue;
         if (!shm_wait_abort(c, gr, SHM_W_EPOCH(load_acq(&g->wait)), 3)) { /* own wait */
             PyErr_Clear(); /* the waker was first: what it brought is taken */
@@ -196,8 +209,10 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         PyErr_SetString(PyExc_RuntimeError, "blocking call on the scheduler's stack (m->g0)");
     else if (s != NULL && load_rlx(&c->m->locks) > 0) /* own word */
         PyErr_SetString(PyExc_RuntimeError, "schedule: holding locks");
-    else if (timeout_ns == 0)
+    else if (timeout_ns == 0 && look_up(prog, c) == 0)
         PyErr_SetNone(PyExc_TimeoutError);
+    else if (timeout_ns == 0)
+        ; /* as it said */
     else if (!own && (r = shm_gnew(c, &gr)) < 0)
         core_shm_error(prog, r);
     if (PyErr_Occurred()) {

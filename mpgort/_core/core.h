@@ -182,7 +182,8 @@ typedef struct core_prog {
     PyObject *handles; /* dict: offset -> weak reference to the one handle object of this process */
     struct core_proc *proc; /* proc.c's own state, made by core_proc_new() on first use */
     PyObject *weakrefs;
-    PyObject *tick;     /* callable or None: M0's loop calls it about every 100 ms */
+    PyObject *tick; /* callable or None: M0 calls it about every 100 ms: core_tick() */
+    uint64_t ticked_ns;
     Py_ssize_t exports; /* live buffers of view(): the mapping stays until the last is gone */
     uint64_t max_tasks; /* a worker retires when it has run so many goroutines, ... */
     uint64_t max_rss;   /* ... or has grown to so many bytes; 0: no limit */

@@ -851,8 +851,21 @@ static int interrupt_main(struct core_proc *s)
     return 0;
 }
 
+int core_tick(CoreProg *prog)
+{
+    uint64_t now = shm_now_ns();
+    if (now - prog->ticked_ns < CORE_TICK_NS)
+        return 0;
+    prog->ticked_ns = now;
+    if (prog->tick == Py_None)
+        return 0;
+    PyObject *tick = Py_NewRef(prog->tick), *r = PyObject_CallNoArgs(tick);
+    Py_DECREF(tick);
+    Py_XDECREF(r);
+    return r == NULL ? -1 : 0;
+}
+
 /* Looks up from the queue: shutdown, signals, a panic. 1: the loop ends; -1: exception. */
-#define TICK_NS 90000000 /* less than the 100 ms of M0's bounded sleep */
 static int attend(struct core_proc *s)
 {
     struct shm_ctx *c = s->c;
@@ -874,21 +887,7 @@ static int attend(struct core_proc *s)
     }
     if (PyErr_CheckSignals() < 0)
         return interrupt_main(s);
-    uint64_t now = shm_now_ns();
-    if (now - s->ticked_ns >= TICK_NS) {
-        s->ticked_ns = now;
-        PyObject *tick = PyObject_GetAttrString((PyObject *)s->prog, "tick");
-        if (tick == NULL) {
-            PyErr_Clear();
-        } else {
-            PyObject *r = tick == Py_None ? Py_NewRef(Py_None) : PyObject_CallNoArgs(tick);
-            Py_DECREF(tick);
-            if (r == NULL)
-                return -1;
-            Py_DECREF(r);
-        }
-    }
-    return 0;
+    return core_tick(s->prog);
 }
 
 /* 0: *g is for execute(). 1: shutdown. CORE_LATE: past the deadline. -1: exception. */
@@ -904,7 +903,7 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
     for (;;) {
         int r;
         /* A main that always finds work at once looks up too. Signed: now_ns is the coarse clock. */
-        if (s->prog->is_m0 && (int64_t)(c->now_ns - s->ticked_ns) >= TICK_NS &&
+        if (s->prog->is_m0 && (int64_t)(c->now_ns - s->prog->ticked_ns) >= CORE_TICK_NS &&
             (r = attend(s)) != 0)
             return r;
         r = shm_findrunnable(c, false, g, inherit);

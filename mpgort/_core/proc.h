@@ -109,8 +109,7 @@ struct core_proc {
     uint64_t deadline_ns; /* of a nested loop (block.c); UINT64_MAX: none */
     shm_gref main_g;
     PyObject *interrupt; /* KeyboardInterrupt on its way to main's await */
-    uint64_t ticked_ns;
-    shm_gref exec_next; /* runtime.execute(g, exec_inherit) from the scheduler's stack */
+    shm_gref exec_next;  /* runtime.execute(g, exec_inherit) from the scheduler's stack */
     bool exec_inherit;
     PyObject *reasons; /* dict: text of a registered wait reason -> its number in this segment */
     PyObject *loose;   /* runtime.c: set of grefs, NULL until used */
@@ -203,6 +202,9 @@ void core_unstore(struct core_proc *s, shm_gref gr, int how);
 int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit);
 int core_run_g(struct core_proc *s, shm_gref gr);
 PyObject *core_deadlock(struct core_proc *s); /* the exception, with its dump */
+/* M0: whatever it waits in looks for reports and at the keeper, at most so often. -1: exception. */
+#define CORE_TICK_NS 90000000 /* less than the 100 ms of M0's bounded sleeps */
+int core_tick(CoreProg *prog);
 void core_wait_end(struct shm_ctx *c, struct shm_g *g);
 void core_park_drop(struct shm_ctx *c, CorePark *pk);
 

@@ -590,6 +590,100 @@ def test_goroutines_that_wait_for_ever_do_not_hold_up_a_drain(program, procs):
     assert (r.status, r.out) == (0, "drained\n"), r.err
 
 
+@pytest.mark.parametrize("procs", ("0", "1", "2"))
+def test_a_runtimes_block_does_not_end_as_if_nothing_were_after_a_panic(program, procs):
+    r = program(
+        """
+        import sys
+        import mpgort
+
+        async def lose():
+            raise LookupError("lost")
+
+        async def keep():
+            pass
+
+        for i in range(20):  # the panic comes before, while and after the drain looks
+            try:
+                with mpgort.Runtime(procs=int(sys.argv[1])) as rt:
+                    rt.go(lose)
+                    if i % 2:
+                        rt.spawn(keep)
+                print("left normally")
+            except mpgort.GoroutinePanic as e:
+                assert type(e.__cause__) is LookupError
+        """,
+        procs,
+    )
+    assert (r.status, r.out, r.err) == (0, "", "")
+
+
+@pytest.mark.parametrize("procs", ("0", "2"))
+@pytest.mark.parametrize("timeout", ("0", "0.01", "5"))
+def test_waits_of_any_length_see_a_panic_and_the_end(program, procs, timeout):
+    r = program(
+        """
+        import sys
+        import mpgort
+
+        async def lose():
+            raise LookupError("lost")
+
+        def poll(ch):
+            while True:
+                try:
+                    ch.get(timeout=float(sys.argv[2]))
+                except TimeoutError:
+                    pass
+
+        rt = mpgort.Runtime(procs=int(sys.argv[1]))
+        ch = rt.chan()
+        rt.go(lose)
+        try:
+            poll(ch)
+        except mpgort.GoroutinePanic as e:
+            print(type(e.__cause__).__name__)
+        rt.shutdown(drain=False)
+        """,
+        procs,
+        timeout,
+        limit=20,
+    )
+    assert (r.status, r.out, r.err) == (0, "LookupError\n", "")
+
+
+@pytest.mark.parametrize("procs", ("0", "2"))
+def test_a_failed_initializer_reaches_every_thread_that_waits(program, procs):
+    r = program(
+        """
+        import sys
+        import mpgort
+
+        def init():
+            raise ValueError("not today")
+
+        async def f():
+            pass
+
+        rt = mpgort.Runtime(procs=int(sys.argv[1]), initializer=init)
+        h = None
+        for i in range(3):  # by spawn, or by result
+            try:
+                h = h or rt.spawn(f)
+                h.result()
+            except ValueError as e:
+                print(e)
+        try:
+            rt.shutdown()
+        except ValueError as e:
+            print(e)
+        """,
+        procs,
+        limit=20,
+    )
+    assert (r.status, r.out, r.err) == (0, "not today\n" * 4, "")
+
+
 @pytest.mark.parametrize("procs", ("0", "2"))
 @pytest.mark.parametrize("how", ("kept", "dropped", "raised"))
 def test_a_runtime_that_is_never_shut_down_ends_with_its_process(program, procs, how):
