@@ -136,13 +136,13 @@ def status_of(pid: int) -> int:
     return info.si_status << 8 if info.si_code == os.CLD_EXITED else info.si_status
 
 
-def describe(status: int) -> str:
-    """What befell workers that ended with this wait status, at their start."""
+def describe(status: int, when: str = "") -> str:
+    """What befell processes that ended with this wait status."""
     if os.WIFSIGNALED(status):
-        return f"were killed at their start by {signal.Signals(os.WTERMSIG(status)).name}"
+        return f"were killed {when}by {signal.Signals(os.WTERMSIG(status)).name}"
     if os.WIFEXITED(status):
-        return f"exited at their start with status {os.WEXITSTATUS(status)}"
-    return "died at their start"
+        return f"exited {when}with status {os.WEXITSTATUS(status)}"
+    return f"died {when}".rstrip()
 
 
 class Keeper:
@@ -189,7 +189,7 @@ class Keeper:
             if self.stillborn < STILLBORN:
                 self.start_m()
             else:
-                text = f"{STILLBORN} workers in a row {describe(status)}"
+                text = f"{STILLBORN} workers in a row {describe(status, 'at their start ')}"
                 _m.report(self.wires, RuntimeError(text), "the keeper")
         # else: an exception at its start, which it has reported itself
 

@@ -14,9 +14,11 @@ THE START (about 10 ms)            THE END (from every way out: value, exception
 Ctrl-C may come at any bytecode, also between these steps. While M0 starts or ends a program, SIGINT
 is only noted (`Shield`), and raised as KeyboardInterrupt when all is there, or all is gone.
 
-The keeper's death is noticed by `Host.tick`, which M0's loop calls about every 100 ms, and by each
-call on a Runtime; it starts another, which adopts the Ms. No thread watches: os.fork() warns where
-there is one, and the workers do well for a while without a keeper.
+The keeper's death is noticed by `Host.tick`, which M0 calls about every 100 ms, in its loop and in
+every wait of a thread, and at each call on a Runtime; it starts another, which adopts the Ms. One
+that dies of what it finds in the segment would be followed by others for ever: after KEEPERS that
+nobody killed the program ends. No thread watches: os.fork() warns where there is one, and the
+workers do well for a while without a keeper.
 
 A process that the user forks is no M: there, handles raise (`after_fork_in_child`)."""
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from mpgort._aio import Guest
 
 METHODS = ("fork", "forkserver", "spawn")
+KEEPERS = 3  # so many that end by themselves are the program's end
 KEEPER_PATIENCE_S = 2.0  # a keeper that is stopped, or swapped out, is killed after this
 
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
@@ -305,7 +308,9 @@ class Host:
         self.opts = opts
         self.pid = os.getpid()
         self.keeper: tuple[int, int] | None = None  # pid, pidfd
+        self.keepers = 0  # that have ended, and nobody killed them
         self.stopped = False
+        self.failed: BaseException | None = None  # what a worker or the keeper has reported
         self.guest: Guest | None = None  # asyncio's
         self.lock = threading.Lock()
         self.fds: list[int] = []
@@ -397,7 +402,15 @@ class Host:
         if self.keeper is not None and _keeper.dead(self.keeper[1]):
             with Shield(), self.lock:
                 if not self.stopped and self.keeper is not None and _keeper.dead(self.keeper[1]):
-                    self.bury_keeper()
+                    status = self.bury_keeper()
+                    if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+                        self.keepers += 1
+                    if self.keepers == KEEPERS:
+                        self.failed = RuntimeError(
+                            f"{KEEPERS} keepers, one after the other, "
+                            f"{_keeper.describe(status)}: stderr has why; the program cannot go on"
+                        )
+                        raise self.failed
                     method = self.opts.method
                     if method == "fork" and default_method() != "fork":
                         method = "forkserver"
@@ -427,7 +440,7 @@ class Host:
             self.guest = None
             self.prog.tick = None
             self.prog.shutdown()
-            if self.keeper is not None and self.bury_keeper() != 0:
+            if self.opts.procs > 0 and (self.keeper is None or self.bury_keeper() != 0):
                 _keeper.end(_keeper.adopt(self.prog, set())[0], 0)
             self.prog.forget()
             self.close()

@@ -124,6 +124,41 @@ def test_keepers_that_are_killed_again_and_again_do_not_end_the_program(program)
         program.nothing_left(p)
 
 
+@pytest.mark.parametrize("how", ("run", "runtime"))
+def test_keepers_that_die_of_a_damaged_segment_end_the_program_and_say_so(program, how):
+    r = program(
+        """
+        import ctypes
+        import os
+        import signal
+        import sys
+        import mpgort
+        from mpgort import _core, _segment
+
+        def damage():
+            # A worker whose undo log claims more notes than it has room for, and its death.
+            prog = _core.current()
+            slot = next(slot for slot, _, pid, _ in prog.slots() if pid == os.getpid())
+            undo_n = _segment.m_table(prog)["undo_n"][slot:].ctypes.data
+            ctypes.c_uint32.from_address(undo_n).value = 1 << 20
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        async def main():
+            await mpgort.spawn(damage)
+
+        if sys.argv[1] == "run":
+            mpgort.run(main, procs=1)
+        rt = mpgort.Runtime(procs=1)
+        rt.spawn(damage).result()
+        """,
+        how,
+        limit=20,
+    )
+    assert r.status == 1
+    assert "RuntimeError: 3 keepers, one after the other, were killed by SIGABRT" in r.err
+    assert r.err.count("rollback: M") == 3
+
+
 @pytest.mark.timeout(60 + 5 * KILLS)
 def test_workers_whose_keeper_and_m0_are_killed_together_end_by_themselves(program):
     """After the keeper's death init is their parent: no signal tells them of M0's death."""
