@@ -18,6 +18,8 @@ int shm_array_new(struct shm_ctx *c, uint64_t bytes, shm_off *off)
     a->obj.kind = SHM_OBJ_ARRAY;
     store_rlx(&a->obj.refs, 1); /* nobody else knows it yet */
     a->bytes = bytes;
-    shm_publish(c, *off);
+    shm_tx_begin(c);
+    shm_obj_made(c, *off);
+    shm_tx_commit(c);
     return SHM_OK;
 }

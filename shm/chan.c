@@ -82,7 +82,7 @@ int shm_chan_make(struct shm_ctx *c, uint32_t cap, size_t bytes, shm_off *out)
     ch->id = add_rlx(&c->hdr->chanid, 1) + 1;
     ch->buf = buf;
     shm_tx_begin(c);
-    shm_publish(c, off);
+    shm_obj_made(c, off);
     if (buf)
         shm_publish(c, buf);
     shm_tx_commit(c);
@@ -106,8 +106,14 @@ void shm_chan_free(struct shm_ctx *c, shm_off off)
     uint32_t n = load_rlx(&ch->qcount), x = ch->recvx; /* nobody else knows it any more */
     for (; n > 0; n--, x = after(ch, x))
         shm_val_drop(c, slot(c, ch, x));
-    if (ch->buf)
-        shm_free(c, ch->buf);
+    shm_off buf = ch->buf;
+    shm_tx_begin(c);
+    shm_obj_gone(c, off);
+    if (buf)
+        shm_adopt(c, buf);
+    shm_tx_commit(c);
+    if (buf)
+        shm_free(c, buf);
     shm_free(c, off);
 }
 

@@ -116,7 +116,9 @@ static void publish(struct shm_ctx *c, struct shm_context *x, shm_off parent)
     if (parent)
         shm_obj_ref(c, parent); /* before it is named: a death in between leaks it */
     x->parent = parent;
-    shm_publish(c, shm_offof(c, x));
+    shm_tx_begin(c);
+    shm_obj_made(c, shm_offof(c, x));
+    shm_tx_commit(c);
 }
 
 /* The tree locked, x not yet reachable: as its parent is. */
@@ -196,10 +198,12 @@ static bool disarm(struct shm_ctx *c, struct shm_context *x)
     shm_lock(c, &p->timers_lock);
     bool firing = x->firing;
     shm_tx_begin(c);
-    if (firing)
+    if (firing) {
         shm_tx_store32(c, &x->dead, 1);
-    else
+        shm_going_not(c, shm_offof(c, x));
+    } else {
         shm_timers_set(c, p, &x->node, 0);
+    }
     shm_tx_commit(c);
     shm_unlock(c, &p->timers_lock);
     return !firing;
@@ -216,11 +220,15 @@ static void release(struct shm_ctx *c, shm_off off)
             unlink_child(c, x);
             shm_unlock(c, tree(c, x));
         }
-        if (load_acq(&x->done)) /* pairs with shm_context_done() */
-            shm_obj_unref(c, load_rlx(&x->done));
+        shm_obj_unref_word(c, (shm_off *)&x->done); /* nobody else knows it any more */
         shm_val_drop(c, &x->cause);
         shm_val_drop(c, &x->key);
         shm_val_drop(c, &x->value);
+        shm_tx_begin(c);
+        shm_obj_gone(c, off);
+        if (parent)
+            shm_hand(c, parent);
+        shm_tx_commit(c);
         shm_free(c, off);
         if (parent == 0 || !shm_obj_drop(c, parent) || !disarm(c, ctx_at(c, parent)))
             return;
@@ -342,6 +350,8 @@ void shm_context_carry(struct shm_ctx *c, shm_off off)
     shm_tx_begin(c);
     if (firing)
         shm_tx_store32(c, &x->firing, 0);
+    if (firing && dead)
+        shm_going(c, off);
     shm_tx_store64(c, &c->m->inflight[SHM_IF_DRAIN], 0);
     shm_tx_commit(c);
     shm_unlock(c, &p->timers_lock);
@@ -379,7 +389,10 @@ int shm_context_done(struct shm_ctx *c, shm_off off, shm_off *ch)
     }
     if (load_rlx(&x->state))                                        /* under the lock */
         store_rlx(&((struct shm_chan *)shm_at(c, *ch))->closed, 1); /* not yet reachable */
-    store_rel(&x->done, *ch);                                       /* pairs with the look above */
+    shm_tx_begin(c);
+    shm_tx_store64(c, &x->done, *ch); /* pairs with the look above */
+    shm_hand_given(c, *ch);
+    shm_tx_commit(c);
     FAILPOINT("context.done.made");
     shm_unlock(c, tree(c, x));
     return SHM_OK;

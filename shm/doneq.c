@@ -41,7 +41,9 @@ int shm_doneq_new(struct shm_ctx *c, shm_off *off)
     memset(q, 0, sizeof *q);
     q->obj.kind = SHM_OBJ_DONEQ;
     store_rlx(&q->obj.refs, 1); /* nobody else knows it yet */
-    shm_publish(c, *off);
+    shm_tx_begin(c);
+    shm_obj_made(c, *off);
+    shm_tx_commit(c);
     return SHM_OK;
 }
 
@@ -51,7 +53,7 @@ void shm_doneq_free(struct shm_ctx *c, shm_off off)
     struct shm_doneq *q = doneq_at(c, off);
     if (unlikely(q->first || q->waiters_first))
         shm_throw("doneq: %#llx goes with goroutines in it", (unsigned long long)off);
-    shm_free(c, off);
+    shm_obj_end(c, off);
 }
 
 void shm_doneq_attach(struct shm_ctx *c, shm_off off, shm_off join)

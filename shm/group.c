@@ -92,7 +92,9 @@ int shm_group_new(struct shm_ctx *c, uint32_t limit, shm_off *out)
     gr->obj.kind = SHM_OBJ_GROUP;
     store_rlx(&gr->obj.refs, 1); /* nobody else knows it yet */
     gr->limit = limit;
-    shm_publish(c, *out);
+    shm_tx_begin(c);
+    shm_obj_made(c, *out);
+    shm_tx_commit(c);
     return SHM_OK;
 }
 
@@ -104,7 +106,7 @@ void shm_group_free(struct shm_ctx *c, shm_off off)
         shm_throw("group: %#llx goes with children that run", (unsigned long long)off);
     while (shm_group_error(c, off, &j))
         shm_obj_unref(c, j);
-    shm_free(c, off);
+    shm_obj_end(c, off);
 }
 
 int shm_group_enter(struct shm_ctx *c, shm_off off, shm_off parent)
@@ -239,40 +241,65 @@ static void cancelled(struct shm_ctx *c, struct shm_group *gr, shm_off off)
     shm_obj_unref(c, off);
 }
 
+/* An abort cancels the parent if it is in the body: by the M that asked_parent names, once. */
+static void cancel_parent(struct shm_ctx *c, struct shm_group *gr)
+{
+    shm_lock(c, &gr->lock);
+    uint32_t by = gr->asked_parent >> 1;
+    shm_off parent = by && (by == c->m1 || !shm_m_alive(c, by)) ? gr->parent : 0;
+    if (parent)
+        shm_obj_ref(c, parent);
+    shm_unlock(c, &gr->lock);
+    if (parent == 0)
+        return;
+    FAILPOINT("group.parent.cancel");
+    shm_join_cancel(c, parent);
+    shm_lock(c, &gr->lock);
+    if (gr->asked_parent >> 1 == by) {
+        shm_tx_begin(c);
+        shm_tx_store32(c, &gr->asked_parent, 1);
+        shm_tx_commit(c);
+    }
+    shm_unlock(c, &gr->lock);
+    shm_obj_unref(c, parent);
+}
+
 /* Goes on with what an end or an abort has begun; by several at once, and by a reaper. */
 void shm_group_drain(struct shm_ctx *c, shm_off off)
 {
     struct shm_group *gr = group_at(c, off);
     shm_off child;
+    cancel_parent(c, gr);
     while (load_acq(&gr->aborting) && (child = cancel_next(c, gr)) != 0) { /* pairs with its tx */
         FAILPOINT("group.abort.taken");
         shm_join_deliver(c, child);
         cancelled(c, gr, child);
     }
     shm_lock(c, &gr->lock);
+    while (gr->next && gr->running < gr->limit) { /* who made room for them has died */
+        shm_gref next = admit_next(c, gr);
+        shm_unlock(c, &gr->lock);
+        if (next)
+            shm_ready(c, next, false);
+        shm_lock(c, &gr->lock);
+    }
     if (load_rlx(&gr->pending) == 0) /* under the lock */
         shm_sudog_drain(c, &gr->lock, SHM_WAITQ(&gr->waiters_first), 1);
     shm_unlock(c, &gr->lock);
 }
 
-/* The lock held, in a tx. Returns the parent to be cancelled, with a reference; 0: it is not in the
- * body. */
-static shm_off abort_locked(struct shm_ctx *c, struct shm_group *gr)
+/* The lock held, in a tx. */
+static void abort_locked(struct shm_ctx *c, struct shm_group *gr)
 {
-    shm_off parent = 0;
     shm_tx_store32(c, &gr->aborting, 1);
-    if (load_rlx(&gr->state) == SHM_GR_OPEN && gr->parent) { /* under the lock */
-        parent = gr->parent;
-        shm_tx_store32(c, &gr->asked_parent, 1);
-        shm_obj_ref(c, parent);
-    }
-    return parent;
+    if (load_rlx(&gr->state) == SHM_GR_OPEN && gr->parent) /* under the lock */
+        shm_tx_store32(c, &gr->asked_parent, c->m1 << 1 | 1);
 }
 
 void shm_group_done(struct shm_ctx *c, shm_off join)
 {
     struct shm_join *j = join_at(c, join);
-    shm_off off = j->group, parent = 0;
+    shm_off off = j->group;
     if (off == 0)
         return;
     struct shm_group *gr = group_at(c, off);
@@ -298,20 +325,17 @@ void shm_group_done(struct shm_ctx *c, shm_off join)
         shm_tx_store32(c, &gr->running, gr->running - 1);
     shm_tx_store64(c, &j->group, 0);
     if (bad && !load_rlx(&gr->aborting))
-        parent = abort_locked(c, gr);
+        abort_locked(c, gr);
+    /* What is left is the group's; for the reaper. Own word. */
+    uint64_t drained = load_rlx(&c->m->inflight[SHM_IF_DRAIN]);
+    shm_tx_store64(c, &c->m->inflight[SHM_IF_DRAIN], off);
     shm_tx_commit(c);
     FAILPOINT("group.done.told");
-    uint64_t drained = load_rlx(&c->m->inflight[SHM_IF_DRAIN]); /* own word */
-    store_rlx(&c->m->inflight[SHM_IF_DRAIN], off); /* what is left is the group's; for the reaper */
     shm_gref next = admit_next(c, gr);
     last = load_rlx(&gr->pending) == 0;
     shm_unlock(c, &gr->lock);
     if (next)
         shm_ready(c, next, false);
-    if (parent) {
-        shm_join_cancel(c, parent);
-        shm_obj_unref(c, parent);
-    }
     if (last || bad)
         shm_group_drain(c, off);
     store_rlx(&c->m->inflight[SHM_IF_DRAIN], drained);
@@ -370,6 +394,7 @@ bool shm_group_error(struct shm_ctx *c, shm_off off, shm_off *join)
     if (*join) {
         shm_tx_begin(c);
         take(c, gr, *join);
+        shm_hand(c, *join); /* the list's */
         shm_tx_commit(c);
     }
     shm_unlock(c, &gr->lock);

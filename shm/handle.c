@@ -11,9 +11,23 @@
  * THE TABLE is a heap block of words: the offset of an object, or FREE | next free slot + 1. It
  * grows by copying into a block of twice the size, then storing handles_off, then handles_cap: a
  * reaper meets the old table, or the new one with at least as many slots as it is told.
- * A slot is emptied before its reference is given back, and a reference exists before its slot is
- * filled: a death in between leaks a reference (the mark pass finds it) and never frees what
- * somebody holds. */
+ *
+ * IN HAND. Every reference stands somewhere: in a slot, in bytes, in an object. On its way from one place
+ * to the next it is in the hand of an M, m->hand, from the transaction that takes it out of one to the one
+ * that stores it in the other: a new object's first (m->hand_join: the one that a join's goroutine gets),
+ * that of a handle let go of, that of an object which goes on another. So a reaper finds it stored, or in
+ * the hand, and gives it back. One word is enough for what an M does in a row.
+ *
+ * THE LAST reference. Who finds that it is his names the object in m->going, then moves refs from 1 to 0 by
+ * CAS: so a named one with refs 0 is his to free, with refs above 0 he still has his reference. What frees
+ * an object takes its parts out of it one by one, each in a transaction that says where it is now, so that
+ * a reaper goes on with it; the last one makes the block the M's own and takes the name back. An object may
+ * hold the last reference of another, so the names are a stack. Weak references look for refs > 0, under a
+ * lock that who frees has to take (timers, contexts).
+ *
+ * WHAT IS LOST: a reference that was just taken (shm_obj_ref()) and is not stored yet, and one that is given
+ * back beside others, in the instruction between the hand and the count. Then the count is too high, the
+ * object stays to the program's end. It is never too low. */
 #include "internal.h"
 
 #define FREE (1ULL << 63)
@@ -33,17 +47,72 @@ void shm_obj_ref(struct shm_ctx *c, shm_off obj)
     add_acqrel(&obj_at(c, obj, "ref")->refs, 1);
 }
 
-bool shm_obj_drop(struct shm_ctx *c, shm_off obj)
+void shm_hand(struct shm_ctx *c, shm_off obj)
 {
-    /* Releases what this M did to the object to whoever frees it, and acquires it if that is us. */
-    return sub_acqrel(&obj_at(c, obj, "unref")->refs, 1) == 1;
+    shm_tx_store64(c, &c->m->hand, obj);
 }
 
-void shm_obj_unref(struct shm_ctx *c, shm_off obj)
+void shm_hand_given(struct shm_ctx *c, shm_off obj)
 {
-    if (!shm_obj_drop(c, obj))
+    if (c->m->hand == obj) /* own words */
+        shm_tx_store64(c, &c->m->hand, 0);
+    else if (c->m->hand_join == obj)
+        shm_tx_store64(c, &c->m->hand_join, 0);
+}
+
+void shm_obj_made(struct shm_ctx *c, shm_off obj)
+{
+    shm_publish(c, obj);
+    shm_hand(c, obj);
+}
+
+static bool is_going(const struct shm_m *m, shm_off obj)
+{
+    return m->going_n && m->going[m->going_n - 1] == obj;
+}
+
+void shm_going(struct shm_ctx *c, shm_off obj)
+{
+    struct shm_m *m = c->m;
+    if (m->going_n == SHM_GOING) /* so deep: a death would leave it */
         return;
-    FAILPOINT("handle.unref.last");
+    shm_tx_store64(c, &m->going[m->going_n], obj);
+    shm_tx_store32(c, &m->going_n, m->going_n + 1);
+}
+
+void shm_going_not(struct shm_ctx *c, shm_off obj)
+{
+    if (is_going(c->m, obj))
+        shm_tx_store32(c, &c->m->going_n, c->m->going_n - 1);
+}
+
+bool shm_obj_drop(struct shm_ctx *c, shm_off obj)
+{
+    struct shm_m *m = c->m;
+    _Atomic uint32_t *refs = &obj_at(c, obj, "unref")->refs;
+    uint32_t n = load_acq(refs); /* pairs with the CAS of others: what they did to it */
+    for (;;) {
+        if (n > 1) {
+            if (unlikely(is_going(m, obj))) /* somebody has got one meanwhile: shm_join_fire() */
+                m->going_n--;
+            if (m->hand == obj)
+                m->hand = 0;
+            else if (unlikely(m->hand_join == obj))
+                m->hand_join = 0;
+        } else if (!is_going(m, obj)) {
+            shm_tx_begin(c);
+            shm_going(c, obj);
+            shm_hand_given(c, obj);
+            shm_tx_commit(c);
+        }
+        /* Releases what this M did to the object to whoever frees it. */
+        if (likely(cas_acqrel(refs, &n, n - 1)))
+            return n == 1;
+    }
+}
+
+static void obj_free(struct shm_ctx *c, shm_off obj)
+{
     switch (((struct shm_obj *)shm_at(c, obj))->kind) {
     case SHM_OBJ_CHAN:
         shm_chan_free(c, obj);
@@ -70,7 +139,68 @@ void shm_obj_unref(struct shm_ctx *c, shm_off obj)
         shm_doneq_free(c, obj);
         break;
     default:
-        shm_free(c, obj);
+        shm_obj_end(c, obj);
+    }
+}
+
+void shm_obj_unref(struct shm_ctx *c, shm_off obj)
+{
+    if (!shm_obj_drop(c, obj))
+        return;
+    FAILPOINT("handle.unref.last");
+    obj_free(c, obj);
+}
+
+void shm_obj_unref_word(struct shm_ctx *c, shm_off *word)
+{
+    shm_off obj = *word;
+    if (obj == 0)
+        return;
+    shm_tx_begin(c);
+    shm_tx_store64(c, word, 0);
+    shm_hand(c, obj);
+    shm_tx_commit(c);
+    shm_obj_unref(c, obj);
+}
+
+void shm_obj_gone(struct shm_ctx *c, shm_off obj)
+{
+    shm_adopt(c, obj);
+    shm_going_not(c, obj);
+}
+
+void shm_obj_end(struct shm_ctx *c, shm_off obj)
+{
+    shm_tx_begin(c);
+    shm_obj_gone(c, obj);
+    shm_tx_commit(c);
+    shm_free(c, obj);
+}
+
+/* What the dead M has in its hand comes into this one's: should it die, its own reaper goes on. */
+void shm_hand_reap(struct shm_ctx *c, struct shm_m *dead)
+{
+    shm_off join = dead->hand_join;
+    shm_obj_unref_word(c, &dead->hand);
+    if (join && ((struct shm_join *)shm_at(c, join))->doneq) /* it will never be started */
+        shm_doneq_detach(c, join);
+    shm_obj_unref_word(c, &dead->hand_join);
+    while (dead->going_n) {
+        shm_off obj = dead->going[dead->going_n - 1];
+        bool last = load_acq(&((struct shm_obj *)shm_at(c, obj))->refs) == 0; /* essay */
+        shm_tx_begin(c);
+        shm_tx_store32(c, &dead->going_n, dead->going_n - 1);
+        if (!last) {
+            shm_hand(c, obj);
+        } else {
+            shm_going(c, obj);
+        }
+        shm_tx_commit(c);
+        FAILPOINT("handle.going.taken");
+        if (last)
+            obj_free(c, obj);
+        else
+            shm_obj_unref(c, obj);
     }
 }
 
@@ -114,6 +244,7 @@ int shm_handle_hold(struct shm_ctx *c, shm_off obj, uint32_t *slot)
     shm_tx_store32(c, &m->handles_free, (uint32_t)*w);
     shm_tx_store32(c, &m->handles_n, m->handles_n + 1);
     shm_tx_store64(c, w, obj);
+    shm_hand_given(c, obj);
     shm_tx_commit(c);
     *slot = i;
     return SHM_OK;
@@ -129,6 +260,7 @@ static void release(struct shm_ctx *c, struct shm_m *m, uint32_t slot)
     shm_tx_store64(c, w, FREE | m->handles_free);
     shm_tx_store32(c, &m->handles_free, slot + 1);
     shm_tx_store32(c, &m->handles_n, m->handles_n - 1);
+    shm_hand(c, obj);
     shm_tx_commit(c);
     FAILPOINT("handle.released");
     shm_shake(c); /* out of the table | its reference given back */

@@ -549,17 +549,19 @@ static bool val_leaves(struct shm_ctx *c, struct shm_val *v, shm_off *off)
     return heap;
 }
 
-/* Each handle word is counted off before its reference is given back: a death in between leaks a
- * reference, which the mark pass finds; the other order would give it back twice. */
+/* Each handle word is counted off, and its reference in hand, before that is given back. */
 static void bytes_drop(struct shm_ctx *c, shm_off off)
 {
     struct shm_blk *b = live_blk(c, off, "drop");
     blk_set(b, b->cls, 1, c->m1, b->user);
     while (nhandles(b)) {
-        uint64_t h = *handle_words(c, off);
-        blk_set(b, b->cls, 1, c->m1, b->user - 1);
+        shm_off obj = SHM_HANDLE_OFF(*handle_words(c, off));
+        shm_tx_begin(c);
+        shm_tx_store64(c, b, blk_word(b->cls, 1, c->m1, b->user - 1));
+        shm_hand(c, obj);
+        shm_tx_commit(c);
         FAILPOINT("heap.drop.counted");
-        shm_obj_unref(c, SHM_HANDLE_OFF(h));
+        shm_obj_unref(c, obj);
     }
     shm_free(c, off);
 }

@@ -24,7 +24,20 @@ void shm_failpoint_hit(const char *name);
 uint64_t shm_code_table_bytes(void);      /* code.c: reserved for the whole table */
 uint64_t shm_code_first_bytes(void);      /* code.c: of it, what is needed from the start */
 void shm_handles_drop(struct shm_ctx *c); /* handle.c: gives back all that this M's Python holds */
-void shm_heap_flush(struct shm_ctx *c);   /* heap.c: this M's free blocks, to everybody */
+/* handle.c, as its essay says. In a tx: a reference on obj is in this M's hand; it is stored now; obj is
+ * new, complete but for who knows it; obj, going, is this M's own block. */
+void shm_hand(struct shm_ctx *c, shm_off obj);
+void shm_hand_given(struct shm_ctx *c, shm_off obj);
+void shm_obj_made(struct shm_ctx *c, shm_off obj);
+void shm_obj_gone(struct shm_ctx *c, shm_off obj);
+void shm_going(struct shm_ctx *c, shm_off obj);     /* this M is to free it */
+void shm_going_not(struct shm_ctx *c, shm_off obj); /* another will */
+/* The last act on an object that goes. */
+void shm_obj_end(struct shm_ctx *c, shm_off obj);
+/* The reference in *word is given back, and the word is 0. Not in a tx. */
+void shm_obj_unref_word(struct shm_ctx *c, shm_off *word);
+void shm_hand_reap(struct shm_ctx *c, struct shm_m *dead);
+void shm_heap_flush(struct shm_ctx *c); /* heap.c: this M's free blocks, to everybody */
 void shm_gfree_flush(struct shm_ctx *c, struct shm_m *m); /* g.c: its free slots, to everybody */
 void shm_m_give(struct shm_m *m);                         /* segment.c: the slot is free */
 

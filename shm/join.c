@@ -36,8 +36,21 @@ int shm_join_new(struct shm_ctx *c, shm_off *out)
     j->obj.kind = SHM_OBJ_JOIN;
     store_rlx(&j->obj.refs, 2); /* nobody else knows it yet */
     j->value.tag = SHM_VAL_NONE;
-    shm_publish(c, *out);
+    shm_tx_begin(c);
+    shm_obj_made(c, *out);
+    shm_tx_store64(c, &c->m->hand_join, *out);
+    shm_tx_commit(c);
     return SHM_OK;
+}
+
+void shm_join_give(struct shm_ctx *c, struct shm_g *g, shm_off off)
+{
+    join_at(c, off);
+    shm_tx_begin(c);
+    shm_tx_store64(c, &g->obj, off);
+    if (c->m->hand_join == off) /* own word */
+        shm_tx_store64(c, &c->m->hand_join, 0);
+    shm_tx_commit(c);
 }
 
 /* At the last unref: nobody waits (a wait holds a reference). */
@@ -48,9 +61,8 @@ void shm_join_free(struct shm_ctx *c, shm_off off)
     if (unlikely(j->waiters_first))
         shm_throw("join: %#llx goes with goroutines waiting on it", (unsigned long long)off);
     shm_val_drop(c, &j->value);
-    if (j->group)
-        shm_obj_unref(c, j->group); /* it never ran */
-    shm_free(c, off);
+    shm_obj_unref_word(c, &j->group); /* it never ran */
+    shm_obj_end(c, off);
 }
 
 void shm_join_finish(struct shm_ctx *c, shm_off off, unsigned state, struct shm_val *v)

@@ -35,7 +35,9 @@ int shm_map_new(struct shm_ctx *c, shm_off *out)
     memset(m, 0, sizeof *m);
     m->obj.kind = SHM_OBJ_MAP;
     store_rlx(&m->obj.refs, 1); /* nobody else knows it yet */
-    shm_publish(c, *out);
+    shm_tx_begin(c);
+    shm_obj_made(c, *out);
+    shm_tx_commit(c);
     return SHM_OK;
 }
 
@@ -43,17 +45,25 @@ int shm_map_new(struct shm_ctx *c, shm_off *out)
 void shm_map_free(struct shm_ctx *c, shm_off off)
 {
     struct shm_map *m = map_at(c, off);
+    shm_off buckets = m->buckets;
     for (uint64_t i = 0; i < m->nbuckets; i++) {
-        shm_off at = ((shm_off *)shm_at(c, m->buckets))[i];
-        while (at) {
-            shm_off next = ment(c, at)->next[m->gen];
+        shm_off *first = (shm_off *)shm_at(c, buckets) + i, at;
+        while ((at = *first) != 0) {
             shm_val_drop(c, &ment(c, at)->value);
+            shm_tx_begin(c);
+            shm_tx_store64(c, first, ment(c, at)->next[m->gen]);
+            shm_adopt(c, at);
+            shm_tx_commit(c);
             shm_free(c, at);
-            at = next;
         }
     }
-    if (m->buckets)
-        shm_free(c, m->buckets);
+    shm_tx_begin(c);
+    shm_obj_gone(c, off);
+    if (buckets)
+        shm_adopt(c, buckets);
+    shm_tx_commit(c);
+    if (buckets)
+        shm_free(c, buckets);
     shm_free(c, off);
 }
 

@@ -18,7 +18,7 @@
  *             4 g slots in transit go to their magazine
  *             5 the Gs that ran or lived there end: SHM_J_DIED to their joins, a panic under go; the
  *               locks they held are dead (sema.c)
- *             6 handles, free g slots, blocks not published
+ *             6 handles and what is in its hand, free g slots, blocks not published
  *             7 the slot is free; everybody looks around once, since a wake may have gone to a corpse
  *
  * AGAIN. Each step takes its word back when it is done (a name, the log's count, a held lock), or finds
@@ -46,8 +46,8 @@
  * late push into this M's home queue would write to its slot. A waker that is dead itself has its own
  * part done first (steps locks and 1), so two deaths do not wait for each other.
  *
- * WHAT MAY BE LOST: a reference that the dead M had just taken on an object and written nowhere. The
- * count is then too high, never too low, and the object stays until the program ends.
+ * WHAT MAY BE LOST: a reference that the dead M had just taken on an object and written nowhere (essay of
+ * handle.c). The count is then too high, never too low, and the object stays until the program ends.
  *
  * Rejected: to let any M reap (two reapers of one corpse need a protocol of their own; a keeper is
  * there anyway and does nothing else), and to stop the others while it goes on. */
@@ -633,6 +633,7 @@ void shm_reap(struct shm_ctx *c, struct shm_m *dead, int32_t wait_status)
     if (load_acq(&h->shutdown)) /* pairs with who ends the program */
         return;
     shm_handle_reap(c, dead);
+    shm_hand_reap(c, dead);
     shm_gfree_flush(c, dead);
     shm_heap_reap(c, dead);
     clear_slot(c, dead);

@@ -403,6 +403,7 @@ void shm_mexit(struct shm_ctx *c)
                   c->p ? (int)c->p->index : -1, (unsigned long long)load_rlx(&m->curg),
                   load_rlx(&m->held_n));
     shm_handles_drop(c);
+    m->hand = m->hand_join = 0;
     shm_gfree_flush(c, m);
     shm_heap_flush(c);
     store_rlx(&m->tid, 0);
@@ -630,6 +631,11 @@ static const struct shm_field layout[] = {
     F(m, handles_cap, U4),
     F(m, handles_free, U4),
     PAD(m, pad1_),
+    F(m, hand, U8),
+    F(m, hand_join, U8),
+    F(m, going_n, U4),
+    PAD(m, pad3_),
+    F(m, going, "(" STR(SHM_GOING) ",)u8"),
     F(m, st.allocs, U8),
     F(m, st.frees, U8),
     F(m, st.alloc_bytes, U8),

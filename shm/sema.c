@@ -102,7 +102,7 @@ int shm_sema_new(struct shm_ctx *c, uint32_t what, uint64_t n, shm_off mutex, sh
     shm_lock(c, &h->sema_lock);
     sy->next = h->sema_first;
     shm_tx_begin(c);
-    shm_publish(c, *out);
+    shm_obj_made(c, *out);
     if (sy->next)
         shm_tx_store64(c, &((struct shm_sema *)shm_at(c, sy->next))->prev, *out);
     shm_tx_store64(c, &h->sema_first, *out);
@@ -121,7 +121,9 @@ void shm_sema_free(struct shm_ctx *c, shm_off off)
         shm_throw("sync: %#llx goes with goroutines waiting on it", (unsigned long long)off);
     shm_lock(c, &h->sema_lock);
     shm_tx_begin(c);
-    shm_adopt(c, off);
+    shm_obj_gone(c, off);
+    if (mutex)
+        shm_hand(c, mutex);
     if (holders)
         shm_adopt(c, holders);
     shm_tx_store64(c, sy->prev ? &((struct shm_sema *)shm_at(c, sy->prev))->next : &h->sema_first,
@@ -147,7 +149,9 @@ int shm_atomic_new(struct shm_ctx *c, int64_t value, shm_off *out)
     a->obj.kind = SHM_OBJ_ATOMIC;
     store_rlx(&a->obj.refs, 1); /* nobody else knows it yet */
     atomic_init(&a->value, value);
-    shm_publish(c, *out);
+    shm_tx_begin(c);
+    shm_obj_made(c, *out);
+    shm_tx_commit(c);
     return SHM_OK;
 }
 

@@ -198,7 +198,7 @@ struct shm_g {
     uint8_t home_why;     /* SHM_HOME_* */
     uint8_t waitkind;     /* what waitobj is: SHM_OBJ_*, SHM_WAIT_*, 0 none (gopark, mcall) */
     uint32_t since_ms;    /* when the wait began, ms since hdr->start_ns */
-    shm_off obj;          /* its join object (handle), 0 under go */
+    shm_off obj;          /* its join object (handle), 0 under go; shm_join_give() */
     uint32_t parent;      /* goid of the creator (low 32 bits) */
     uint8_t op;           /* the binding's: which operation it is parked in */
     uint8_t pad0_;
@@ -286,6 +286,7 @@ enum {
 #define SHM_NCLASS 28
 #define SHM_MAG 64
 #define SHM_HELD 72 /* all channels of a select, and one on top */
+#define SHM_GOING 8 /* a channel in a value in a channel ... */
 
 struct shm_undo {
     shm_off off;
@@ -341,6 +342,10 @@ struct shm_m {
     /* handle.c: what this M's Python holds */
     shm_off handles_off;
     uint32_t handles_n, handles_cap, handles_free, pad1_;
+    shm_off hand;      /* an object of which it has a reference that stands nowhere; by tx */
+    shm_off hand_join; /* a new join: the reference that its goroutine is to have; by tx */
+    uint32_t going_n, pad3_;
+    shm_off going[SHM_GOING]; /* objects whose last reference it gives back, one within the other */
     /* counters, owner only (own_add), read by anybody */
     struct {
         _Atomic uint64_t allocs, frees, alloc_bytes, free_bytes;
@@ -984,6 +989,8 @@ struct shm_join {
 enum { SHM_K_NONE = 0, SHM_K_KILL = 1, SHM_K_TIMEOUT = 2 };
 SHM_MUSTUSE int shm_join_new(struct shm_ctx *c,
                              shm_off *j); /* refs 1 for the g, 1 for the caller */
+void shm_join_give(struct shm_ctx *c, struct shm_g *g,
+                   shm_off j); /* g's: it is g->obj from now on */
 void shm_join_free(struct shm_ctx *c, shm_off j);
 void shm_join_finish(struct shm_ctx *c, shm_off j, unsigned state, struct shm_val *v); /* v moved */
 /* SHM_OK: ended already; SHM_PARKED. */
@@ -1018,10 +1025,11 @@ struct shm_group { /* all under the lock, by tx */
     _Atomic uint32_t pending;  /* children that have not ended */
     _Atomic uint32_t state;    /* SHM_GR_* */
     _Atomic uint32_t aborting; /* 1: all children are cancelled, no more are taken */
-    uint32_t asked_parent;     /* 1: the parent's body was cancelled by this group */
-    uint32_t asked_before;     /* the parent's asked at its entry */
-    shm_off parent;            /* join of the goroutine in the block, a reference; 0: none */
-    shm_off outer;             /* the group around this one, parent's owns before; its reference */
+    uint32_t asked_parent; /* 1: the parent's body was cancelled by this group; | M slot + 1 << 1:
+                                * it will be, by that M */
+    uint32_t asked_before; /* the parent's asked at its entry */
+    shm_off parent;        /* join of the goroutine in the block, a reference; 0: none */
+    shm_off outer;         /* the group around this one, parent's owns before; its reference */
     shm_off waiters_first, waiters_last; /* the parent at the block's end */
     shm_off queue_first, queue_last;     /* children at the limit */
     shm_off kids_first, kids_last;       /* joins that have not ended */

@@ -212,7 +212,7 @@ int shm_afterfunc_new(struct shm_ctx *c, shm_gref r, uint64_t when_ns, shm_off *
         return e;
     }
     shm_tx_begin(c);
-    shm_publish(c, *out);
+    shm_obj_made(c, *out);
     shm_val_publish(c, &copy);
     shm_tx_commit(c);
     return SHM_OK;
@@ -283,5 +283,5 @@ int shm_afterfunc_reset(struct shm_ctx *c, shm_off off, uint64_t when_ns, bool *
 void shm_afterfunc_free(struct shm_ctx *c, shm_off off)
 {
     shm_val_drop(c, &func_at(c, off)->call);
-    shm_free(c, off);
+    shm_obj_end(c, off);
 }

@@ -172,7 +172,6 @@ int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, sh
         g->value.tag = SHM_VAL_NONE;
         g->waitkind = 0;
         g->home_m1 = 0;
-        g->obj = join;
         g->parent = me ? (uint32_t)shm_g(c, me)->goid : 0;
         r = core_cont_store(s, c, g, e, current_context());
         if (r < 0)
@@ -186,6 +185,7 @@ int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, sh
         struct shm_join *j = shm_at(c, join);
         j->g = gr;
         j->goid = shm_g(c, gr)->goid;
+        shm_join_give(c, shm_g(c, gr), join);
         /* After g is known: who cancels a group's children finds it. */
         if (j->group != 0 && (r = shm_group_add(c, j->group, join)) < 0) {
             core_gdrop(c, gr);
@@ -218,7 +218,7 @@ shm_off core_self_join(struct core_proc *s)
     struct shm_join *j = shm_at(s->c, off);
     j->g = s->curg;
     j->goid = g->goid;
-    g->obj = off;
+    shm_join_give(s->c, g, off);
     shm_obj_unref(s->c, off); /* the second reference is a caller's */
     return off;
 }

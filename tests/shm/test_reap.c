@@ -1,20 +1,9 @@
-/* Tests of reap.c: an M is killed at each failpoint on the way of each primitive, and reaped.
- *
- * The test's own process is the keeper (k) and a living worker (w, on P 1). Each round builds a world of
- * parked goroutines and channels with values, forks an M that does one thing on P 0, and kills it at
- * its n-th failpoint; n counts up until it survives. Then
- *   - the checker finds nothing wrong with the segment;
+/* Tests of reap.c: an M is killed at each failpoint on the way of what it does with channels, timers and
+ * the queues, and reaped (deaths.h). The world has parked goroutines and channels with values in it.
  *   - w runs whatever is runnable: each goroutine of the world comes up at most once, and one that does
  *     not still waits;
- *   - each value is somewhere once, or was in the hands of who died;
- *   - w takes the world apart, with every verb it needs, and the segment is empty but for what the dead
- *     had in its hands.
- * The reaper, too, is killed at each of its failpoints, and followed by another.
- *
- * Each death is a fork, so a build with a sanitizer tries a part of them, from another start each time.
- * TSan sees nothing between processes: there it is a handful. */
-#include "gs.h"
-#include "internal.h"
+ *   - each value is somewhere once, or was in the hands of who died. */
+#include "deaths.h"
 
 enum { VALUES = 512, WAITERS = 40, SLEEPERS = 35, READY = 12, GLOBAL = 30, MINE = 900 };
 
@@ -23,12 +12,11 @@ struct world { /* shared with the children */
     shm_gref gs[400];
     uint32_t ngs;
     shm_gref born[WAITERS], parked, home, asleep;
-    _Atomic uint32_t got; /* value + 1 that the M received */
+    _Atomic uint32_t got[2]; /* value + 1 that the M received */
     uint8_t seen[VALUES], ran[400];
     const char *name;
 };
 static struct world *W;
-static struct shm_ctx k, w;
 
 static uint32_t add(shm_gref r)
 {
@@ -54,7 +42,7 @@ static void recv_on(struct shm_ctx *c, shm_off ch, shm_gref r)
         return;
     shm_obj_unref(c, ch);
     if (e == SHM_OK) {
-        store_rlx(&W->got, (uint32_t)v_num(c, &v) + 1);
+        store_rlx(&W->got[d_who], (uint32_t)v_num(c, &v) + 1);
         shm_val_drop(c, &v);
     }
 }
@@ -76,6 +64,8 @@ static void build(void)
     struct shm_ctx *c = &w;
     uint32_t which;
     struct shm_val v;
+    if (W == NULL)
+        W = h_shared(sizeof *W);
     memset(W, 0, sizeof *W);
     CHECK_EQ(shm_chan_new(c, 0, &W->table), SHM_OK);
     CHECK_EQ(shm_chan_new(c, 0, &W->empty), SHM_OK);
@@ -130,23 +120,28 @@ static void build(void)
 
 /* ---- what an M does when it dies ------------------------------------------------------------- */
 
+static uint64_t mine(void)
+{
+    return 100 + 10 * (uint64_t)d_who;
+}
+
 static void do_send(struct shm_ctx *c)
 {
-    send_on(c, W->recvs, l_new(c), 100);
+    send_on(c, W->recvs, l_new(c), mine());
 }
 static void do_send_room(struct shm_ctx *c)
 {
-    send_on(c, W->room, l_new(c), 100);
+    send_on(c, W->room, l_new(c), mine());
 }
 static void do_send_home(struct shm_ctx *c)
 {
-    send_on(c, W->empty, l_new(c), 100); /* the waiter is at home on w */
+    send_on(c, W->empty, l_new(c), mine()); /* the waiter is at home on w */
 }
 static void do_send_park(struct shm_ctx *c)
 {
-    send_on(c, W->s1, l_new(c), 100); /* to the select */
+    send_on(c, W->s1, l_new(c), mine()); /* to the select */
     l_end(c, load_acq(&c->m->curg));
-    send_on(c, W->full, l_new(c), 101);
+    send_on(c, W->full, l_new(c), mine() + 1);
 }
 static void do_recv(struct shm_ctx *c)
 {
@@ -171,7 +166,7 @@ static void select_on(struct shm_ctx *c, shm_off a, shm_off b)
     uint32_t which;
     shm_gref r = l_new(c);
     if (shm_select_park(c, cases, 2, r, &which, &v) == SHM_OK) {
-        store_rlx(&W->got, (uint32_t)v_num(c, &v) + 1);
+        store_rlx(&W->got[d_who], (uint32_t)v_num(c, &v) + 1);
         shm_val_drop(c, &v);
     }
 }
@@ -185,11 +180,12 @@ static void do_select_park(struct shm_ctx *c)
 }
 static void do_close(struct shm_ctx *c)
 {
-    CHECK_EQ(shm_chan_close(c, W->closing), SHM_OK);
+    int e = shm_chan_close(c, W->closing);
+    CHECK(e == SHM_OK || !d_alone);
 }
 static void do_join(struct shm_ctx *c)
 {
-    struct shm_val v = v_ref(c, 100, W->table);
+    struct shm_val v = v_ref(c, mine(), W->table);
     shm_gref r = l_new(c);
     shm_join_finish(c, W->join, SHM_J_VALUE, &v);
     l_end(c, r);
@@ -197,7 +193,7 @@ static void do_join(struct shm_ctx *c)
 static void do_timers(struct shm_ctx *c)
 {
     uint32_t ran;
-    while (shm_now_ns() < shm_timer_next(c))
+    while (shm_timer_next(c) != UINT64_MAX && shm_now_ns() < shm_timer_next(c))
         usleep(100);
     for (uint32_t i = 0; i < c->hdr->max_p; i++)
         shm_checktimers(c, &c->ptab[i], shm_now_ns(), &ran);
@@ -245,14 +241,20 @@ static void do_exit(struct shm_ctx *c)
 static void do_cancel(struct shm_ctx *c)
 {
     shm_gref r = W->born[3];
-    CHECK(shm_wait_abort(c, r, SHM_W_EPOCH(load_acq(&shm_g(c, r)->wait)), 2));
-    shm_ready(c, r, true);
+    bool won = shm_wait_abort(c, r, SHM_W_EPOCH(load_acq(&shm_g(c, r)->wait)), 2);
+    CHECK(won || !d_alone);
+    if (won)
+        shm_ready(c, r, true);
 }
 static void do_give(struct shm_ctx *c)
 {
-    struct shm_val v = v_ref(c, 100, W->table);
-    CHECK(shm_wait_give(c, W->parked, SHM_W_EPOCH(load_acq(&shm_g(c, W->parked)->wait)), &v));
-    shm_ready(c, W->parked, true);
+    struct shm_val v = v_ref(c, mine(), W->table);
+    bool won = shm_wait_give(c, W->parked, SHM_W_EPOCH(load_acq(&shm_g(c, W->parked)->wait)), &v);
+    CHECK(won || !d_alone);
+    if (won)
+        shm_ready(c, W->parked, true);
+    else
+        shm_val_drop(c, &v);
 }
 static void do_handles(struct shm_ctx *c)
 {
@@ -278,49 +280,6 @@ static void do_idle(struct shm_ctx *c)
     bool inherit;
     if (shm_findrunnable(c, false, &r, &inherit) == SHM_OK && shm_execute(c, r, inherit))
         shm_gosched(c, r);
-}
-
-static const struct act {
-    const char *name;
-    void (*fn)(struct shm_ctx *c);
-    uint32_t hands; /* values it may have in its hands */
-} acts[] = {
-    {"send to a waiter", do_send, 1},
-    {"send into room", do_send_room, 1},
-    {"send to one at home", do_send_home, 1},
-    {"send to a select, park", do_send_park, 2},
-    {"recv from room", do_recv, 1},
-    {"recv from full", do_recv_full, 1},
-    {"recv parks", do_recv_park, 0},
-    {"recv from a select", do_recv_select, 1},
-    {"select", do_select, 1},
-    {"select parks", do_select_park, 0},
-    {"close with waiters", do_close, 0},
-    {"join finish", do_join, 1},
-    {"timers", do_timers, 0},
-    {"sleep", do_sleep, 0},
-    {"steal", do_steal, 0},
-    {"global queue", do_global, 0},
-    {"gosched", do_gosched, 0},
-    {"newproc", do_newproc, 0},
-    {"overflow", do_newprocs, 0},
-    {"exit", do_exit, 0},
-    {"cancel", do_cancel, 0},
-    {"give", do_give, 1},
-    {"handles", do_handles, 0},
-    {"heap", do_heap, 0},
-    {"schedule", do_idle, 0},
-};
-
-static void child(struct shm_ctx *c, int n, void *act)
-{
-    CHECK_EQ(shm_acquirep(c, 0), SHM_OK);
-    h_die_after((uint32_t)n);
-    ((const struct act *)act)->fn(c);
-    h_die_after(0);
-    if (load_acq(&c->m->curg))
-        l_end(c, load_acq(&c->m->curg));
-    shm_releasep(c);
 }
 
 /* ---- afterwards ------------------------------------------------------------------------------ */
@@ -373,11 +332,10 @@ static uint32_t live(void)
     return n;
 }
 
-static void take_apart(const struct act *act)
+static void take_apart(uint32_t hands)
 {
     struct shm_val v;
     uint32_t missing = 0, top = 7;
-    CHECK_SEGMENT(&k);
     run_all();
     CHECK_SEGMENT(&k);
     for (uint32_t i = 0; i < W->ngs; i++) { /* each is waiting, or has come up */
@@ -404,11 +362,12 @@ static void take_apart(const struct act *act)
         }
     struct shm_join *j = shm_at(&w, W->join);
     see(&j->value);
-    if (W->got)
-        CHECK_EQ(W->seen[W->got - 1]++, 0);
+    for (int i = 0; i < 2; i++)
+        if (W->got[i])
+            CHECK_EQ(W->seen[W->got[i] - 1]++, 0);
     for (uint32_t n = 1; n < top; n++)
         missing += !W->seen[n];
-    CHECK(missing <= act->hands);
+    CHECK(missing <= hands);
     for (size_t i = 0; i < sizeof chans / sizeof *chans; i++)
         shm_obj_unref(&w, chans[i]);
     shm_obj_unref(&w, W->join);
@@ -416,143 +375,49 @@ static void take_apart(const struct act *act)
     shm_obj_unref(&w, W->table);
 }
 
-static uint32_t slot_of(int pid)
-{
-    for (uint32_t i = 0; i < load_acq(&k.hdr->max_m); i++)
-        if (load_acq(&k.mtab[i].pid) == (uint32_t)pid && load_acq(&k.mtab[i].kind) != SHM_M_FREE)
-            return i;
-    return UINT32_MAX;
-}
+static const struct act acts[] = {
+    {"send to a waiter", build, do_send, take_apart, 1, 16},
+    {"send into room", build, do_send_room, take_apart, 1, 16},
+    {"send to one at home", build, do_send_home, take_apart, 1, 16},
+    {"send to a select, park", build, do_send_park, take_apart, 2, 16},
+    {"recv from room", build, do_recv, take_apart, 1, 16},
+    {"recv from full", build, do_recv_full, take_apart, 1, 16},
+    {"recv parks", build, do_recv_park, take_apart, 0, 16},
+    {"recv from a select", build, do_recv_select, take_apart, 1, 16},
+    {"select", build, do_select, take_apart, 1, 16},
+    {"select parks", build, do_select_park, take_apart, 0, 16},
+    {"close with waiters", build, do_close, take_apart, 0, 16},
+    {"join finish", build, do_join, take_apart, 1, 16},
+    {"timers", build, do_timers, take_apart, 0, 16},
+    {"sleep", build, do_sleep, take_apart, 0, 16},
+    {"steal", build, do_steal, take_apart, 0, 16},
+    {"global queue", build, do_global, take_apart, 0, 16},
+    {"gosched", build, do_gosched, take_apart, 0, 16},
+    {"newproc", build, do_newproc, take_apart, 0, 16},
+    {"overflow", build, do_newprocs, take_apart, 0, 16},
+    {"exit", build, do_exit, take_apart, 0, 16},
+    {"cancel", build, do_cancel, take_apart, 0, 16},
+    {"give", build, do_give, take_apart, 1, 16},
+    {"handles", build, do_handles, take_apart, 0, 16},
+    {"heap", build, do_heap, take_apart, 0, 16},
+    {"schedule", build, do_idle, take_apart, 0, 16},
+};
 
-static void begin(void)
-{
-    if (W == NULL) {
-        W = h_shared(sizeof *W);
-        h_last = h_shared(sizeof *h_last); /* the same text in every forked process */
-    }
-    h_seg(&k, (struct shm_opts){.nprocs = 2});
-    CHECK_EQ(shm_minit(&k, SHM_M_KEEPER), SHM_OK);
-    shm_ctx_copy(&w, &k);
-    CHECK_EQ(shm_minit(&w, SHM_M_WORKER), SHM_OK);
-    CHECK_EQ(shm_acquirep(&w, 1), SHM_OK);
-    build();
-    CHECK_SEGMENT(&k);
-}
-
-static void end(bool whole)
-{
-    shm_releasep(&w);
-    shm_mexit(&w);
-    struct shm_heap_stats s;
-    shm_heap_stats(&k, &s);
-    if (whole)
-        CHECK_QUIET(&k);
-    else
-        CHECK(s.live_blocks <= 16); /* what only the dead referred to */
-    shm_mexit(&k);
-    h_seg_end(&k);
-}
-
-/* False: it did not die any more. */
-static bool round_of(const struct act *act, uint32_t n, int (*reaper)(uint32_t slot, int status))
-{
-    begin();
-    int pid = h_fork(child, (int)n, (void *)(uintptr_t)act), status = h_wait(pid);
-    uint32_t slot = slot_of(pid);
-    bool died = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-    CHECK(died || status == 0);
-    CHECK_EQ(died, slot != UINT32_MAX);
-    if (died && reaper(slot, status) == 0) {
-        shm_reap(&k, &k.mtab[slot], status);
-        CHECK_EQ(load_acq(&k.mtab[slot].kind), SHM_M_FREE);
-    }
-    take_apart(act);
-    end(!died);
-    return died;
-}
-
-static int no_reaper(uint32_t slot, int status)
-{
-    (void)slot, (void)status;
-    return 0;
-}
-
-#if H_TSAN
-#define STRIDE 41
-#elif defined(__SANITIZE_ADDRESS__)
-#define STRIDE 5
-#else
-#define STRIDE 1
-#endif
-
-static void next_act(const struct act *act)
-{
-    h_what = act->name;
-    alarm((unsigned)H_N(60, 600));
-}
+#define N (sizeof acts / sizeof *acts)
 
 static void test_an_m_killed_at_each_failpoint_of_each_primitive_leaves_a_whole_segment(void)
 {
-    uint32_t from = (uint32_t)getpid();
-    for (size_t i = 0; i < sizeof acts / sizeof *acts; i++) {
-        uint32_t n = 1 + from++ % STRIDE, deaths = 0;
-        bool many = acts[i].fn == do_newprocs || acts[i].fn == do_heap || acts[i].fn == do_timers;
-        next_act(&acts[i]);
-        for (; round_of(&acts[i], n, no_reaper); deaths++)
-            n += many && n > 60 && !h_storm() ? 97 : STRIDE;
-        printf("   %s: killed at %u of %u failpoints\n", acts[i].name, deaths, n - 1);
-    }
+    d_killed_everywhere(acts, N);
 }
-
-static uint32_t reaper_n;
-static bool reaper_died;
-static uint32_t reaped_slot;
-static int reaped_status;
-static void second_keeper(struct shm_ctx *c, int n, void *arg)
-{
-    (void)arg;
-    store_rlx(&c->m->kind, SHM_M_KEEPER);
-    h_die_after((uint32_t)n);
-    shm_reap(c, &c->mtab[reaped_slot], reaped_status);
-    h_die_after(0);
-}
-
-/* A keeper that is killed at its reaper_n-th failpoint; then it is reaped, and the other once more. */
-static int killed_reaper(uint32_t slot, int status)
-{
-    reaped_slot = slot;
-    reaped_status = status;
-    int pid = h_fork(second_keeper, (int)reaper_n, NULL), st = h_wait(pid);
-    uint32_t keeper = slot_of(pid);
-    reaper_died = st != 0;
-    if (!reaper_died)
-        return -1; /* it has done it */
-    CHECK(WIFSIGNALED(st) && keeper != UINT32_MAX);
-    shm_reap(&k, &k.mtab[keeper], st);
-    return 0;
-}
-
-/* In the quick run every 13th death of the worker, and every 11th of its reaper, from another start each
- * time; in the storm all of both. */
 static void test_a_reaper_killed_at_each_of_its_failpoints_is_followed_by_another(void)
 {
-    uint32_t from = (uint32_t)getpid(), deaths = 0;
-    for (size_t i = 0; i < sizeof acts / sizeof *acts; i++) {
-        bool died = true;
-        uint32_t step = H_N(13, 1) * STRIDE, rstep = H_N(11, 1) * STRIDE;
-        next_act(&acts[i]);
-        for (uint32_t n = 1 + from++ % step; died && n < H_N(80, 3000); n += step) {
-            reaper_died = true;
-            for (reaper_n = 1 + from++ % rstep; died && reaper_died; reaper_n += rstep) {
-                reaper_died = false;
-                died = round_of(&acts[i], n, killed_reaper);
-                deaths += reaper_died;
-            }
-        }
-    }
-    printf("   %u reapers killed\n", deaths);
-    CHECK(H_TSAN || deaths > 20);
+    d_reaper_killed(acts, N);
+}
+static void test_two_ms_killed_at_once_leave_a_whole_segment(void)
+{
+    d_killed_together(acts, N, false);
 }
 
 H_MAIN(T(test_an_m_killed_at_each_failpoint_of_each_primitive_leaves_a_whole_segment),
-       T(test_a_reaper_killed_at_each_of_its_failpoints_is_followed_by_another))
+       T(test_a_reaper_killed_at_each_of_its_failpoints_is_followed_by_another),
+       T(test_two_ms_killed_at_once_leave_a_whole_segment))
