@@ -674,15 +674,34 @@ void shm_gcont_set(struct shm_ctx *c, struct shm_g *g, shm_off off, uint32_t len
     shm_publish(c, off);
 }
 
-void shm_gcont_drop(struct shm_ctx *c, struct shm_g *g)
+shm_off shm_gcont_take(struct shm_ctx *c, struct shm_g *g)
 {
     shm_off off = g->cont_off;
     if (off == 0)
-        return;
+        return 0;
     shm_adopt(c, off);
     store_rel((_Atomic uint64_t *)&g->cont_off, 0); /* after that, as in val_leaves() */
     FAILPOINT("heap.cont.left");
-    shm_cont_drop(c, off, g->cont_len);
+    return off;
+}
+
+void shm_gcont_drop(struct shm_ctx *c, struct shm_g *g)
+{
+    shm_off off = shm_gcont_take(c, g);
+    if (off != 0)
+        shm_cont_drop(c, off, g->cont_len);
+}
+
+/* If this M dies in here, the block is its own: its words are given back, nobody reads its bytes. */
+bool shm_cont_rewrite(struct shm_ctx *c, shm_off off, const void *bytes, uint32_t len)
+{
+    const struct shm_blk *b = live_blk(c, off, "rewrite");
+    size_t need = ((size_t)len + 7) / 8 * 8 + 8ULL * nhandles(b) + sizeof *b;
+    if (need > MAX_SMALL || cls_of(need) != b->cls)
+        return false;
+    FAILPOINT("heap.cont.rewrite");
+    memcpy(shm_at(c, off), bytes, len);
+    return true;
 }
 
 /* ---- looking at it all ----------------------------------------------------------------------- */

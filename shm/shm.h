@@ -594,6 +594,11 @@ void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len);
 /* g's continuation, published; and its end, with what it refers to: by the owner of g. */
 void shm_gcont_set(struct shm_ctx *c, struct shm_g *g, shm_off off, uint32_t len);
 void shm_gcont_drop(struct shm_ctx *c, struct shm_g *g);
+/* The block alone is this M's from here on, with what it refers to; 0: g had none. */
+shm_off shm_gcont_take(struct shm_ctx *c, struct shm_g *g);
+/* Other bytes into a block of this M's, which keeps its handle words; false: it is not of the size that
+ * they would be given. */
+bool shm_cont_rewrite(struct shm_ctx *c, shm_off off, const void *bytes, uint32_t len);
 /* Frees what a dead M had allocated and not published, and takes over its free blocks. By its
  * reaper, after rollback, locks and everything that may still publish one of its blocks. */
 void shm_heap_reap(struct shm_ctx *c, struct shm_m *dead);

@@ -202,6 +202,8 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         core_proc_cur != NULL && core_proc_cur->prog == prog ? core_proc_cur : NULL;
     if (c == NULL)
         return NULL;
+    if (s != NULL)
+        core_cont_let(s); /* it may wait long */
     shm_gref gr = s ? s->curg : 0;
     bool own = gr != 0, nested = own && c->hdr->nprocs == 0;
     int r = 0;

@@ -151,7 +151,7 @@ PyObject *core_buffer_id(struct enc *E, PyObject *o)
     }
     uint64_t word;
     PyObject *id = NULL;
-    if (enc_handle_word(E, (PyObject *)h, core_handle_type_for(Py_TYPE(h)), &word) == 0)
+    if (enc_handle_word(E, (PyObject *)h, how_of(Py_TYPE(h))->handle, &word) == 0)
         id = Py_BuildValue("KnnO", (unsigned long long)word, start, view->len,
                            readonly ? Py_True : Py_False);
     Py_DECREF(h);

@@ -289,10 +289,7 @@ static struct code_info *info_make(PyCodeObject *code, PyObject *globals)
 
 struct code_info *code_info_of(PyCodeObject *code, PyObject *globals, const char **why)
 {
-    void *extra = NULL;
-    if (code_get_extra(code, code_extra_at, &extra) < 0)
-        return NULL;
-    struct code_info *ci = extra;
+    struct code_info *ci = code_extra(code, code_extra_at);
     static struct no_info *last_no; /* kept for its text only */
     if (ci == NULL) {
         if ((ci = info_make(code, globals)) == NULL)

@@ -50,7 +50,7 @@ int core_enc_init(struct core_enc *e)
 void core_enc_reset(struct core_enc *e)
 {
     e->p = e->base;
-    e->nh = 0;
+    e->nh = e->had_n = e->same = 0;
     e->reason[0] = 0;
 }
 
@@ -190,6 +190,26 @@ static void path_key(struct enc *E, PyObject *key)
 
 /* ---- identity -------------------------------------------------------------------------------- */
 
+static void memo_index(struct enc *E, uint32_t i)
+{
+    uint32_t h = hash_address(E->memo[i].o);
+    while (E->table[h & E->table_mask].epoch == E->table_epoch)
+        h++;
+    E->table[h & E->table_mask].epoch = E->table_epoch;
+    E->table[h & E->table_mask].index = i;
+}
+
+/* Makes the table that there is from MEMO_FEW + 1 entries on. */
+static void memo_index_all(struct enc *E)
+{
+    if (++E->table_epoch == 0) { /* every 2^32 tables */
+        memset(E->table, 0, (E->table_mask + 1) * sizeof *E->table);
+        E->table_epoch = 1;
+    }
+    for (uint32_t i = 0; i < E->n_memo; i++)
+        memo_index(E, i);
+}
+
 static int memo_grow(struct enc *E)
 {
     uint32_t cap = E->memo_cap ? E->memo_cap * 2 : 64;
@@ -207,19 +227,20 @@ static int memo_grow(struct enc *E)
     E->table = table;
     E->table_mask = 2 * cap - 1;
     E->memo_cap = cap;
-    E->table_epoch = 1;
-    for (uint32_t i = 0; i < E->n_memo; i++) {
-        uint32_t h = hash_address(E->memo[i].o);
-        while (E->table[h & E->table_mask].epoch == E->table_epoch)
-            h++;
-        E->table[h & E->table_mask].epoch = E->table_epoch;
-        E->table[h & E->table_mask].index = i;
-    }
+    E->table_epoch = 0;
+    if (E->n_memo > MEMO_FEW)
+        memo_index_all(E);
     return 0;
 }
 
 struct memo_entry *enc_find(struct enc *E, PyObject *o)
 {
+    if (E->n_memo <= MEMO_FEW) {
+        for (uint32_t i = 0; i < E->n_memo; i++)
+            if (E->memo[i].o == o)
+                return &E->memo[i];
+        return NULL;
+    }
     for (uint32_t h = hash_address(o);; h++) {
         if (E->table[h & E->table_mask].epoch != E->table_epoch)
             return NULL;
@@ -233,46 +254,39 @@ int enc_note(struct enc *E, PyObject *o, uint8_t flags)
 {
     if (unlikely(E->n_memo == E->memo_cap) && memo_grow(E) < 0)
         return -1;
-    uint32_t h = hash_address(o), i = E->n_memo++;
-    while (E->table[h & E->table_mask].epoch == E->table_epoch)
-        h++;
-    E->table[h & E->table_mask].epoch = E->table_epoch;
-    E->table[h & E->table_mask].index = i;
+    uint32_t i = E->n_memo++;
     E->memo[i] = (struct memo_entry){o, 0, 0, E->cur_frame, E->cur_slot, flags};
+    if (i == MEMO_FEW)
+        memo_index_all(E);
+    else if (i > MEMO_FEW)
+        memo_index(E, i);
     return 0;
 }
 
-int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at)
+int enc_met(struct enc *E, uint8_t **p, uint32_t i)
 {
-    uint32_t h = hash_address(o);
-    while (E->table[h & E->table_mask].epoch == E->table_epoch) {
-        uint32_t i = E->table[h & E->table_mask].index;
-        struct memo_entry *m = &E->memo[i];
-        if (m->o == o) {
-            if (unlikely(m->flags & MEMO_OPEN)) {
-                enc_refuse(E, "%.80s that contains itself", Py_TYPE(o)->tp_name);
-                return MET_FAILED;
-            }
-            m->visits++;
-            E->mutables += (m->flags & MEMO_CHECK) != 0;
-            uint8_t *w = *p;
-            *w++ = TAG_REF;
-            *p = put_varint(w, i);
-            return MET_AGAIN;
-        }
-        h++;
+    struct memo_entry *m = &E->memo[i];
+    if (unlikely(m->flags & MEMO_OPEN)) {
+        enc_refuse(E, "%.80s that contains itself", Py_TYPE(m->o)->tp_name);
+        return MET_FAILED;
     }
+    m->visits++;
+    E->mutables += (m->flags & MEMO_CHECK) != 0;
+    uint8_t *w = *p;
+    *w++ = TAG_REF;
+    *p = put_varint(w, i);
+    return MET_AGAIN;
+}
+
+int enc_meet_many(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at)
+{
+    struct memo_entry *m = enc_find(E, o);
+    if (m != NULL)
+        return enc_met(E, p, (uint32_t)(m - E->memo));
     *at = E->n_memo;
-    if (unlikely(E->n_memo == E->memo_cap)) {
-        if (enc_note(E, o, flags) < 0)
-            return MET_FAILED;
-        E->memo[*at].visits = 1;
-        return MET_FIRST;
-    }
-    E->n_memo++;
-    E->table[h & E->table_mask].epoch = E->table_epoch;
-    E->table[h & E->table_mask].index = *at;
-    E->memo[*at] = (struct memo_entry){o, 1, 0, E->cur_frame, E->cur_slot, flags};
+    if (enc_note(E, o, flags) < 0)
+        return MET_FAILED;
+    E->memo[*at].visits = 1;
     return MET_FIRST;
 }
 
@@ -299,21 +313,12 @@ static uint8_t *enc_long(struct enc *E, uint8_t *p, PyObject *o)
     long v;
     uint8_t memo;
     uint32_t at;
-    if (long_is_small(o, &v)) {
-        if (v >= SMALL_MIN && v <= SMALL_MAX) {
-            *p++ = (uint8_t)(TAG_SMALL + (v - SMALL_MIN));
-            return p;
-        }
-        if (v == (int16_t)v && v <= 256 && v >= 0) {
-            int16_t w = (int16_t)v;
-            *p++ = TAG_INT16;
-            memcpy(p, &w, 2);
-            return p + 2;
-        }
-    }
+    int overflow = 0;
+    bool small = long_is_small(o, &v);
+    if (small && is_interned_int(v))
+        return put_interned_int(p, v);
     MEET(o, 0, memo, at);
-    int overflow;
-    long long w = PyLong_AsLongLongAndOverflow(o, &overflow);
+    long long w = small ? v : PyLong_AsLongLongAndOverflow(o, &overflow);
     if (!overflow) {
         if (w == (int16_t)w) {
             int16_t b = (int16_t)w;
@@ -471,29 +476,28 @@ static uint8_t *enc_frozenset(struct enc *E, uint8_t *p, PyObject *o)
 /* Every tag's fixed part fits into the room asked for here. */
 uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o)
 {
-    PyTypeObject *t = Py_TYPE(o);
-    uint8_t memo;
+    const struct type_how *k = how_of(Py_TYPE(o));
+    const struct core_handle_type *handle = k->handle;
+    uint8_t how = k->how, memo;
     uint32_t at;
     ROOM(32);
-    if (o == Py_None) {
+    switch (how) {
+    case HOW_NONE:
         *p++ = TAG_NONE;
         return p;
-    }
-    if (t == &PyLong_Type)
+    case HOW_INT:
         return enc_long(E, p, o);
-    if (t == &PyUnicode_Type)
+    case HOW_STR:
         return enc_str(E, p, o);
-    if (t == &PyFloat_Type) {
+    case HOW_FLOAT:
         MEET(o, 0, memo, at);
         *p++ = TAG_FLOAT | memo;
         memcpy(p, &((PyFloatObject *)o)->ob_fval, 8);
         return p + 8;
-    }
-    if (t == &PyBool_Type) {
+    case HOW_BOOL:
         *p++ = o == Py_True ? TAG_TRUE : TAG_FALSE;
         return p;
-    }
-    if (t == &PyBytes_Type) {
+    case HOW_BYTES:
         memo = 0;
         if (PyBytes_GET_SIZE(o) > 1)
             MEET(o, 0, memo, at);
@@ -503,18 +507,33 @@ uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o)
         E->depth--;
         return enc_refuse(E, "nested deeper than %d levels", DEPTH_MAX);
     }
-    if (unlikely(E->by_pickle != NULL) && enc_must_pickle(E, o))
+    if (unlikely(E->by_pickle != NULL) && enc_must_pickle(E, o)) {
         p = enc_pickled(E, p, o);
-    else if (t == &PyTuple_Type)
+        E->depth--;
+        return p;
+    }
+    switch (how) {
+    case HOW_TUPLE:
         p = enc_tuple(E, p, o);
-    else if (t == &PyList_Type || t == &PyDict_Type || t == &PySet_Type || t == &PyByteArray_Type)
-        p = enc_mutable(E, p, o, t);
-    else if (gen_is(o))
+        break;
+    case HOW_MUTABLE:
+        p = enc_mutable(E, p, o, Py_TYPE(o));
+        break;
+    case HOW_GEN:
         p = enc_gen(E, p, (PyGenObject *)o);
-    else if (t == &PyFrozenSet_Type)
+        break;
+    case HOW_FROZENSET:
         p = enc_frozenset(E, p, o);
-    else
+        break;
+    case HOW_HANDLE:
+        p = enc_handle(E, p, o, handle);
+        break;
+    case HOW_RANGEITER:
+        p = enc_rangeiter(E, p, o);
+        break;
+    default:
         p = enc_other(E, p, o);
+    }
     E->depth--;
     return p;
 }
@@ -565,22 +584,20 @@ static void enc_begin(struct enc *E, size_t from)
     E->park_met = E->again = E->located = E->words = false;
     E->path[0] = E->why[0] = 0;
     Py_CLEAR(E->ghosts);
-    if (++E->table_epoch == 0) { /* every 2^32 blobs */
-        memset(E->table, 0, (E->table_mask + 1) * sizeof *E->table);
-        E->table_epoch = 1;
-    }
 }
 
 /* Gives back the references of the handles written from number `from` on. */
 void core_handles_drop(struct core_enc *out, uint32_t from)
 {
-    for (uint32_t i = from; i < out->nh; i++) {
+    for (uint32_t i = from > out->same ? from : out->same; i < out->nh; i++) {
         uint8_t kind = (uint8_t)(out->h[i] >> 56);
         const struct core_handle_type *t = core_handle_type_of(kind);
         if (t != NULL)
             t->drop(kind, out->h[i] & OFFSET_MASK);
     }
     out->nh = from;
+    if (out->same > from)
+        out->same = from;
 }
 
 /* The function behind one of the frames that has this cell in its closure; borrowed, or NULL. */

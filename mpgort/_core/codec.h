@@ -206,12 +206,14 @@ uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n);
 uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o);
 uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g);     /* frame.c */
 uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o);      /* codec_types.c */
+uint8_t *enc_rangeiter(struct enc *E, uint8_t *p, PyObject *o);  /* codec_types.c */
 uint8_t *enc_traceback(struct enc *E, uint8_t *p, PyObject *tb); /* codec_exc.c */
 uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o);  /* codec_exc.c */
 uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o);    /* codec_pickle.c */
 int enc_pickle_all(struct enc *E, uint8_t **p);
 /* Takes a handle's word (kind << 56 | offset) into the blob's list of them; -1: E->status says why. */
 int enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h, uint64_t *word);
+uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h);
 int enc_run(struct enc *E, PyObject *root, uint8_t magic); /* codec.c: one blob into E->out */
 struct enc *enc_take(struct core_enc *out, bool moving);
 void enc_give(struct enc *E);
@@ -219,7 +221,22 @@ uint8_t *enc_fail(struct enc *E, int status); /* with the exception set: pinned 
 /* Whether o was met before: then the reference is written at *p. Else it is remembered, and its tag
  * needs TAG_MEMO. Only for objects with a reference count above 1. */
 enum { MET_FIRST, MET_AGAIN, MET_FAILED };
-int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at);
+#define MEMO_FEW 8 /* up to so many are looked through; the table is made when there are more */
+int enc_met(struct enc *E, uint8_t **p, uint32_t i); /* the i-th remembered, again */
+int enc_meet_many(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at);
+static inline int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at)
+{
+    uint32_t n = E->n_memo;
+    if (unlikely(n >= MEMO_FEW))
+        return enc_meet_many(E, p, o, flags, at);
+    for (uint32_t i = 0; i < n; i++)
+        if (E->memo[i].o == o)
+            return enc_met(E, p, i);
+    *at = n;
+    E->n_memo = n + 1;
+    E->memo[n] = (struct memo_entry){o, 1, 0, E->cur_frame, E->cur_slot, flags};
+    return MET_FIRST;
+}
 #define MEET(o, flags, memo, at)                             \
     do {                                                     \
         (memo) = 0;                                          \
@@ -258,7 +275,6 @@ enum { N_PICKLING_NAMES = 6 };
 extern PyObject *pickling_names[N_PICKLING_NAMES];
 void core_handles_drop(struct core_enc *out, uint32_t from);
 const struct core_handle_type *core_handle_type_of(uint8_t kind);
-const struct core_handle_type *core_handle_type_for(PyTypeObject *type);
 PyObject *chain_park(PyObject *root); /* the request it stands at; borrowed, NULL: none */
 uint32_t closure_owner(PyObject *fn); /* the number of a named function with cells, or 0 */
 PyObject *awaited_by(PyObject *o);    /* codec_types.c: through asend, athrow, coroutine_wrapper */
@@ -267,6 +283,39 @@ PyFunctionObject *core_ended_function(int kind);
 static inline uint32_t hash_address(const void *p)
 {
     return (uint32_t)(((uint64_t)(uintptr_t)p >> 4) * 0x9E3779B97F4A7C15ull >> 32);
+}
+
+/* codec_handle.c: how objects of a type are written. */
+enum how {
+    HOW_OTHER, /* enc_other() looks on */
+    HOW_NONE,
+    HOW_INT,
+    HOW_STR,
+    HOW_FLOAT,
+    HOW_BOOL,
+    HOW_BYTES,
+    HOW_TUPLE,
+    HOW_MUTABLE, /* list, dict, set, bytearray */
+    HOW_FROZENSET,
+    HOW_GEN,
+    HOW_HANDLE,
+    HOW_RANGEITER,
+    HOW_CELL,
+    HOW_PARK,
+};
+#define N_TYPE_HOWS 128
+struct type_how {
+    PyTypeObject *type;
+    const struct core_handle_type *handle; /* of HOW_HANDLE */
+    uint8_t how;
+};
+extern struct type_how type_hows[N_TYPE_HOWS];
+const struct type_how *type_how_ask(PyTypeObject *type, uint32_t i);
+/* Valid until the next question. */
+static inline const struct type_how *how_of(PyTypeObject *type)
+{
+    uint32_t i = hash_address(type) % N_TYPE_HOWS;
+    return likely(type_hows[i].type == type) ? &type_hows[i] : type_how_ask(type, i);
 }
 
 static inline uint8_t *put_varint(uint8_t *p, uint64_t v)
@@ -279,6 +328,23 @@ static inline uint8_t *put_varint(uint8_t *p, uint64_t v)
     return p;
 }
 #define VARINT_MAX 10
+
+/* The interpreter has one object for each of these: they need no identity of ours. */
+static inline bool is_interned_int(long v)
+{
+    return v >= -5 && v <= 256;
+}
+static inline uint8_t *put_interned_int(uint8_t *p, long v)
+{
+    if (v <= SMALL_MAX) {
+        *p++ = (uint8_t)(TAG_SMALL + (v - SMALL_MIN));
+        return p;
+    }
+    int16_t w = (int16_t)v;
+    *p++ = TAG_INT16;
+    memcpy(p, &w, 2);
+    return p + 2;
+}
 
 /* The request that the chain stands at. Who does not know it (park NULL) means the one yielded. */
 static inline bool enc_is_park(struct enc *E, PyObject *o)
@@ -322,6 +388,7 @@ int dec_dict_items(struct dec *D, PyObject *o, bool attributes);
 PyObject *dec_value(struct dec *D); /* new reference, or NULL with an exception */
 PyObject *dec_gen(struct dec *D, bool memo);
 PyObject *dec_other(struct dec *D, int tag, bool memo);
+PyObject *dec_handle(struct dec *D, bool memo);
 PyObject *dec_exception(struct dec *D, bool memo);
 /* codec_pickle.c: the list of objects */
 PyObject *dec_pickle(const char *p, size_t n, bool handles, struct core_words *W);

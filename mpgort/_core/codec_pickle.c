@@ -124,7 +124,7 @@ Py_ssize_t enc_inner_refs(struct enc *E, PyObject *o)
 static PyObject *seen(PyObject *capsule, PyObject *o)
 {
     struct enc *E = PyCapsule_GetPointer(capsule, NULL);
-    const struct core_handle_type *h = core_handle_type_for(Py_TYPE(o));
+    const struct core_handle_type *h = how_of(Py_TYPE(o))->handle;
     if (h != NULL) {
         uint64_t word;
         if (E == NULL || enc_handle_word(E, o, h, &word) < 0)
@@ -187,7 +187,7 @@ static PyMethodDef seen_def = {"seen", seen, METH_O, NULL};
 /* The same for a pickle that is made only to see whether it can be. */
 static PyObject *seen_dry(PyObject *none, PyObject *o)
 {
-    return Py_NewRef(core_handle_type_for(Py_TYPE(o)) != NULL ? Py_True : Py_None);
+    return Py_NewRef(how_of(Py_TYPE(o))->handle != NULL ? Py_True : Py_None);
 }
 static PyMethodDef seen_dry_def = {"seen", seen_dry, METH_O, NULL};
 

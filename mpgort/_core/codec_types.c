@@ -31,48 +31,9 @@ static PyTypeObject *asend_type, *athrow_type, *wrapper_type;
 static PyObject *reduced[MAX_REDUCED]; /* types whose own __reduce__ tells all; [0]: builtin iter */
 static int n_reduced;
 static PyTypeObject *callable_iterator_type, *deque_type;
-#define MAX_HANDLES 32
-static struct core_handle_type handle_types[MAX_HANDLES];
-static int n_handle_types;
 static PyFunctionObject *ended[3];
 
 PyObject *pickling_names[N_PICKLING_NAMES];
-
-int core_handle_register(const struct core_handle_type *t)
-{
-    if (n_handle_types == MAX_HANDLES || t->kind == 0 || t->kind > 127 ||
-        core_handle_type_of(t->kind) != NULL) {
-        PyErr_Format(PyExc_SystemError, "handle type %s cannot be registered", t->type->tp_name);
-        return -1;
-    }
-    handle_types[n_handle_types++] = *t;
-    return 0;
-}
-
-const struct core_handle_type *core_handle_type_of(uint8_t kind)
-{
-    for (int i = 0; i < n_handle_types; i++)
-        if (handle_types[i].kind == kind)
-            return &handle_types[i];
-    return NULL;
-}
-
-/* Asked about every object that has no tag of its own: the answer is kept by type. */
-const struct core_handle_type *core_handle_type_for(PyTypeObject *type)
-{
-    static struct {
-        PyTypeObject *type;
-        const struct core_handle_type *handle;
-    } asked[64];
-    uint32_t i = hash_address(type) % 64;
-    if (likely(asked[i].type == type))
-        return asked[i].handle;
-    const struct core_handle_type *h = handle_types;
-    while (h < handle_types + n_handle_types && h->type != type)
-        h++;
-    asked[i].type = type;
-    return asked[i].handle = h < handle_types + n_handle_types ? h : NULL;
-}
 
 PyFunctionObject *core_ended_function(int kind)
 {
@@ -747,7 +708,7 @@ static PyObject *dec_seqiter(struct dec *D, bool memo)
     return (PyObject *)it;
 }
 
-static uint8_t *enc_rangeiter(struct enc *E, uint8_t *p, PyObject *o)
+uint8_t *enc_rangeiter(struct enc *E, uint8_t *p, PyObject *o)
 {
     uint8_t memo;
     uint32_t at;
@@ -1122,61 +1083,6 @@ static PyObject *dec_module(struct dec *D)
 
 /* ---- dispatch -------------------------------------------------------------------------------- */
 
-int enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h, uint64_t *word)
-{
-    struct core_enc *out = E->out;
-    if (out->nh == out->hcap) {
-        uint32_t cap = out->hcap ? out->hcap * 2 : 16;
-        uint64_t *t = realloc(out->h, cap * sizeof *t);
-        if (t == NULL) {
-            PyErr_NoMemory();
-            return -1;
-        }
-        out->h = t;
-        out->hcap = cap;
-    }
-    uint64_t off;
-    if (out->loose) {
-        PyErr_Format(PyExc_TypeError, "a %.80s cannot cross here", Py_TYPE(o)->tp_name);
-        return -1;
-    }
-    if (h->word(o, &off) < 0)
-        return -1;
-    *word = (uint64_t)h->kind << 56 | off;
-    if (off != 0) /* nilchan and default refer to nothing that is counted */
-        out->h[out->nh++] = *word;
-    return 0;
-}
-
-static uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h)
-{
-    uint8_t memo;
-    uint32_t at;
-    uint64_t word;
-    MEET(o, 0, memo, at);
-    if (enc_handle_word(E, o, h, &word) < 0)
-        return enc_fail_by_exception(E);
-    word &= OFFSET_MASK;
-    *p++ = TAG_HANDLE | memo;
-    *p++ = h->kind;
-    memcpy(p, &word, 8);
-    return p + 8;
-}
-
-static PyObject *dec_handle(struct dec *D, bool memo)
-{
-    uint64_t off;
-    if (D->end - D->p < 9)
-        return dec_bad("the bytes end within a handle");
-    uint8_t kind = *D->p++;
-    memcpy(&off, D->p, 8);
-    D->p += 8;
-    PyObject *o = dec_handle_word(D->words, kind, off);
-    if (o != NULL && memo && dec_remember(D, o, NULL) < 0)
-        Py_CLEAR(o);
-    return o;
-}
-
 /* list.append and its like, which a call in progress has on the stack. */
 static uint8_t *enc_named(struct enc *E, uint8_t *p, PyObject *o)
 {
@@ -1193,11 +1099,6 @@ uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o)
     PyTypeObject *t = Py_TYPE(o);
     if (t == &PyCell_Type)
         return enc_cell(E, p, o);
-    const struct core_handle_type *h = core_handle_type_for(t);
-    if (h != NULL)
-        return enc_handle(E, p, o, h);
-    if (t == &PyRangeIter_Type)
-        return enc_rangeiter(E, p, o);
     for (int i = 0; i < N_SEQ; i++)
         if (seq_types[i] == t)
             return enc_seqiter(E, p, o, i);
@@ -1368,7 +1269,16 @@ bool core_layouts_ok(char *why, size_t n)
             PyOS_snprintf(why, n, "this interpreter's %.60s has another layout", gens[i]->tp_name);
             return false;
         }
-    return true;
+    PyCodeObject *code = PyCode_NewEmpty("", "", 1);
+    void *asked = NULL;
+    bool same = code != NULL && code_set_extra(code, code_extra_at, code) == 0 &&
+                code_get_extra(code, code_extra_at, &asked) == 0 &&
+                code_extra(code, code_extra_at) == asked;
+    PyErr_Clear();
+    Py_XDECREF(code);
+    if (!same)
+        PyOS_snprintf(why, n, "this interpreter's code objects have another layout");
+    return same;
 }
 
 int core_types_init(void)

@@ -12,6 +12,12 @@
  * change in it. MPGORT_MIGRATE=always keeps none. Rejected: to keep them without a bound (a parked
  * goroutine is to cost 256 bytes, not a live frame and its handles); they go when the M rests.
  *
+ * THE BLOCK, TOO. A goroutine that parks again and again writes nearly the same bytes, with the same
+ * handles. So the block that it went on from is not freed: it is this M's (`kept`; if the M dies, garbage
+ * with its handles) until the goroutine parks, which writes the new bytes over the old ones if the handle
+ * words are the same and the size class is, or ends, waits otherwise or is kept at home. Nothing is
+ * counted, allocated or freed then, which was a fifth of a switch.
+ *
  * AT HOME. main (its frame is the caller's), pinned (cannot be encoded: home->reason says which local
  * and why), heavy (over the budget). The live coroutine stays in `homes`, g->home_m1 names this M, and
  * ready() queues it here. A pinned or heavy one is tried again after 1, 2, 4 ... 128 parks, so a G moves
@@ -146,27 +152,56 @@ void core_warm_rest(struct core_proc *s)
 
 /* ---- continuations --------------------------------------------------------------------------- */
 
-/* Stores e's bytes, followed by the context's, as g's continuation. */
-int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
-                    PyObject *ctx)
+/* The running goroutine's bytes are used up: its block stays with this M until it parks or ends. */
+void core_cont_take(struct core_proc *s, struct shm_g *g)
 {
-    shm_off off;
+    s->kept = shm_gcont_take(s->c, g);
+    g->flags &= (uint8_t)~SHM_GF_CONTEXT;
+}
+
+/* Lets go of that block. */
+void core_cont_let(struct core_proc *s)
+{
+    shm_off off = s->kept;
+    s->kept = 0;
+    if (off != 0)
+        shm_cont_drop(s->c, off, 0);
+}
+
+/* Stores e's bytes, followed by the context's, as g's continuation: into `kept`, if that is not 0 and
+ * fits, else that is let go. */
+int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
+                    PyObject *ctx, shm_off kept)
+{
+    shm_off off = kept;
     uint8_t has = 0;
+    int r = 0;
     if (!core_context_empty(ctx)) {
         size_t before = (size_t)(e->p - e->base);
-        int r = core_context_put(ctx, e);
+        r = core_context_put(ctx, e);
         uint32_t n = (uint32_t)((size_t)(e->p - e->base) - before);
         if (r == ENC_OK)
             r = core_enc_append(e, &n, sizeof n);
-        if (r != ENC_OK)
-            return core_enc_undo(c, e), -1;
+        if (r != ENC_OK) {
+            core_enc_undo(c, e);
+            if (kept != 0)
+                shm_cont_drop(c, kept, 0);
+            return -1;
+        }
         has = SHM_GF_CONTEXT;
     }
     size_t n = (size_t)(e->p - e->base);
-    int r = n > UINT32_MAX ? SHM_ENOMEM : shm_cont_make(c, &off, e->base, (uint32_t)n, e->h, e->nh);
-    if (r < 0) {
-        core_enc_undo(c, e);
-        return core_shm_error(s->prog, r);
+    if (kept == 0 || e->same < e->nh || e->same < e->had_n || n > UINT32_MAX ||
+        !shm_cont_rewrite(c, kept, e->base, (uint32_t)n)) {
+        while (e->same > 0)
+            shm_obj_ref(c, SHM_HANDLE_OFF(e->h[--e->same]));
+        r = n > UINT32_MAX ? SHM_ENOMEM : shm_cont_make(c, &off, e->base, (uint32_t)n, e->h, e->nh);
+        if (r < 0)
+            core_enc_undo(c, e);
+        if (kept != 0)
+            shm_cont_drop(c, kept, 0);
+        if (r < 0)
+            return core_shm_error(s->prog, r);
     }
     g->flags = (uint8_t)((g->flags & ~SHM_GF_CONTEXT) | has);
     shm_gcont_set(c, g, off, (uint32_t)n);
@@ -197,6 +232,7 @@ int core_keep(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, ui
 {
     struct shm_g *g = core_g(s, gr);
     struct core_home *h = s->curhome;
+    core_cont_let(s);
     if (h == NULL && (h = core_home_make(s, gr)) == NULL)
         return -1;
     h->root = root;
@@ -239,11 +275,15 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
         h->skip--;
         return core_keep(s, gr, root, pk, h->why, NULL);
     }
+    shm_off kept = s->kept;
+    s->kept = 0;
     core_enc_reset(&s->enc);
     s->enc.budget = whole ? SIZE_MAX : hdr->heavy_bytes;
+    if (kept != 0)
+        s->enc.had = shm_bytes_handles(s->c, kept, &s->enc.had_n);
     int r = core_chain_encode(root, (PyObject *)pk, &s->enc);
     if (r == ENC_OK) {
-        if (core_cont_store(s, s->c, g, &s->enc, s->ctx) < 0)
+        if (core_cont_store(s, s->c, g, &s->enc, s->ctx, kept) < 0)
             return -1;
         g->op = (uint8_t)pk->kind;
         g->home_m1 = 0;
@@ -255,6 +295,8 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
         return CORE_LIGHT;
     }
     core_enc_undo(s->c, &s->enc);
+    if (kept != 0)
+        shm_cont_drop(s->c, kept, 0);
     if (r == ENC_ERROR)
         return -1;
     r = core_keep(s, gr, root, pk, r == ENC_HEAVY ? SHM_HOME_HEAVY : SHM_HOME_PINNED,
@@ -273,7 +315,7 @@ void core_unstore(struct core_proc *s, shm_gref gr, int how)
 {
     struct shm_g *g = core_g(s, gr);
     if (how == CORE_LIGHT) {
-        shm_gcont_drop(s->c, g);
+        core_cont_take(s, g);
     } else {
         s->curhome->root = NULL;
         s->curhome->park = NULL;

@@ -23,6 +23,10 @@ struct core_enc {
     uint8_t *p, *base, *end; /* write pointer, start and end of the buffer (grown by realloc) */
     uint64_t *h;             /* handle words in order of appearance: kind << 56 | offset */
     uint32_t nh, hcap;
+    /* What a block that the bytes will replace holds: words that are the same, from the first on, are
+     * not counted again, the block's references are theirs (cont.c). */
+    const uint64_t *had;
+    uint32_t had_n, same;
     bool loose;       /* the bytes go where nobody counts references: handles are refused */
     size_t budget;    /* bytes after which encoding stops with ENC_HEAVY; SIZE_MAX: no limit */
     char reason[256]; /* why ENC_PINNED / ENC_HEAVY: names the local and the culprit */
@@ -137,7 +141,8 @@ extern core_park_try core_park_tries[CORE_PARK_KINDS];
 struct core_handle_type {
     PyTypeObject *type;
     uint8_t kind;                                  /* 1..127, unique */
-    int (*word)(PyObject *o, uint64_t *off);       /* takes one more reference for the bytes */
+    int (*word)(PyObject *o, uint64_t *off);       /* counts nothing */
+    int (*hold)(uint8_t kind, uint64_t off);       /* one more reference; no word without offset */
     PyObject *(*make)(uint8_t kind, uint64_t off); /* the bytes keep their reference */
     void (*drop)(uint8_t kind, uint64_t off);      /* gives back the reference of unread bytes */
 };

@@ -228,6 +228,16 @@ static inline int code_set_extra(PyCodeObject *code, Py_ssize_t i, void *extra)
     return _PyCode_SetExtra((PyObject *)code, i, extra);
 #endif
 }
+/* The same without the call: asked about each frame that is encoded, and at each resume. The struct
+ * stands in codeobject.c alone; core_layouts_ok() compares the two. */
+static inline void *code_extra(PyCodeObject *code, Py_ssize_t i)
+{
+    const struct {
+        Py_ssize_t size;
+        void *extras[];
+    } *x = code->co_extra;
+    return x != NULL && i < x->size ? x->extras[i] : NULL;
+}
 static inline Py_ssize_t code_extra_index(freefunc f)
 {
 #if PY_VERSION_HEX >= 0x030c0000

@@ -206,9 +206,7 @@ static inline int kind_of(PyGenObject *g)
 
 static struct code_info *info_of(PyCodeObject *code)
 {
-    void *extra = NULL;
-    (void)code_get_extra(code, code_extra_at, &extra);
-    return extra;
+    return code_extra(code, code_extra_at);
 }
 
 /* The list of what the drop has to look after: frames, and awaitables that warn. */
@@ -269,13 +267,6 @@ static uint8_t *enc_ended(struct enc *E, uint8_t *p, PyGenObject *g, uint8_t mem
     if ((p = enc_value(E, p, g->gi_name)) == NULL)
         return NULL;
     return enc_value(E, p, g->gi_qualname);
-}
-
-/* The interpreter has one object for each of these: their own encoding is shorter. */
-static inline bool is_small_int(PyObject *o)
-{
-    long v;
-    return PyLong_CheckExact(o) && long_is_small(o, &v) && v >= -5 && v <= 256;
 }
 
 uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
@@ -349,38 +340,63 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
         return enc_fail(E, ENC_ERROR);
     for (int i = 0; i < n; i++) {
         PyObject *o = f->localsplus[i];
+        long v;
         ROOM(2 * VARINT_MAX + 2);
-        if (owner != 0 && i >= first_free && i < n_locals &&
-            o == PyTuple_GET_ITEM(closure, i - first_free)) {
-            *p++ = TAG_CELLOF;
-            p = put_varint(p, owner);
-            p = put_varint(p, (uint64_t)(i - first_free));
-            continue;
-        }
         if (o == NULL) {
             *p++ = TAG_NULL;
             continue;
         }
-        if (o == Py_None) {
+        const struct type_how *k = how_of(Py_TYPE(o));
+        switch (k->how) {
+        case HOW_NONE:
             *p++ = TAG_NONE;
             continue;
+        case HOW_INT:
+            if (long_is_small(o, &v) && is_interned_int(v)) {
+                p = put_interned_int(p, v);
+                continue;
+            }
+            break;
+        case HOW_CELL:
+            if (owner != 0 && i >= first_free && i < n_locals &&
+                o == PyTuple_GET_ITEM(closure, i - first_free)) {
+                *p++ = TAG_CELLOF;
+                p = put_varint(p, owner);
+                p = put_varint(p, (uint64_t)(i - first_free));
+                continue;
+            }
+            goto value;
+        case HOW_PARK:
+            if (i == n - 1 && enc_is_park(E, o)) {
+                *p++ = TAG_PARK;
+                continue;
+            }
+            goto value;
+        case HOW_HANDLE:
+        case HOW_GEN:
+        case HOW_MUTABLE:
+        case HOW_RANGEITER:
+            goto value;
         }
         if (Py_REFCNT(o) > 1) {
             uint32_t h = (uint32_t)((uintptr_t)o >> 4), c;
             while ((c = ci->const_at[h & ci->const_mask]) != 0 &&
                    PyTuple_GET_ITEM(code->co_consts, c - 1) != o)
                 h++;
-            if (c != 0 && !is_small_int(o)) {
+            if (c != 0) {
                 *p++ = TAG_CONST;
                 p = put_varint(p, c - 1);
                 continue;
             }
         }
+    value:
         E->cur_frame = frame;
         E->cur_slot = (uint16_t)i;
-        if (i == n - 1 && enc_is_park(E, o)) {
-            *p++ = TAG_PARK;
-        } else if ((p = enc_value(E, p, o)) == NULL) {
+        if (k->how == HOW_HANDLE && likely(E->by_pickle == NULL))
+            p = enc_handle(E, p, o, k->handle);
+        else
+            p = enc_value(E, p, o);
+        if (p == NULL) {
             enc_locate(E, frame, i);
             return NULL;
         }

@@ -211,11 +211,16 @@ static int handle_word(PyObject *o, uint64_t *off)
                      Py_TYPE(o)->tp_name);
         return -1;
     }
-    struct shm_ctx *c = core_ctx(h->prog);
+    *off = h->off;
+    return 0;
+}
+
+static int handle_hold(uint8_t kind, uint64_t off)
+{
+    struct shm_ctx *c = core_ctx(core_prog_cur);
     if (c == NULL)
         return -1;
-    shm_obj_ref(c, h->off);
-    *off = h->off;
+    shm_obj_ref(c, off);
     return 0;
 }
 
@@ -247,7 +252,7 @@ static void handle_drop(uint8_t kind, uint64_t off)
 
 int core_handle_kind(PyTypeObject *type, uint8_t kind)
 {
-    struct core_handle_type t = {type, kind, handle_word, handle_make, handle_drop};
+    struct core_handle_type t = {type, kind, handle_word, handle_hold, handle_make, handle_drop};
     kinds[kind].type = type;
     return core_handle_register(&t);
 }

@@ -8,7 +8,7 @@
  * ONE TURN of a goroutine
  *   1 schedule   shm_findrunnable() with the GIL; if there is nothing, again without it, asleep.
  *   2 execute    runnable -> running by CAS (INV status-truth); a home goroutine is taken from
- *                `homes`, a light one from `warm` or decoded, and its block freed; a new one's call
+ *                `homes`, a light one from `warm` or decoded, and its block kept; a new one's call
  *                is made.
  *   3 resume     g->op says what it was parked in: that operation's resume() makes the value of the
  *                await from g->ok and g->value, or the exception that the await raises.
@@ -173,7 +173,7 @@ int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, sh
         g->waitkind = 0;
         g->home_m1 = 0;
         g->parent = me ? (uint32_t)shm_g(c, me)->goid : 0;
-        r = core_cont_store(s, c, g, e, current_context());
+        r = core_cont_store(s, c, g, e, current_context(), 0);
         if (r < 0)
             core_gdrop(c, gr);
     }
@@ -259,6 +259,7 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
     struct shm_g *g = core_g(s, gr);
     PyObject *exc = NULL;
     int fatal = 0;
+    core_cont_let(s); /* before anybody can know of the end */
     if (value == NULL) {
         PyObject *type, *tb;
         PyErr_Fetch(&type, &exc, &tb);
@@ -333,6 +334,7 @@ static void killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *p
     struct core_home *h = s->curhome;
     s->curg = 0; /* what the frames drop may run finalizers: on the scheduler's stack */
     s->curhome = NULL;
+    core_cont_let(s);
     if (root != NULL)
         core_chain_drop(root);
     Py_XDECREF(pk);
@@ -718,6 +720,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
     struct core_home *h = g->home_m1 == c->m1 ? core_home_get(s, gr) : NULL;
     s->curg = gr;
     s->curhome = h;
+    core_cont_let(s); /* of one below, whose call waits (block.c) */
     if (core_context_base(s) < 0)
         PyErr_Clear();
     if (g->obj != 0 && load_seq(&((struct shm_join *)shm_at(c, g->obj))->kill)) { /* tag: kill */
@@ -750,7 +753,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
             core_enc_reset(&s->enc);
             s->enc.budget = SIZE_MAX;
             if (core_chain_encode(root, park, &s->enc) == ENC_OK &&
-                core_cont_store(s, c, g, &s->enc, s->ctx) == 0) {
+                core_cont_store(s, c, g, &s->enc, s->ctx, 0) == 0) {
                 g->home_m1 = 0;
                 g->home_why = SHM_HOME_NONE;
                 core_home_drop(s, h);
@@ -770,8 +773,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         if (warm.ctx != NULL && core_context_switch(s, warm.ctx) < 0)
             PyErr_Clear();
         Py_XDECREF(warm.ctx);
-        shm_gcont_drop(c, g);
-        g->flags &= (uint8_t)~SHM_GF_CONTEXT;
+        core_cont_take(s, g);
     } else if (g->cont_off == 0) {
         PyErr_Format(core_err.BadContinuation, "goroutine %llu has no continuation here",
                      (unsigned long long)g->goid);
@@ -787,8 +789,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         struct core_words W;
         root = open_cont(s, g, p, &chain, &W) == 0 ? core_chain_decode(p, chain, &W, &park) : NULL;
         core_words_close(&W);
-        shm_gcont_drop(c, g);
-        g->flags &= (uint8_t)~SHM_GF_CONTEXT;
+        core_cont_take(s, g);
         if (root == NULL)
             return finish(s, gr, NULL);
         Py_INCREF(park);
@@ -1006,6 +1007,7 @@ static void loop_end(struct core_proc *s)
 {
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
+    core_cont_let(s);
     if (core_context_switch(s, NULL) < 0)
         PyErr_Clear();
     core_proc_cur = NULL;

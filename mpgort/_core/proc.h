@@ -99,8 +99,9 @@ struct core_proc {
     bool retiring;   /* this M leaves when the last home goroutine has */
     shm_gref curg;   /* whose Python runs; 0 on the scheduler's stack */
     struct core_home *curhome;
-    bool inhand; /* a try succeeded but a preemption is due: the result is in g */
-    int on_g0;   /* > 0: unlockf or an mcall function runs */
+    shm_off kept; /* the block that curg's bytes stood in, or 0 (cont.c) */
+    bool inhand;  /* a try succeeded but a preemption is due: the result is in g */
+    int on_g0;    /* > 0: unlockf or an mcall function runs */
     bool main_done, main_goexit;
     PyObject *main_value; /* of main, NULL with main_exc */
     PyObject *main_exc;
@@ -186,12 +187,14 @@ struct core_home *core_home_make(struct core_proc *s, shm_gref gr);
 void core_home_drop(struct core_proc *s, struct core_home *h);
 void core_home_free(struct core_home *h);
 int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
-                    PyObject *ctx);
+                    PyObject *ctx, shm_off kept);
 bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain, size_t *ctx);
 void core_warm_put(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
 bool core_warm_take(struct core_proc *s, shm_gref gr, struct core_warm *out);
 void core_warm_stale(struct core_proc *s, shm_gref gr);
 void core_warm_rest(struct core_proc *s);
+void core_cont_take(struct core_proc *s, struct shm_g *g);
+void core_cont_let(struct core_proc *s);
 enum { CORE_AT_HOME = 0, CORE_LIGHT = 1 };
 int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
 void core_unstore(struct core_proc *s, shm_gref gr, int how);

@@ -327,7 +327,7 @@ static PyMethodDef functions[] = {
 int core_select_init(PyObject *mod)
 {
     static const struct core_handle_type handle = {
-        &Default_Type, HANDLE_DEFAULT, default_word, default_make, default_drop,
+        &Default_Type, HANDLE_DEFAULT, default_word, NULL, default_make, default_drop,
     };
     if (PyType_Ready(&Select_Type) < 0 || PyType_Ready(&Default_Type) < 0 ||
         (the_default = PyObject_New(PyObject, &Default_Type)) == NULL ||

@@ -71,9 +71,9 @@ void core_venc_give(struct core_proc *s, struct core_enc *e)
 /* Handles already counted for bytes that will not be stored after all. */
 void core_enc_undo(struct shm_ctx *c, struct core_enc *e)
 {
-    for (uint32_t i = 0; i < e->nh; i++)
+    for (uint32_t i = e->same; i < e->nh; i++)
         shm_obj_unref(c, SHM_HANDLE_OFF(e->h[i]));
-    e->nh = 0;
+    e->nh = e->same = 0;
 }
 
 static int value_store(CoreProg *prog, struct shm_ctx *c, struct core_enc *e, struct shm_val *val)

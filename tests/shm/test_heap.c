@@ -480,6 +480,39 @@ static void test_handles_in_a_value_are_counted_copied_and_given_back(void)
     h_seg_end(&c);
 }
 
+static void test_other_bytes_go_into_the_same_block_only_if_they_would_get_one_of_its_size(void)
+{
+    struct shm_ctx c;
+    struct shm_g g = {.cont_off = 0};
+    uint8_t bytes[200] = {1, 2, 3};
+    uint32_t n;
+    seg_with_m(&c, 0);
+    shm_off a = new_obj(&c, 2), off;
+    uint64_t h[] = {SHM_HANDLE(SHM_OBJ_USER, a)};
+    CHECK_EQ(shm_gcont_take(&c, &g), 0);
+    CHECK_EQ(shm_cont_make(&c, &off, "frames", 6, h, 1), SHM_OK);
+    shm_gcont_set(&c, &g, off, 6);
+    CHECK_EQ(shm_blk(&c, off)->state, 2);
+    CHECK_EQ(shm_gcont_take(&c, &g), off); /* this M's: if it dies, garbage */
+    CHECK_EQ(shm_blk(&c, off)->state, 1);
+    CHECK_EQ(g.cont_off, 0);
+    CHECK(!shm_cont_rewrite(&c, off, bytes, 200));
+    CHECK(!shm_cont_rewrite(&c, off, bytes, 40000));
+    CHECK(shm_cont_rewrite(&c, off, bytes, 9));
+    CHECK(memcmp(shm_at(&c, off), bytes, 9) == 0);
+    CHECK(shm_bytes_handles(&c, off, &n)[0] == h[0]);
+    CHECK_EQ(n, 1);
+    CHECK_EQ(refs(&c, a), 2); /* one of them the block's all the time */
+    shm_gcont_set(&c, &g, off, 9);
+    shm_gcont_drop(&c, &g);
+    CHECK_EQ(refs(&c, a), 1);
+    shm_obj_unref(&c, a);
+    CHECK_EQ(stats(&c).live_blocks, 0);
+    CHECK_EQ(stats(&c).live_conts, 0);
+    shm_mexit(&c);
+    h_seg_end(&c);
+}
+
 static void test_an_m_that_leaves_gives_back_every_handle_it_holds(void)
 {
     struct shm_ctx c;
@@ -619,6 +652,7 @@ H_MAIN(T(test_a_block_is_large_enough_aligned_and_wastes_at_most_a_quarter),
        T(test_at_the_ceiling_nothing_changes_and_a_free_helps),
        T(test_without_room_nothing_changes_and_a_later_try_succeeds),
        T(test_a_value_of_up_to_15_bytes_needs_no_block),
+       T(test_other_bytes_go_into_the_same_block_only_if_they_would_get_one_of_its_size),
        T(test_handles_in_a_value_are_counted_copied_and_given_back),
        T(test_an_m_that_leaves_gives_back_every_handle_it_holds),
        T(test_the_last_of_many_ms_frees_the_object_once),
