@@ -1,10 +1,11 @@
 """mpgort: Go's goroutine runtime for Python, over processes instead of threads.
 
 Layout, in order of dependence (imports go left only):
-_errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime, sync, context, _group |
-_run | demos, cli.
+_platform, _errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime, sync, context,
+_group | _run | demos, cli.
 """
 
+from mpgort import _platform as _platform  # refuses what cannot work; first
 from mpgort import _traceback as _traceback  # gives _core its texts
 from mpgort import context as context
 from mpgort import shared as shared

@@ -62,7 +62,7 @@ def check_core() -> Finding:
         return Finding(
             "warn",
             "mpgort._core",
-            "this interpreter lays frames out in another way: no goroutine moves between Ms",
+            f"no goroutine moves between processes: {core.frames_reason}",
             "use a released CPython 3.11, 3.12 or 3.13",
         )
     return Finding("ok", "mpgort._core", "loaded; a parked frame survives the trip through bytes")

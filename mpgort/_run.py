@@ -182,6 +182,13 @@ def check_options(
     if heap_bytes is not None:
         heap_bytes = whole("heap_bytes", heap_bytes, 1 << 20, 1 << 46)
     _segment.warn_if_small(heap_bytes)
+    if not _core.frames_ok:
+        warnings.warn(
+            f"no goroutine moves between processes here, each stays where it started: "
+            f"{_core.frames_reason}. Use a released CPython 3.11, 3.12 or 3.13",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     method = start_method or default_method()
     plan = Plan(
         method=method,

@@ -19,8 +19,8 @@
 #include "core.h"
 #include <frameobject.h>
 
-#ifdef Py_GIL_DISABLED
-#error "mpgort needs a CPython with the GIL: its frames may not change under the encoder"
+#ifdef Py_GIL_DISABLED /* a frame might change while it is encoded; _platform.py says so, too */
+#error "mpgort needs a CPython with the GIL: python3.13, not python3.13t"
 #endif
 
 #if __has_include("internal/pycore_frame.h")
