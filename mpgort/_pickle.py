@@ -73,6 +73,8 @@ def refusal(o: object, moving: bool) -> str | None:
     """Why this object may not be pickled, or None."""
     kind = type(o)
     verb = "does not move" if moving else "never crosses"
+    if kind is memoryview:
+        return _why_not_memoryview(cast(memoryview, o), moving)
     what = _never(kind)
     if what is not None:
         return f"{what} ({kind.__module__}.{kind.__qualname__}) {verb}"
@@ -129,6 +131,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             raise Refused(why)
         if isinstance(o, (type, types.FunctionType)) and _code.name_of(o) is not None:
             return NotImplemented
+        if type(o) is memoryview:
+            flat = o if o.c_contiguous else memoryview(o.tobytes())
+            return viewed, (pickle.PickleBuffer(flat), o.format, o.shape)
         ndarray = getattr(sys.modules.get("numpy"), "ndarray", ())  # not imported: none is one
         if not isinstance(o, ndarray):
             return super().reducer_override(o)
@@ -136,12 +141,45 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if type(root).__name__ in _SHARED:
             return _strided_view(o, root) or NotImplemented
         if not self.moving:
-            return NotImplemented
+            gaps = type(o) is ndarray and not o.flags.forc and not o.dtype.hasobject
+            # One without gaps NumPy hands over as a buffer.
+            return (
+                o.copy("C").__reduce_ex__(5) if gaps and o.nbytes >= _BUFFER_MIN else NotImplemented
+            )
         copied = root is o or type(o) is not ndarray
         del root  # or it would be counted: _alone()
         if copied and o.nbytes > self.sink.left:
             raise _OverBudget  # at once
         return _moved_array(o, ndarray)
+
+
+# ---- buffers -------------------------------------------------------------------------------------
+#
+# A memoryview crosses as the buffer that it is of, which arrives read-only, and how it looks at it.
+
+
+def _why_not_memoryview(view: memoryview, moving: bool) -> str | None:
+    try:
+        form = view.format
+    except ValueError as e:
+        return f"a memoryview never crosses: {e}"
+    if moving and (type(view.obj).__name__ not in _SHARED or not view.c_contiguous):
+        return "a memoryview (of memory that is not shared, or with gaps) does not move"
+    if form not in _CASTS:
+        return f"a memoryview of format {form!r} never crosses: send the array"
+    return None
+
+
+_CASTS = "cbBhHiIlLqQnNfdP?"
+
+
+def viewed(buffer: Any, form: Any, shape: tuple[int, ...]) -> memoryview:
+    view = memoryview(buffer)
+    if isinstance(buffer, bytearray):
+        view = view.toreadonly()  # small, so it came as a copy
+    if 0 in shape or (form == view.format and shape == view.shape):
+        return view.cast("B").cast(form)
+    return view.cast("B").cast(form, shape)
 
 
 def _root(a: Any, ndarray: Any) -> Any:
@@ -225,6 +263,7 @@ def _strided_view(a: Any, root: Any) -> tuple[Any, ...] | None:
 
 
 _SHARED = ("SharedBuffer", "FrozenBuffer")  # of _core/buffer.c, which imports this
+_BUFFER_MIN = 65536  # CORE_BUFFER_MIN
 
 
 def strided(buffer: Any, offset: int, dtype: Any, shape: Any, strides: Any) -> Any:

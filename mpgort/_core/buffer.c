@@ -16,7 +16,7 @@
  *                         array is to be its own, and writable, wherever it goes on
  *
  * Rejected: to give bytes and bytearray the same way. They would arrive as something that is neither.
- * Who wants that sends pickle.PickleBuffer(b), which arrives as a read-only memoryview.
+ * Who wants that sends memoryview(b), which arrives as a read-only memoryview.
  *
  * THE MAPPING outlives its program while a Buffer that was ever exported lives (CoreProg.exports): a
  * result that is an array can be used after the end of the run that made it. Not only while an export

@@ -35,6 +35,11 @@ def describe(a: Any) -> tuple[Any, ...]:
     return a.dtype.str, a.shape, a.flags.writeable, a.tolist()
 
 
+class Tagged(np.ndarray[Any, Any]):
+    def __new__(cls, a: Any) -> Any:
+        return np.asarray(a).view(cls)
+
+
 RECORD = np.dtype([("a", "<i4"), ("b", ">f8", (2,))])
 
 
@@ -55,6 +60,19 @@ RECORD = np.dtype([("a", "<i4"), ("b", ">f8", (2,))])
         np.ma.masked_less(np.arange(BIG), 5),
         np.array(["x" * 50] * 5000),
         np.arange(BIG).astype("datetime64[s]"),
+        np.arange(BIG)[::-1],
+        np.arange(24 * BIG // 20).reshape(2, 3, -1).transpose(2, 0, 1),
+        np.broadcast_to(np.arange(BIG), (3, BIG)),
+        np.arange(BIG).astype("c16"),
+        np.ones(BIG, "f2"),
+        np.zeros(BIG, "V3"),
+        np.zeros(BIG, RECORD)["b"],
+        np.zeros(BIG, RECORD).view(np.recarray),
+        np.zeros(BIG, object),
+        np.zeros(0),
+        np.zeros((), RECORD),
+        np.float32(3.5),
+        Tagged(np.arange(BIG)),
     ],
     ids=lambda a: f"{a.dtype.kind}{a.shape}",
 )
@@ -113,6 +131,41 @@ def test_objects_that_hold_arrays_share_them_too(rt: mpgort.Runtime) -> None:
     del b
 
 
+def test_a_read_only_array_arrives_read_only_also_when_it_is_small(rt: mpgort.Runtime) -> None:
+    for n in (3, BIG):
+        a = np.arange(n)
+        a.flags.writeable = False
+        b = rt.spawn(lambda x: x, a).result()
+        assert np.array_equal(a, b) and (n == 3 or not b.flags.writeable)
+        del b
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda a: a[7:],
+        lambda a: a[::2],
+        lambda a: a[::-1],
+        lambda a: a.reshape(100, -1).T,
+        lambda a: a.reshape(100, -1)[3:50, 5:],
+        lambda a: a.view(">i8"),
+        lambda a: a.view("u1")[1:-1],
+        lambda a: np.broadcast_to(a[:5], (9, 5)),
+        lambda a: memoryview(a)[3:],
+    ],
+)
+def test_whatever_part_of_a_received_array_is_sent_on_nothing_is_written(
+    rt: mpgort.Runtime, part: Any
+) -> None:
+    a = rt.spawn(np.arange, BIG, dtype=float).result()
+    before = large_bytes(rt)
+    there = rt.spawn(lambda x: x, part(a)).result()
+    assert large_bytes(rt) == before
+    assert np.array_equal(np.asarray(there), np.asarray(part(a)))
+    assert np.shares_memory(np.asarray(there), a)
+    del a, there
+
+
 def test_a_pickle_buffer_arrives_as_a_memoryview_and_bytes_as_bytes(rt: mpgort.Runtime) -> None:
     data = bytes(range(256)) * 1000
 
@@ -125,6 +178,89 @@ def test_a_pickle_buffer_arrives_as_a_memoryview_and_bytes_as_bytes(rt: mpgort.R
     assert rt.spawn(lambda x: x, data).result() == data
     assert rt.spawn(lambda x: x, bytearray(data)).result() == bytearray(data)
     del view
+
+
+@pytest.mark.parametrize("n", [0, 10, 1 << 17])
+def test_bytes_bytearrays_and_memoryviews_arrive_as_such(rt: mpgort.Runtime, n: int) -> None:
+    data = bytes(range(256)) * (n // 256) + bytes(n % 256)
+    for o in (data, bytearray(data), memoryview(data), memoryview(bytearray(data))):
+        back = rt.spawn(lambda x: x, o).result()
+        assert type(back) is type(o) and back == data
+        assert not isinstance(back, memoryview) or back.readonly
+        del back, o
+
+
+@pytest.mark.parametrize("n", [12, 1 << 15])
+def test_a_memoryview_keeps_its_format_and_shape(rt: mpgort.Runtime, n: int) -> None:
+    whole = memoryview(np.arange(n, dtype="i4"))
+    for view in (whole, whole[3:9], whole[::2], whole.cast("B").cast("h", (n // 2, 4))):
+        back = rt.spawn(lambda x: x, view).result()
+        assert (back.format, back.shape, back.tolist()) == (view.format, view.shape, view.tolist())
+        del back
+    assert rt.spawn(lambda x: x[()], memoryview(np.array(5))).result() == 5
+
+
+def test_a_memoryview_of_shared_memory_is_that_memory(rt: mpgort.Runtime) -> None:
+    a = shared.zeros(10, "u1")
+
+    def write(view: Any) -> None:
+        view[2] = 7
+
+    rt.spawn(write, memoryview(a)[1:]).result()
+    assert a.tolist() == [0, 0, 0, 7, 0, 0, 0, 0, 0, 0]
+    with pytest.raises(TypeError, match="read-only"):
+        rt.spawn(write, memoryview(a).toreadonly()).result()
+
+
+def test_a_memoryview_that_no_process_could_cast_is_refused(rt: mpgort.Runtime) -> None:
+    with pytest.raises(mpgort.SerializationError, match="send the array"):
+        rt.spawn(len, memoryview(np.zeros(3, RECORD)))
+    released = memoryview(b"abc")
+    released.release()
+    with pytest.raises(mpgort.SerializationError, match="released"):
+        rt.spawn(len, released)
+
+
+async def holds_views(a: Any) -> list[Any]:
+    view, mine = memoryview(a)[5:], memoryview(bytearray(b"mine"))
+    for _ in range(5):
+        await gosched()
+    mine[0] = 65
+    return [view.tolist(), bytes(mine), view.readonly]
+
+
+@pytest.mark.parametrize("migrate", ["auto", "always"])
+def test_a_goroutines_views_are_what_they_were(migrate: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MPGORT_MIGRATE", migrate)
+
+    async def main() -> list[Any]:
+        handles = [spawn(holds_views, np.arange(BIG)) for _ in range(3)]
+        return [await h for h in handles]
+
+    assert mpgort.run(main, procs=2) == [[list(range(5, BIG)), b"Aine", True]] * 3
+
+
+def test_frames_of_pandas_share_their_columns(rt: mpgort.Runtime) -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"x": np.arange(BIG), "y": np.ones(BIG), "s": ["a", "b"] * (BIG // 2)})
+    back = rt.spawn(lambda f: f, frame).result()
+    assert back.equals(frame)
+    assert large_bytes(rt) > 0
+    before = large_bytes(rt)
+    assert rt.spawn(lambda f: float(f["y"].sum()), back[["x", "y"]]).result() == BIG
+    del back
+    assert before > 2 * 8 * BIG
+
+
+def test_tables_of_arrow_share_their_columns(rt: mpgort.Runtime) -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"x": np.arange(BIG), "s": ["a", None] * (BIG // 2)})
+    back = rt.spawn(lambda t: t, table).result()
+    assert back.equals(table)
+    before = large_bytes(rt)
+    again = rt.spawn(lambda t: t, back).result()
+    assert 8 * BIG < large_bytes(rt) < 1.5 * before
+    del back, again
 
 
 # ---- mpgort.shared -----------------------------------------------------------------------------
@@ -313,155 +449,3 @@ def test_sending_a_shared_array_takes_no_longer_for_its_size(rt: mpgort.Runtime)
     small, large = shared.empty(10 * BIG), shared.empty(200 << 17)
     assert seconds(large) < 5 * seconds(small) + 1e-3
     del small, large
-
-
-# ---- mpgort.shared.dict ------------------------------------------------------------------------
-
-
-def test_a_dict_is_one_for_all_who_have_it(rt: mpgort.Runtime) -> None:
-    d = shared.dict({"a": 1})
-
-    def plain(d: Any) -> Any:
-        d["b"] = [2, d["a"]]
-        return d
-
-    async def goroutine(d: Any) -> int:
-        d[b"b"] = 3  # another key than "b"
-        await gosched()
-        return len(d)
-
-    assert rt.spawn(plain, d).result() is d
-    assert rt.spawn(goroutine, d).result() == 3
-    assert sorted(d.items(), key=str) == [("a", 1), ("b", [2, 1]), (b"b", 3)]
-    assert (repr(d), bool(d), bool(shared.dict())) == ("<mpgort.shared.dict of 3>", True, False)
-
-
-def test_a_dict_does_what_a_dict_does(rt: mpgort.Runtime) -> None:
-    d: Any = shared.dict([(f"k{i}", i) for i in range(100)])
-    assert (len(d), d["k7"], d.get("k7"), d.get("no"), d.get("no", 5)) == (100, 7, 7, None, 5)
-    assert "k7" in d and b"k7" not in d and "no" not in d
-    assert sorted(d) == sorted(d.keys()) == sorted(f"k{i}" for i in range(100))
-    assert sorted(d.values()) == list(range(100))
-    for key in d:  # the keys there were
-        del d[key]
-    assert len(d) == 0 and d.items() == []
-    d.set("x", None)
-    assert "x" in d and d["x"] is None
-    assert (d.setdefault("x", 1), d.setdefault("y", 1), d.setdefault("y", 2)) == (None, 1, 1)
-    assert (d.pop("y"), d.pop("y", 3), d.delete("x"), d.delete("x")) == (1, 3, True, False)
-    for missing in (lambda: d["z"], lambda: d.pop("z"), lambda: d.__delitem__("z")):
-        with pytest.raises(KeyError, match="'z'"):
-            missing()
-    d[np.str_("n")] = 1  # equal to "n", so it is that key
-    assert d["n"] == 1 and type(d.keys()[0]) is str
-    d[""] = d["\ud800"] = d["ß" * 100_000] = 2
-    assert d[""] == d["\ud800"] == d["ß" * 100_000] == 2
-
-
-@pytest.mark.parametrize("key", [1, None, 2.5, ("a", 1), bytearray(b"a")], ids=repr)
-def test_another_key_than_str_or_bytes_is_refused_by_name(rt: mpgort.Runtime, key: Any) -> None:
-    d: Any = shared.dict()
-    name = type(key).__name__
-    for call in (
-        lambda: d.get(key),
-        lambda: d[key],
-        lambda: d.set(key, 1),
-        lambda: d.cas(key, 1, 2),
-        lambda: d.setdefault(key, 1),
-        lambda: d.delete(key),
-        lambda: d.pop(key, None),
-        lambda: key in d,
-        lambda: shared.dict({key: 1} if name != "bytearray" else [(key, 1)]),
-    ):
-        with pytest.raises(TypeError, match=f"a key is str or bytes, not {name}: "):
-            call()
-    assert len(d) == 0
-
-
-def test_a_value_that_cannot_cross_changes_nothing(rt: mpgort.Runtime) -> None:
-    d: Any = shared.dict({"a": 1})
-    for call in (
-        lambda: d.set("a", open("/dev/null")),
-        lambda: d.cas("a", 1, open("/dev/null")),
-        lambda: d.setdefault("b", open("/dev/null")),
-    ):
-        with pytest.raises(mpgort.SerializationError, match="an open file"):
-            call()
-    assert d.items() == [("a", 1)]
-
-
-def test_cas_compares_as_python_does(rt: mpgort.Runtime) -> None:
-    d: Any = shared.dict({"n": 1, "l": [1, [2]], "a": np.ones(BIG), "x": float("nan")})
-    assert d.cas("n", 1.0, 2) and not d.cas("n", 1, 3) and d["n"] == 2
-    assert d.cas("l", [1, [2]], []) and d["l"] == []
-    assert not d.cas("a", np.ones(BIG - 1), 0) and not d.cas("a", 1, 0)
-    assert d.cas("a", np.ones(BIG), "b") and d["a"] == "b"
-    assert not d.cas("x", float("nan"), 0)
-    assert not d.cas("no", None, 1) and "no" not in d
-
-    class Bad:
-        def __eq__(self, other: object) -> bool:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        d.cas("n", Bad(), 3)
-    assert d["n"] == 2
-
-
-def add(d: Any, key: str, n: int) -> None:
-    for _ in range(n):
-        while not d.cas(key, old := d[key], (old[0] + 1, "x" * 100)):
-            pass
-
-
-async def counts(n: int) -> Any:
-    d = shared.dict({"n": (0, "")})
-    for h in [spawn(add, d, "n", n) for _ in range(4)]:
-        await h
-    return d["n"][0]
-
-
-def test_of_counts_by_cas_none_is_lost(run: Any) -> None:
-    assert run(counts, 50) == 200
-
-
-def test_a_large_array_in_a_dict_is_written_once(rt: mpgort.Runtime) -> None:
-    d: Any = shared.dict({"a": np.ones(10 * BIG)})
-    once = large_bytes(rt)
-    a, b = d["a"], d["a"]
-    d["again"] = a
-    d["part"] = a[5:]
-    assert large_bytes(rt) == once
-    assert not a.flags.writeable and a.sum() == b.sum() == 10 * BIG
-    ours = shared.zeros(3)
-    d["ours"] = ours
-    ours[1] = 5
-    assert d["ours"].tolist() == [0, 5, 0]
-    del d["a"], d["again"], d["part"]
-    assert a[-1] == 1  # its reader has it
-    del a, b, ours
-
-
-def test_a_dict_goes_with_its_last_handle(rt: mpgort.Runtime) -> None:
-    async def hold(d: Any, gate: Any) -> int:
-        await gate.recv()
-        return int(d["a"].sum())
-
-    gate = rt.chan()
-    d: Any = shared.dict({"a": np.ones(10 * BIG), "b": "x" * 1000})
-    h = rt.spawn(hold, d, gate)
-    del d
-    gate.put(None)
-    assert h.result() == 10 * BIG
-    del h
-    wait_until("the array in it is freed", lambda: large_bytes(rt) == 0)
-
-
-def test_a_dict_is_of_one_runtime_and_outlives_it() -> None:
-    with pytest.raises(RuntimeError, match="no runtime"):
-        shared.dict()
-    with mpgort.Runtime(0) as other:
-        d = shared.dict({"a": 1}, runtime=other)
-        with pytest.raises(TypeError, match="cannot be pickled for anywhere else"):
-            pickle.dumps(d)
-    assert d["a"] == 1  # what is held is there, also when the runtime has ended
