@@ -23,12 +23,14 @@
 #include <stdlib.h>
 
 enum {               /* where a G was met */
-       AT_QUEUE = 1, /* ring, runnext, global or home queue */
+       AT_QUEUE = 1, /* ring, runnext, global, batch or home queue */
        AT_FREE = 2,  /* magazine or central list */
        AT_HAND = 4,  /* m->inflight */
        AT_CURG = 8,
-       AT_WAITQ = 16, /* its own sudog, in a channel's or join's queue */
-       AT_HEAP = 32,  /* its own sudog, in a timer heap */
+       AT_WAITQ = 16,   /* its own sudog, in a channel's or join's queue */
+       AT_HEAP = 32,    /* its own sudog, in a timer heap */
+       AT_NORMALQ = 64, /* of AT_QUEUE: not the batch queue and not at home */
+       AT_BATCHQ = 128, /* of AT_QUEUE: the batch queue */
 };
 
 struct block {
@@ -401,9 +403,9 @@ static void check_p(struct check *k, uint32_t i)
         say(k, "P %u: ring from %llu to %llu", i, LLU(h), LLU(t));
     else
         for (; h < t; h++)
-            meet(k, load_acq(&p->runq[h % SHM_RUNQ]), AT_QUEUE, "ring");
+            meet(k, load_acq(&p->runq[h % SHM_RUNQ]), AT_QUEUE | AT_NORMALQ, "ring");
     if (load_acq(&p->runnext))
-        meet(k, load_acq(&p->runnext), AT_QUEUE, "runnext");
+        meet(k, load_acq(&p->runnext), AT_QUEUE | AT_NORMALQ, "runnext");
     check_timers(k, p);
 }
 
@@ -420,10 +422,14 @@ static void check_header(struct check *k)
     check_lock(k, &h->sema_lock, "sema_lock");
     for (int i = 0; i < SHM_NCLASS; i++)
         check_lock(k, &h->depot_lock[i], "depot_lock");
-    uint64_t n = chain(k, h->runq_head, AT_QUEUE, "global queue");
+    uint64_t n = chain(k, h->runq_head, AT_QUEUE | AT_NORMALQ, "global queue");
     if (n != load_acq(&h->runq_size) || (n == 0) != (h->runq_tail == 0))
         say(k, "global queue: %llu, counted %llu, tail %#llx", LLU(n), LLU(load_acq(&h->runq_size)),
             LLU(h->runq_tail));
+    n = chain(k, h->batchq_head, AT_QUEUE | AT_BATCHQ, "batch queue");
+    if (n != load_acq(&h->batchq_size) || (n == 0) != (h->batchq_tail == 0))
+        say(k, "batch queue: %llu, counted %llu, tail %#llx", LLU(n),
+            LLU(load_acq(&h->batchq_size)), LLU(h->batchq_tail));
     n = chain(k, h->gfree_head, AT_FREE, "free list");
     if (n != load_acq(&h->gfree_n))
         say(k, "free list: %llu, counted %llu", LLU(n), LLU(load_acq(&h->gfree_n)));
@@ -522,6 +528,8 @@ static void check_g(struct check *k, uint64_t i)
         say(k, "goroutine %llu: running, on no M", LLU(g->goid));
     if (st == Grunnable && !(at & (AT_QUEUE | AT_HAND | AT_CURG)) && !(g->flags & SHM_GF_OUTSIDE))
         say(k, "goroutine %llu: runnable, in no queue", LLU(g->goid));
+    if (st == Grunnable && at & (g->flags & SHM_GF_BATCH ? AT_NORMALQ : AT_BATCHQ))
+        say(k, "goroutine %llu: in a queue of the other class (INV batch-apart)", LLU(g->goid));
     if (st == Gwaiting)
         check_wait(k, g);
     if (g->waitkind == SHM_WAIT_SELECT && st == Grunnable)

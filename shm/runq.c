@@ -7,6 +7,7 @@
  *             hour finds another head and fails, whatever went through the ring meanwhile.
  *   global    a list through g->schedlink, under sched_lock. Overflow of the rings, gosched,
  *             preempted Gs, and whatever is readied by who has no ring.
+ *   batch     another such list, for the Gs that are to run only when nothing else is (SHM_GF_BATCH).
  *   home      one per M, for the Gs that only this M can run. Any M pushes (CAS, last in first out);
  *             the owner takes everything at once and turns it round, so the order is first in first
  *             out. An exchange that empties the list has no ABA.
@@ -24,6 +25,11 @@
  * INV linked-once: schedlink belongs to the one list the G is in (global, home, free). A G may be
  * put into a list only by who has just taken it out of its last place. So a batch leaves the ring
  * (CAS on head) before it is linked, and leaves the list before the ring shows it.
+ *
+ * INV batch-apart: a batch G is in no ring, runnext or overflow, only in the batch queue (or at home). A
+ * ring is first in, first out: what of it is batch would run before what is readied later. So one is
+ * taken at a time, to be executed at once, and rings need not know of classes. (Rejected: a ring of
+ * each class per P. Batch work is long; it can pay for a lock at each turn.)
  *
  * INV moved-counts. So the reaper must know for certain that a G is in no queue, while the living go
  * on. Who takes Gs out of one queue and puts them into another names them before, adds 1 to m->moved
@@ -64,19 +70,31 @@ static void moved(struct shm_ctx *c)
 
 /* ---- global queue ---------------------------------------------------------------------------- */
 
+/* One of the two lists of the header: all under sched_lock, by tx; size is read without. */
+struct gq {
+    shm_gref head, tail;
+    _Atomic uint64_t size;
+};
+#define GQ(h, which) ((struct gq *)&(h)->which##_head)
+static_assert(offsetof(struct shm_hdr, runq_size) ==
+                      offsetof(struct shm_hdr, runq_head) + offsetof(struct gq, size) &&
+                  offsetof(struct shm_hdr, batchq_size) ==
+                      offsetof(struct shm_hdr, batchq_head) + offsetof(struct gq, size),
+              "each is a struct gq");
+
 /* A chain of n Gs, first .. last, linked by the caller, to the tail. */
-static void globrunqputbatch(struct shm_ctx *c, shm_gref first, shm_gref last, uint32_t n)
+static void gqput(struct shm_ctx *c, struct gq *q, shm_gref first, shm_gref last, uint32_t n)
 {
     struct shm_hdr *h = c->hdr;
     shm_g(c, last)->schedlink = 0; /* the caller's Gs: no undo needed */
     shm_lock(c, &h->sched_lock);
     shm_tx_begin(c);
-    if (h->runq_tail)
-        shm_tx_store64(c, &shm_g(c, h->runq_tail)->schedlink, first);
+    if (q->tail)
+        shm_tx_store64(c, &shm_g(c, q->tail)->schedlink, first);
     else
-        shm_tx_store64(c, &h->runq_head, first);
-    shm_tx_store64(c, &h->runq_tail, last);
-    shm_tx_store64(c, &h->runq_size, load_rlx(&h->runq_size) + n);
+        shm_tx_store64(c, &q->head, first);
+    shm_tx_store64(c, &q->tail, last);
+    shm_tx_store64(c, &q->size, load_rlx(&q->size) + n);
     shm_tx_commit(c);
     shm_unlock(c, &h->sched_lock);
 }
@@ -84,18 +102,19 @@ static void globrunqputbatch(struct shm_ctx *c, shm_gref first, shm_gref last, u
 /* Any M. The G is named by the caller. */
 void shm_globrunqput(struct shm_ctx *c, shm_gref r)
 {
-    globrunqputbatch(c, r, r, 1);
+    bool batch = shm_g(c, r)->flags & SHM_GF_BATCH; /* in the caller's hand: nobody writes it */
+    gqput(c, batch ? GQ(c->hdr, batchq) : GQ(c->hdr, runq), r, r, 1);
 }
 
 /* Owner P of p, or any M with p NULL. One G is returned, the others of the batch go to p's ring,
  * which has room for them if the caller found it empty. */
-shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max)
+static shm_gref gqget(struct shm_ctx *c, struct gq *q, struct shm_p *p, uint32_t max)
 {
     struct shm_hdr *h = c->hdr;
-    if (load_rlx(&h->runq_size) == 0) /* a hint; who must know looks with seq_cst (sched.c) */
+    if (load_rlx(&q->size) == 0) /* a hint; who must know looks with seq_cst (sched.c) */
         return 0;
     shm_lock(c, &h->sched_lock);
-    uint64_t size = load_rlx(&h->runq_size); /* under sched_lock */
+    uint64_t size = load_rlx(&q->size); /* under sched_lock */
     uint64_t share = size / (h->nprocs ? h->nprocs : 1) + 1, n = size < share ? size : share;
     n = n < max ? n : max;
     n = n < SHM_RUNQ / 2 ? n : SHM_RUNQ / 2;
@@ -111,7 +130,7 @@ shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max)
         shm_unlock(c, &h->sched_lock);
         return 0;
     }
-    shm_gref first = h->runq_head, next = shm_g(c, first)->schedlink;
+    shm_gref first = q->head, next = shm_g(c, first)->schedlink;
     name(c, SHM_IF_GOT, first);
     for (uint32_t i = 1; i < n; i++) {
         name(c, SHM_IF_BATCH + i - 1, next);
@@ -120,10 +139,10 @@ shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max)
     }
     FAILPOINT("runq.globget.named");
     shm_tx_begin(c);
-    shm_tx_store64(c, &h->runq_head, next);
+    shm_tx_store64(c, &q->head, next);
     if (next == 0)
-        shm_tx_store64(c, &h->runq_tail, 0);
-    shm_tx_store64(c, &h->runq_size, size - n);
+        shm_tx_store64(c, &q->tail, 0);
+    shm_tx_store64(c, &q->size, size - n);
     shm_tx_commit(c);
     shm_unlock(c, &h->sched_lock);
     FAILPOINT("runq.globget.taken");
@@ -135,6 +154,17 @@ shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max)
         unname(c, (uint32_t)n - 1);
     }
     return first;
+}
+
+shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max)
+{
+    return gqget(c, GQ(c->hdr, runq), p, max);
+}
+
+/* Any M with a P. INV batch-apart. */
+shm_gref shm_batchqget(struct shm_ctx *c)
+{
+    return gqget(c, GQ(c->hdr, batchq), NULL, 1);
 }
 
 /* ---- ring and runnext ------------------------------------------------------------------------ */
@@ -160,7 +190,7 @@ static bool runqputslow(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t
         shm_shake(c); /* out of the ring | in the global queue */
         for (uint32_t i = 0; i < n; i++)
             shm_g(c, batch[i])->schedlink = batch[i + 1];
-        globrunqputbatch(c, batch[0], batch[n], n + 1);
+        gqput(c, GQ(c->hdr, runq), batch[0], batch[n], n + 1);
         FAILPOINT("runq.putslow.put");
         moved(c);
     }

@@ -73,6 +73,12 @@
  * TIMERS are per P (timer.c). The last M that goes idle is the poller: it sleeps only until the
  * earliest timer of all Ps. Later timers come from Ms that run, and those look themselves.
  *
+ * TWO CLASSES. A batch G (SHM_GF_BATCH) is queued apart (runq.c, INV batch-apart) and looked for when
+ * there is nothing in any queue that this M could take, others' rings included; and before the ring
+ * at every 61st schedule, another one than the global queue's, so that neither starves behind rings
+ * that never run dry. What is at home (heavy, pinned) has no class: only its M can run it. A running
+ * batch G is preempted like another, after 10 ms, and goes to the tail of its own queue.
+ *
  * FAIRNESS. The global queue every 61st schedule; a home queue every other one; a runnext inherits
  * the time slice, so that two Gs that ready each other in turns share one: after 10 ms (keeper) or
  * CHAIN turns the runnext goes to the tail and the ring has its turn. With procs=0 there is no keeper:
@@ -99,6 +105,7 @@
 #define PAY_AT 4             /* Gs made ready without a schedule, before somebody is woken */
 #define STEAL_PASSES 4
 #define GLOBAL_EVERY 61
+#define BATCH_TURN 30 /* of these, which is the batch queue's */
 
 #define M0_NAP_NS 100000000LL /* M0 looks at signals and at the keeper */
 #define REFUSALS 2            /* migrate=always: how often a G may be left for another M */
@@ -306,7 +313,7 @@ static struct shm_p *own_ring(const struct shm_ctx *c)
 }
 
 /* r is runnable, named in m->inflight, and in no queue. */
-static void queue(struct shm_ctx *c, shm_gref r, uint32_t home_m1, bool next)
+static void queue(struct shm_ctx *c, shm_gref r, uint32_t home_m1, bool batch, bool next)
 {
     if (home_m1) {
         struct shm_m *home = &c->mtab[home_m1 - 1];
@@ -315,7 +322,7 @@ static void queue(struct shm_ctx *c, shm_gref r, uint32_t home_m1, bool next)
         return;
     }
     struct shm_p *p = own_ring(c);
-    if (p == NULL) {
+    if (p == NULL || unlikely(batch)) {
         shm_globrunqput(c, r);
         shm_wakep(c);
         return;
@@ -340,7 +347,7 @@ void shm_ready(struct shm_ctx *c, shm_gref r, bool next)
 {
     struct shm_g *g = shm_g(c, r);
     uint32_t home = g->home_m1;
-    bool outside = g->flags & SHM_GF_OUTSIDE;
+    bool outside = g->flags & SHM_GF_OUTSIDE, batch = g->flags & SHM_GF_BATCH;
     store_rlx(&c->m->inflight[SHM_IF_READY], r); /* INV nothing-in-hand */
     FAILPOINT("sched.ready.named");
     shm_shake(c); /* the claim | runnable */
@@ -355,7 +362,7 @@ void shm_ready(struct shm_ctx *c, shm_gref r, bool next)
         /* The status is the low half: shm_outside_wait() sleeps on it. */
         shm_futex_wake((_Atomic uint32_t *)&g->status, 1);
     else
-        queue(c, r, home, next);
+        queue(c, r, home, batch, next);
     FAILPOINT("sched.ready.queued");
     store_rel(&c->m->inflight[SHM_IF_READY], 0);
     own_add(&c->m->st.readies, 1);
@@ -369,13 +376,14 @@ void shm_requeue(struct shm_ctx *c, shm_gref r)
     if (g->flags & SHM_GF_OUTSIDE)
         shm_futex_wake((_Atomic uint32_t *)&g->status, 1); /* as in shm_ready() */
     else
-        queue(c, r, g->home_m1, false);
+        queue(c, r, g->home_m1, g->flags & SHM_GF_BATCH, false);
     store_rel(&c->m->inflight[SHM_IF_READY], 0);
 }
 
 void shm_newproc(struct shm_ctx *c, shm_gref r)
 {
     uint32_t home = shm_g(c, r)->home_m1;
+    bool batch = shm_g(c, r)->flags & SHM_GF_BATCH;
     store_rlx(&c->m->inflight[SHM_IF_NEW], r); /* INV nothing-in-hand; since shm_gnew(), mostly */
     if (unlikely(shm_tracing(c)))
         shm_trace(c, SHM_TR_CREATE, shm_g(c, r)->goid, 0, shm_g(c, r)->parent);
@@ -386,7 +394,7 @@ void shm_newproc(struct shm_ctx *c, shm_gref r)
                   shm_gidx(r), shm_ggen(r));
     FAILPOINT("sched.newproc.runnable");
     shm_shake(c); /* the status | the queue */
-    queue(c, r, home, true);
+    queue(c, r, home, batch, true);
     FAILPOINT("sched.newproc.queued");
     store_rel(&c->m->inflight[SHM_IF_NEW], 0);
 }
@@ -483,7 +491,8 @@ bool shm_preempt_requested(const struct shm_ctx *c)
 /* What an M with a P could take; see I3 for what is not counted. */
 bool shm_anywork(const struct shm_ctx *c)
 {
-    if (load_seq(&c->hdr->runq_size)) /* I3, F2, tag: idle-dance */
+    if (load_seq(&c->hdr->runq_size) ||
+        load_seq(&c->hdr->batchq_size)) /* I3, F2, tag: idle-dance */
         return true;
     for (uint32_t i = 0; i < nworkp(c); i++) {
         struct shm_p *p = &c->ptab[i];
@@ -561,20 +570,20 @@ static shm_gref refuse(struct shm_ctx *c, shm_gref r, int *refused)
     store_rlx(&c->m->inflight[SHM_IF_GOT], 0);
     shm_wakep(c);
     uint64_t until = shm_now_ns() + REFUSAL_NS;
-    while (load_rlx(&c->hdr->runq_size) && shm_now_ns() < until)
+    while ((load_rlx(&c->hdr->runq_size) || load_rlx(&c->hdr->batchq_size)) && shm_now_ns() < until)
         sched_yield();
     return 0;
 }
 
-static shm_gref from_global(struct shm_ctx *c, uint32_t max)
+static shm_gref from_list(struct shm_ctx *c, bool batch, uint32_t max)
 {
-    if (likely(c->hdr->migrate != 1))
-        return shm_globrunqget(c, c->p, max);
     int refused = 0;
     shm_gref r;
+    if (c->hdr->migrate == 1)
+        max = 1;
     do
-        r = shm_globrunqget(c, c->p, 1);
-    while (r && (r = refuse(c, r, &refused)) == 0);
+        r = batch ? shm_batchqget(c) : shm_globrunqget(c, c->p, max);
+    while (unlikely(c->hdr->migrate == 1) && r && (r = refuse(c, r, &refused)) == 0);
     return r;
 }
 
@@ -621,8 +630,11 @@ static shm_gref find(struct shm_ctx *c, bool *inherit)
         end_slice(c);
     if ((c->tick & 1) && !over) /* now it is the ring's turn, not a home G's that feeds runnext */
         r = shm_homeqget(c);
-    if (!r && load_rlx(&p->schedtick) % GLOBAL_EVERY == 0)
-        r = from_global(c, 1);
+    uint32_t turn = load_rlx(&p->schedtick) % GLOBAL_EVERY;
+    if (!r && turn == 0)
+        r = from_list(c, false, 1);
+    if (!r && unlikely(turn == BATCH_TURN))
+        r = from_list(c, true, 1);
     if (!r) {
         r = shm_runqget(c, p, inherit);
         /* Home and global Gs in between do not count: the ring waits all the same. */
@@ -631,9 +643,11 @@ static shm_gref find(struct shm_ctx *c, bool *inherit)
     if (!r)
         r = shm_homeqget(c);
     if (!r)
-        r = from_global(c, UINT_MAX);
+        r = from_list(c, false, UINT_MAX);
     if (!r)
         r = steal(c, inherit);
+    if (!r)
+        r = from_list(c, true, 1);
     return r;
 }
 
@@ -660,7 +674,8 @@ static void pay(struct shm_ctx *c)
     if (p == NULL || p->nosteal)
         return;
     uint64_t left = load_rlx(&p->runqtail) - load_rlx(&p->runqhead) + /* hints */
-                    (load_rlx(&p->runnext) != 0) + load_rlx(&c->hdr->runq_size);
+                    (load_rlx(&p->runnext) != 0) + load_rlx(&c->hdr->runq_size) +
+                    load_rlx(&c->hdr->batchq_size);
     if (left >= 2 || (left == 1 && load_rlx(&p->debt))) {
         if (shm_anyidlep(c))
             shm_wakep(c);
@@ -723,7 +738,7 @@ static bool handed_over(const struct shm_ctx *c)
         return true;
     if (home_only(c))
         return false;
-    if (load_rlx(&c->hdr->runq_size))
+    if (load_rlx(&c->hdr->runq_size) || load_rlx(&c->hdr->batchq_size))
         return true;
     for (uint32_t i = 0; i < nworkp(c); i++)
         if (load_rlx(&c->ptab[i].runnext) || shm_runqsize(&c->ptab[i]))
@@ -1060,7 +1075,8 @@ size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n)
     PUT("SCHED %llums: gomaxprocs=%u idleprocs=%u threads=%u spinningthreads=%u idlethreads=%u "
         "runqueue=%llu [",
         (unsigned long long)((shm_now_ns() - h->start_ns) / 1000000), h->nprocs ? h->nprocs : 1,
-        idlep, threads, spinning, idle, (unsigned long long)load_rlx(&h->runq_size));
+        idlep, threads, spinning, idle,
+        (unsigned long long)(load_rlx(&h->runq_size) + load_rlx(&h->batchq_size)));
     for (uint32_t i = 0; i < nworkp(c); i++) {
         struct shm_p *p = &c->ptab[i];
         if (i != h->m0_p && SHM_ST_STATUS(load_rlx(&p->status)) != Pdead)

@@ -167,6 +167,7 @@ enum {                     /* g->flags, written by the owner of the G */
        SHM_GF_SYSTEM = 4,  /* not counted, not shown */
        SHM_GF_STARTED = 8, /* the continuation is an await chain, not a call */
        SHM_GF_DURABLE = 16,
+       SHM_GF_BATCH = 32,    /* runs when nothing else is to (runq.c); from its birth on */
        SHM_GF_GO = 64,       /* started by go: an exception is a panic */
        SHM_GF_CONTEXT = 128, /* the continuation ends with its context variables */
 };
@@ -412,8 +413,10 @@ struct shm_hdr {
     _Atomic uint32_t keeper_asleep; /* 1: sleeps long, kick it (eventfd) when work begins */
     _Alignas(SHM_CACHELINE) shm_lockword sched_lock; /* global queue */
     uint32_t pad1_;
-    shm_gref runq_head, runq_tail;               /* under sched_lock, by tx */
-    _Atomic uint64_t runq_size;                  /* under sched_lock; read without */
+    shm_gref runq_head, runq_tail;     /* under sched_lock, by tx */
+    _Atomic uint64_t runq_size;        /* under sched_lock; read without */
+    shm_gref batchq_head, batchq_tail; /* as these: Gs of SHM_GF_BATCH */
+    _Atomic uint64_t batchq_size;
     _Alignas(SHM_CACHELINE) shm_lockword g_lock; /* central free list of g */
     uint32_t pad2_;
     shm_gref gfree_head;
@@ -678,10 +681,11 @@ shm_gref shm_runqget(struct shm_ctx *c, struct shm_p *p, bool *inherit);     /* 
 bool shm_runqempty(struct shm_p *p);
 uint32_t shm_runqsize(struct shm_p *p);
 shm_gref shm_runqsteal(struct shm_ctx *c, struct shm_p *p, struct shm_p *victim, bool stealnext);
-void shm_globrunqput(struct shm_ctx *c, shm_gref g);
+void shm_globrunqput(struct shm_ctx *c, shm_gref g); /* or to the batch queue */
 shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max); /* rest to p's ring */
-void shm_homeqput(struct shm_ctx *c, struct shm_m *home, shm_gref g);       /* any M */
-shm_gref shm_homeqget(struct shm_ctx *c);                                   /* own M only, FIFO */
+shm_gref shm_batchqget(struct shm_ctx *c);
+void shm_homeqput(struct shm_ctx *c, struct shm_m *home, shm_gref g); /* any M */
+shm_gref shm_homeqget(struct shm_ctx *c);                             /* own M only, FIFO */
 
 /* ---- sched.c: THEN HERE ---------------------------------------------------------------------- */
 

@@ -122,7 +122,7 @@ static struct round tick(struct shm_ctx *c)
             r.owed |= !shm_runqempty(p);
         }
     }
-    r.owed |= load_seq(&h->runq_size) > 0;
+    r.owed |= load_seq(&h->runq_size) > 0 || load_seq(&h->batchq_size) > 0;
     /* Not taken back as soon as nothing is owed: the extra P is what sees to that. */
     shm_procs_extra(c, r.owed || blocked < load_rlx(&h->extra) ? blocked : load_rlx(&h->extra));
     r.main_runs = load_rlx(&c->mtab[h->m0_slot].curg) != 0; /* a hint */

@@ -260,9 +260,37 @@ bool core_callable(PyObject *fn, const char *who)
     return false;
 }
 
+uint8_t core_inherited(CoreProg *prog)
+{
+    shm_gref me = core_curg(prog);
+    return me ? shm_g(core_ctx(prog), me)->flags & SHM_GF_BATCH : 0;
+}
+
+/* "normal" or "batch" into flags. */
+static int take_priority(PyObject *kw, uint8_t *flags)
+{
+    PyObject *name = PyDict_GetItemString(kw, "priority");
+    if (name == NULL)
+        return 0;
+    bool text = PyUnicode_Check(name);
+    if (text && PyUnicode_CompareWithASCIIString(name, "batch") == 0) {
+        *flags |= SHM_GF_BATCH;
+    } else if (text && PyUnicode_CompareWithASCIIString(name, "normal") == 0) {
+        *flags &= (uint8_t)~SHM_GF_BATCH;
+    } else {
+        PyErr_Format(text ? PyExc_ValueError : PyExc_TypeError,
+                     "spawn(priority=%R): give \"normal\" or \"batch\"; for a function that takes "
+                     "priority itself, use functools.partial",
+                     name);
+        return -1;
+    }
+    return PyDict_DelItemString(kw, "priority");
+}
+
 static PyObject *do_go(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off group)
 {
-    if (!core_callable(fn, "go") || core_newproc(prog, fn, args, kw, 0, SHM_GF_GO) < 0)
+    if (!core_callable(fn, "go") ||
+        core_newproc(prog, fn, args, kw, 0, SHM_GF_GO | core_inherited(prog)) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -292,7 +320,7 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
 {
     if (!core_callable(fn, "spawn"))
         return NULL;
-    uint8_t flags = 0;
+    uint8_t flags = core_inherited(prog);
     int64_t timeout_ns = -1;
     if (kw != NULL && PyDict_GET_SIZE(kw) > 0) { /* a dict of this call's own */
         PyObject *durable = PyDict_GetItemString(kw, "durable");
@@ -300,8 +328,10 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
             int yes = PyObject_IsTrue(durable);
             if (yes < 0 || PyDict_DelItemString(kw, "durable") < 0)
                 return NULL;
-            flags = yes ? SHM_GF_DURABLE : 0;
+            flags |= yes ? SHM_GF_DURABLE : 0;
         }
+        if (take_priority(kw, &flags) < 0)
+            return NULL;
         PyObject *timeout = PyDict_GetItemString(kw, "timeout");
         if (timeout != NULL && ((timeout_ns = core_timeout_ns(timeout)) == -2 ||
                                 PyDict_DelItemString(kw, "timeout") < 0))
@@ -573,7 +603,8 @@ static PyMethodDef functions[] = {
      "gets the "
      "value or exception.\n\ndurable=True: never heavy, its continuation is in shared memory at "
      "every "
-     "park."},
+     "park.\npriority=\"batch\": runs when nothing else is to; \"normal\"; by default its "
+     "creator's."},
     {"go_in", mod_go_in, METH_VARARGS, NULL},
     {"spawn_in", mod_spawn_in, METH_VARARGS, NULL},
     {"set_await_outside", mod_set_await_outside, METH_O,

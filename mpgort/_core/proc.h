@@ -139,6 +139,8 @@ static inline shm_gref core_gref(struct shm_ctx *c, struct shm_g *g) /* of a G t
 }
 /* The running goroutine of this thread's loop, 0 if there is none (other thread, scheduler). */
 shm_gref core_curg(CoreProg *prog);
+/* The flags that a goroutine hands on to those it starts: a batch goroutine's helpers are batch too. */
+uint8_t core_inherited(CoreProg *prog);
 
 /* value.c. The program in whose terms this thread encodes and decodes; enter, work, leave. */
 struct core_entered {

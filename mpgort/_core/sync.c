@@ -466,7 +466,7 @@ static PyObject *wg_go(CoreHandle *h, PyObject *args, PyObject *kw)
              : NULL;
     Py_XDECREF(rest);
     if (call != NULL && (res = wg_change(h, 1)) != NULL &&
-        core_newproc(h->prog, hook_go, call, NULL, 0, SHM_GF_GO) < 0) {
+        core_newproc(h->prog, hook_go, call, NULL, 0, SHM_GF_GO | core_inherited(h->prog)) < 0) {
         PyObject *exc = core_take_exc();
         Py_SETREF(res, wg_change(h, -1));
         Py_CLEAR(res);

@@ -112,6 +112,8 @@ static void test_a_goroutine_that_is_nowhere_is_found(void)
     FINDS(c, shm_g(c, s.join)->status, SHM_ST(shm_ggen(s.join), 1, Gdead), "dead, in no free list");
     FINDS(c, shm_g(c, s.join)->status, SHM_ST(shm_ggen(s.join), 1, 5), "status 5");
     FINDS(c, c->hdr->runq_size, 7, "global queue: 1, counted 7");
+    FINDS(c, c->hdr->batchq_size, 7, "batch queue: 0, counted 7");
+    FINDS(c, shm_g(c, c->hdr->runq_head)->flags, SHM_GF_BATCH, "INV batch-apart");
     scene_end(&s);
 }
 

@@ -5,7 +5,7 @@
  *   - each value is somewhere once, or was in the hands of who died. */
 #include "deaths.h"
 
-enum { VALUES = 512, WAITERS = 40, SLEEPERS = 35, READY = 12, GLOBAL = 30, MINE = 900 };
+enum { VALUES = 512, WAITERS = 40, SLEEPERS = 35, READY = 12, GLOBAL = 30, BATCH = 3, MINE = 900 };
 
 struct world { /* shared with the children */
     shm_off empty, room, full, recvs, closing, s1, s2, join, table;
@@ -107,6 +107,11 @@ static void build(void)
     }
     for (int i = 0; i < GLOBAL; i++)
         shm_gosched(c, light(c));
+    for (int i = 0; i < BATCH; i++) {
+        shm_gref r = light(c);
+        shm_g(c, r)->flags |= SHM_GF_BATCH;
+        shm_gosched(c, r);
+    }
     for (int i = 0; i < READY; i++) {
         shm_gref r;
         CHECK_EQ(shm_gnew(c, &r), SHM_OK);
@@ -213,6 +218,12 @@ static void do_steal(struct shm_ctx *c)
 static void do_global(struct shm_ctx *c)
 {
     shm_gref r = shm_globrunqget(c, c->p, UINT32_MAX);
+    if (r && shm_execute(c, r, false))
+        shm_gosched(c, r);
+}
+static void do_batch(struct shm_ctx *c)
+{
+    shm_gref r = shm_batchqget(c);
     if (r && shm_execute(c, r, false))
         shm_gosched(c, r);
 }
@@ -447,6 +458,7 @@ static const struct act acts[] = {
     {"sleep", build, do_sleep, take_apart, 0, 16},
     {"steal", build, do_steal, take_apart, 0, 16},
     {"global queue", build, do_global, take_apart, 0, 16},
+    {"batch queue", build, do_batch, take_apart, 0, 16},
     {"gosched", build, do_gosched, take_apart, 0, 16},
     {"newproc", build, do_newproc, take_apart, 0, 16},
     {"overflow", build, do_newprocs, take_apart, 0, 16},

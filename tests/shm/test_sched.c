@@ -228,6 +228,53 @@ static void test_the_global_queue_is_served_while_the_ring_is_never_empty(void)
     h_seg_end(&c);
 }
 
+static shm_gref spawn_batch(struct shm_ctx *c)
+{
+    shm_gref r;
+    CHECK_EQ(shm_gnew(c, &r), SHM_OK);
+    shm_g(c, r)->flags = SHM_GF_BATCH;
+    shm_newproc(c, r);
+    return r;
+}
+
+static void test_batch_goroutines_run_after_all_others_in_their_own_order(void)
+{
+    struct shm_ctx c;
+    m_alone(&c, 1, SHM_M_WORKER);
+    shm_gref first = spawn_batch(&c), second = spawn_batch(&c);
+    for (int i = 0; i < 10; i++)
+        spawn(&c);
+    CHECK_EQ(load_acq(&c.hdr->batchq_size), 2);
+    for (int i = 0; i < 10; i++) {
+        shm_gref r = next_g(&c);
+        CHECK(r != first && r != second);
+    }
+    CHECK_EQ(next_g(&c), first);
+    shm_gosched(&c, first); /* to the tail of its own queue, behind what comes */
+    shm_gref late = spawn(&c);
+    CHECK_EQ(next_g(&c), late);
+    CHECK_EQ(next_g(&c), second);
+    CHECK_EQ(next_g(&c), first);
+    CHECK_EQ(next_g(&c), 0);
+    h_seg_end(&c);
+}
+
+static void test_the_batch_queue_is_served_while_the_others_are_never_empty(void)
+{
+    struct shm_ctx c;
+    m_alone(&c, 1, SHM_M_WORKER);
+    shm_gref batch = spawn_batch(&c), r;
+    spawn(&c);
+    spawn(&c);
+    int turns = 0;
+    while ((r = next_g(&c)) != batch) {
+        CHECK(++turns <= 61);
+        shm_gosched(&c, r); /* the global queue: its turn must not be the batch queue's */
+    }
+    CHECK(turns > 10);
+    h_seg_end(&c);
+}
+
 static void test_a_home_goroutine_and_light_ones_take_turns(void)
 {
     struct shm_ctx c;
@@ -1026,6 +1073,8 @@ H_MAIN(T(test_a_new_goroutine_runs_next_and_the_former_next_goes_to_the_tail),
        T(test_two_goroutines_that_ready_each_other_do_not_starve_a_third),
        T(test_a_preempted_slice_gives_the_ring_its_turn_and_the_request_is_a_level),
        T(test_the_global_queue_is_served_while_the_ring_is_never_empty),
+       T(test_batch_goroutines_run_after_all_others_in_their_own_order),
+       T(test_the_batch_queue_is_served_while_the_others_are_never_empty),
        T(test_a_home_goroutine_and_light_ones_take_turns), T(test_a_stale_queue_entry_is_dropped),
        T(test_m0_queues_for_the_workers_and_runs_only_what_is_at_home),
        T(test_a_p_belongs_to_one_m_and_a_spare_finds_none),
