@@ -147,6 +147,7 @@ class Engine:
         self.terminating = False
         self.terminate_at_exit = terminate_at_exit
         self.broken: BaseException | None = None
+        self.teller = 0  # the thread that tells tasks just now: callbacks run in it
         self.thread = threading.Thread(target=self.collect, name="mpgort-collector", daemon=True)
         _engines.add(self)
         self.thread.start()
@@ -188,6 +189,7 @@ class Engine:
                 self.ticked = now
                 self.runtime._host.tick()
             self.inbox.extend(chain.from_iterable(map(self.queue.take, (timeout,))))
+        self.teller = threading.get_ident()
         while self.inbox:
             h = self.inbox[0]
             if self.told is not h:
@@ -198,6 +200,7 @@ class Engine:
             if self.pending.get(h) is not ENDED:
                 self.pending.pop(h, None)
             self.inbox.popleft()
+        self.teller = 0
 
     def has_turn(self, token: object) -> bool:
         """Queues up for the turn, and says whether it has come."""

@@ -22,9 +22,10 @@ from concurrent.futures.process import _RemoteTraceback
 from typing import Any, ParamSpec, TypeVar
 
 from mpgort import _core
-from mpgort._engine import Engine, Handle, Plan, method_of, outcome, recast
+from mpgort._engine import SLICE_S, Engine, Handle, Plan, method_of, outcome, recast
 from mpgort._job import Job
-from mpgort._run import default_procs, whole
+from mpgort._run import check_bound, default_procs, whole
+from mpgort._service import full
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -122,6 +123,45 @@ def is_async(fn: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(fn)
 
 
+class Room:
+    """max_pending: how many futures that are not done submit() lets there be."""
+
+    def __init__(self, most: int, when_full: str) -> None:
+        self.most = most
+        self.blocks = when_full == "block"
+        self.reset()
+
+    def reset(self) -> None:
+        """Also in a forked child, which has none of its parent's tasks."""
+        self.cond = threading.Condition()
+        self.pending = 0
+
+    def free(self) -> bool:
+        return self.pending < self.most
+
+    def take(self, start: Callable[[], Engine]) -> None:
+        """Waits for room, or raises queue.Full. Who waits reads the results of all (Engine.lead).
+
+        Not in a done-callback: it runs in the thread that would have to make room."""
+        while True:
+            engine = start()
+            with self.cond:
+                if self.free() or engine.teller == threading.get_ident():
+                    self.pending += 1
+                    return
+            if not self.blocks:
+                raise full(self.most)
+            engine.lead(self.free, None)
+            with self.cond:
+                if not self.free():
+                    self.cond.wait(SLICE_S)
+
+    def give(self, _: object = None) -> None:
+        with self.cond:
+            self.pending -= 1
+            self.cond.notify()
+
+
 class Executor(concurrent.futures.Executor):
     """A drop-in for ProcessPoolExecutor whose tasks are goroutines.
 
@@ -129,6 +169,9 @@ class Executor(concurrent.futures.Executor):
     multiprocessing context, or its name; only the start method counts. initializer(*initargs) runs
     once in each worker; if it raises, the executor is broken. A worker is replaced after
     max_tasks_per_child tasks. The other options are those of `run`.
+
+    max_pending: at so many futures that are not done, the next submit() waits until one is, or
+    raises queue.Full (when_full="raise"); what done-callbacks submit is counted, but never waits.
 
     Nothing is started before the first submit(). Safe in several threads. A child made by
     os.fork() starts workers of its own."""
@@ -148,7 +191,10 @@ class Executor(concurrent.futures.Executor):
         blas_threads: int | None = None,
         max_rss: int | None = None,
         name: str | None = None,
+        max_pending: int | None = None,
+        when_full: str = "block",
     ) -> None:
+        most = check_bound(max_pending, when_full)
         if max_workers is not None:
             if max_workers <= 0:
                 raise ValueError("max_workers must be greater than 0")
@@ -173,6 +219,7 @@ class Executor(concurrent.futures.Executor):
             max_rss,
             name,
         )
+        self._room = None if most is None else Room(most, when_full)
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._shut_down = False
@@ -208,6 +255,21 @@ class Executor(concurrent.futures.Executor):
 
         An argument that cannot cross is the future's exception (SerializationError). The death of
         the worker that ran it is too (MDied); every other task goes on."""
+        room = self._room
+        if room is None:
+            return self._submit(fn, args, kwargs)
+        room.take(self._start)
+        try:
+            f = self._submit(fn, args, kwargs)
+        except BaseException:
+            room.give()
+            raise
+        f.add_done_callback(room.give)
+        return f
+
+    def _submit(
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[T]:
         engine = self._start()
         f: Future[T] = Future()
         f._engine = engine
@@ -286,6 +348,8 @@ def after_fork_in_child() -> None:
     for executor in list(_executors):
         executor._lock = threading.Lock()
         executor._engine = None
+        if executor._room is not None:
+            executor._room.reset()
 
 
 os.register_at_fork(after_in_child=after_fork_in_child)

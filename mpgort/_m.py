@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     max_rss: int
     max_tasks: int
     schedtrace_ms: int
+    outlives_sigterm: bool = False  # M0 drains at SIGTERM, which the whole group may be sent
 
 
 def dump_plan(plan: Plan) -> int:
@@ -194,7 +195,8 @@ def live(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn
     status = 1
     try:
         _core.arm_pdeathsig(wires.m0, parent)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, nothing if plan.outlives_sigterm else signal.SIG_DFL)
+        signal.siginterrupt(signal.SIGTERM, not plan.outlives_sigterm)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         for sig in (signal.SIGINT, signal.SIGQUIT):
             signal.signal(sig, nothing)

@@ -39,7 +39,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mpgort import _core, _keeper, _m, _segment
+from mpgort import _core, _keeper, _m, _segment, _service
 from mpgort._errors import Deadlock, GoroutinePanic, Killed, UnsupportedPlatform
 from mpgort._m import Plan, Wires
 
@@ -121,6 +121,12 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
         upto = f" to {most}" if most is not None else " or more"
         raise ValueError(f"{name}={n}: give {least}{upto}")
     return int(n)
+
+
+def check_bound(max_pending: int | None, when_full: str) -> int | None:
+    if when_full not in _service.WHEN_FULL:
+        raise ValueError(f"when_full={when_full!r}: give one of {', '.join(_service.WHEN_FULL)}")
+    return None if max_pending is None else whole("max_pending", max_pending, 1)
 
 
 def debug_flags() -> dict[str, str]:
@@ -319,6 +325,8 @@ class Host:
         self.stopped = False
         self.failed: BaseException | None = None  # what a worker or the keeper has reported
         self.guest: Guest | None = None  # asyncio's
+        self.drain_s = 0.0  # how long SIGTERM lets it drain, and until when it does (_service.py)
+        self.draining_until: float | None = None
         self.lock = threading.Lock()
         self.fds: list[int] = []
         fd = _segment.make()
@@ -453,6 +461,7 @@ class Host:
             self.close()
         _hosts.discard(self)
         unwatch_sigquit()
+        _service.unwatch_sigterm(self)
 
     def close(self) -> None:
         """Closes what is not the Program's own."""
@@ -469,6 +478,7 @@ def after_fork_in_child() -> None:
     hosts = list(_hosts)
     _hosts.clear()
     keeper = _becoming is not None
+    _service.after_fork_in_child()
     for host in hosts:
         if host is _becoming:
             host.prog.after_fork(True)
@@ -565,7 +575,13 @@ class Runtime:
     `with Runtime(procs=4) as rt: h = rt.spawn(fn, x); h.result()`. The options are those of run.
     With procs=0 a background thread of this process runs the goroutines. The block's end drains
     (`shutdown`); after an exception everything is ended at once. One that is never shut down is
-    ended when it is garbage, or at the interpreter's exit."""
+    ended when it is garbage, or at the interpreter's exit.
+
+    max_pending: at so many goroutines that spawn() and go() have started and that have not ended,
+    the next of a thread waits, or raises queue.Full (when_full="raise"); what goroutines start,
+    and call(), are not counted. drain_on_sigterm: SIGTERM raises SystemExit(143) in the main
+    thread, and the block's end (or the interpreter's exit) then drains: True for as long as that
+    takes, or at most so many seconds. The former handler is back after shutdown()."""
 
     def __init__(
         self,
@@ -581,7 +597,11 @@ class Runtime:
         max_rss: int | None = None,
         max_tasks_per_m: int | None = None,
         name: str | None = None,
+        max_pending: int | None = None,
+        when_full: str = "block",
+        drain_on_sigterm: bool | float = False,
     ) -> None:
+        most = check_bound(max_pending, when_full)
         opts = check_options(
             procs,
             start_method,
@@ -595,10 +615,15 @@ class Runtime:
             max_tasks_per_m,
             name,
         )
+        drain_s = _service.check_drain(drain_on_sigterm)
+        opts = opts._replace(plan=opts.plan._replace(outlives_sigterm=drain_s is not None))
         with Shield():
             self._host = Host(opts)
             self._end = weakref.finalize(self, end_runtime, self._host)
             self._prog = self._host.prog
+            self._bound = None if most is None else _service.Bound(self._host, most, when_full)
+            if drain_s is not None:
+                _service.watch_sigterm(self._host, drain_s)
             self._prog.hold(1)  # a thread can always spawn: nobody is deadlocked
             watch_sigquit()
             if opts.procs == 0:
@@ -611,13 +636,27 @@ class Runtime:
         return self._prog
 
     def spawn(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> _core.Goroutine[Any]:
-        """Starts fn(*args, **kwargs) as a goroutine; its handle's result() waits for the value."""
-        return _core.spawn_in(self._check(), fn, args, kwargs)
+        """Starts fn(*args, **kwargs) as a goroutine; its handle's result() waits for the value.
+
+        spawn's own keywords (timeout, priority, ...) are taken out. At max_pending it waits, or
+        raises queue.Full."""
+        h: _core.Goroutine[Any] = self._start(fn, args, kwargs, go=False)
+        return h
+
+    def _start(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], go: bool
+    ) -> Any:
+        prog = self._check()
+        if self._host.draining_until is not None:
+            raise RuntimeError("the runtime is draining, after SIGTERM: it takes no more work")
+        if self._bound is not None and _core.current() is None:
+            return self._bound.start(fn, args, kwargs, go)
+        return (_core.go_in if go else _core.spawn_in)(prog, fn, args, kwargs)
 
     def go(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Starts fn(*args, **kwargs); an exception that leaves it is a panic, and ends the
         program."""
-        _core.go_in(self._check(), fn, args, kwargs)
+        self._start(fn, args, kwargs, go=True)
 
     def chan(self, size: int = 0) -> _core.Chan[Any]:
         """A channel between goroutines, and threads that use put and get."""
@@ -647,8 +686,23 @@ class Runtime:
         return _aio.Stream(self._host, ch)
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the start, the heap's figures, and one row for each living M."""
-        return self._check().stats()
+        """Counters since the start, the heap's figures, one row for each living M, and health.
+
+        `problems`: what is not as it should be, in words, empty when all is well; `workers` that
+        stand ready, `uptime_s`; `goroutines` that there are, `runnable` and `runnable_batch`: those
+        that wait for a worker; `pending` of `max_pending`."""
+        stats = self._check().stats()
+        return stats | _service.health(self._host, stats, self._bound)
+
+    def recycle(self, timeout: float | None = None) -> bool:
+        """Replaces the workers one by one, each by a fresh process that has run the initializer.
+
+        Nothing is lost: a worker finishes what it runs and what is at home there, and goes; the
+        others work on meanwhile. False: after `timeout` seconds not all are replaced (one that was
+        asked still goes when it can)."""
+        self._check()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return _service.recycle(self._host, deadline)
 
     def stack(self) -> str:
         """Every goroutine as Go prints it: id, [wait reason, minutes], the frames."""
@@ -667,6 +721,8 @@ class Runtime:
         try:
             drained = not drain or drain_until(host, deadline)
         finally:
+            if host.draining_until is not None:
+                host.draining_until = 0.0  # that was it
             with Shield():
                 self._end()
         return drained
@@ -677,7 +733,11 @@ class Runtime:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.shutdown(drain=kind is None)
+        until = self._host.draining_until
+        if until is None:
+            self.shutdown(drain=kind is None)
+        else:
+            self.shutdown(timeout=max(0.0, until - time.monotonic()))
 
 
 def drain_until(host: Host, deadline: float | None) -> bool:
@@ -734,11 +794,15 @@ def start_loop_thread(host: Host) -> None:
 
 def end_runtime(host: Host) -> None:
     """Ends a Runtime's program; also by its finalizer and at the interpreter's exit."""
-    ended = _loops.pop(host, None)
-    if ended is not None and not host.stopped:
-        host.prog.shutdown()
-        ended.wait(_keeper.GRACE_S)
-    host.stop()
+    try:
+        if host.draining_until is not None and not host.stopped:
+            drain_until(host, host.draining_until)
+    finally:
+        ended = _loops.pop(host, None)
+        if ended is not None and not host.stopped:
+            host.prog.shutdown()
+            ended.wait(_keeper.GRACE_S)
+        host.stop()
 
 
 def end_all() -> None:

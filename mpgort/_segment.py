@@ -125,6 +125,16 @@ def g_table(prog: _core.Program) -> np.ndarray[Any, Any]:
     return np.frombuffer(prog.view(), dtype_of("g"), n, int(h["gtab_off"]))
 
 
+def p_table(prog: _core.Program) -> np.ndarray[Any, Any]:
+    """The P table as it is now: shape (Ps that have pages,), read-only view, no copy.
+
+    Source: shm/shm.h `struct shm_p`; Go runtime2.go `p`."""
+    import numpy as np
+
+    h = header(prog)[0]
+    return np.frombuffer(prog.view(), dtype_of("p"), int(h["max_p"]), int(h["ptab_off"]))
+
+
 def m_table(prog: _core.Program) -> np.ndarray[Any, Any]:
     """The M table as it is now: shape (slots that have pages,), read-only view, no copy.
 

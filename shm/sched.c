@@ -114,7 +114,7 @@
 #define LINGER 200       /* looks: 2 to 8 us */
 #define LOOKS 16         /* of a spinner between two looks at the clock */
 
-#define ATTN_NOW (SHM_ATTN_SHUTDOWN | SHM_ATTN_DUMP | SHM_ATTN_PANIC)
+#define ATTN_NOW (SHM_ATTN_SHUTDOWN | SHM_ATTN_DUMP | SHM_ATTN_PANIC | SHM_ATTN_RECYCLE)
 
 /* With workers, M0 runs only what is at home there. */
 static bool home_only(const struct shm_ctx *c)

@@ -489,6 +489,8 @@ static const struct shm_field layout[] = {
     F(hdr, panic_val, "V16"),
     F(hdr, procs_lock, U4),
     F(hdr, retiring, U4),
+    F(hdr, recycled, U4),
+    PAD(hdr, pad6_),
     F(hdr, surplus_ns, U8),
     F(hdr, goidgen, U8),
     F(hdr, chanid, U8),

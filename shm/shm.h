@@ -267,6 +267,7 @@ enum { /* m->attn bits, set by anybody, cleared by the M */
        SHM_ATTN_OFFLOAD = 2,   /* an idle M asks for a heavy G */
        SHM_ATTN_DUMP = 4,      /* print your running goroutine */
        SHM_ATTN_CHECKDEAD = 8, /* to M0: everybody else is asleep */
+       SHM_ATTN_RECYCLE = 16,  /* leave as soon as nothing is at home: another takes your place */
        SHM_ATTN_RETIRE = 64,   /* there are more idle Ms than Ps: you may leave */
        SHM_ATTN_PANIC = 32,    /* to M0: hdr->panic_val is complete */
 };
@@ -403,8 +404,10 @@ struct shm_hdr {
     struct shm_val panic_val;  /* its encoded exception; written once, by who claimed panic */
     shm_lockword procs_lock;   /* nprocs, extra, max_p */
     _Atomic uint32_t retiring; /* M slot + 1 of the M beyond need that leaves */
-    uint64_t surplus_ns;       /* since when the keeper has seen too many Ms; its own */
-    _Atomic uint64_t goidgen;  /* next goid */
+    _Atomic uint32_t recycled; /* Ms that have begun to leave for SHM_ATTN_RECYCLE */
+    uint32_t pad6_;
+    uint64_t surplus_ns;      /* since when the keeper has seen too many Ms; its own */
+    _Atomic uint64_t goidgen; /* next goid */
     _Atomic uint64_t chanid;
     _Alignas(SHM_CACHELINE) _Atomic uint64_t idle_m[SHM_MAX_M / 64]; /* bit: asleep or going to */
     _Atomic uint64_t idle_p[SHM_MAX_P / 64];                         /* bit: P has no M */

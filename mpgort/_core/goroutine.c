@@ -316,13 +316,14 @@ PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw,
     return core_handle_wrap(prog, HANDLE_GOROUTINE, off);
 }
 
-static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off group)
+PyObject *core_spawn_options(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw,
+                             shm_off group, shm_off doneq, bool go)
 {
-    if (!core_callable(fn, "spawn"))
+    if (!core_callable(fn, go ? "go" : "spawn"))
         return NULL;
-    uint8_t flags = core_inherited(prog);
+    uint8_t flags = core_inherited(prog) | (go ? SHM_GF_GO : 0);
     int64_t timeout_ns = -1;
-    if (kw != NULL && PyDict_GET_SIZE(kw) > 0) { /* a dict of this call's own */
+    if (!go && kw != NULL && PyDict_GET_SIZE(kw) > 0) { /* a dict of this call's own */
         PyObject *durable = PyDict_GetItemString(kw, "durable");
         if (durable != NULL) {
             int yes = PyObject_IsTrue(durable);
@@ -356,16 +357,25 @@ static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject
         shm_obj_ref(c, group);
         ((struct shm_join *)shm_at(c, off))->group = group;
     }
+    if (doneq != 0)
+        shm_doneq_attach(c, doneq, off);
     /* The handle first: its reference stands in this M's table if the M dies after the start. */
     PyObject *h = core_handle_wrap(prog, HANDLE_GOROUTINE, off);
     if (h != NULL && timeout_ns >= 0 &&
         (r = shm_join_deadline(c, off, shm_now_ns() + (uint64_t)timeout_ns)) < 0)
         core_shm_error(prog, r);
     if (h == NULL || r < 0 || core_newproc(prog, fn, args, kw, off, flags) < 0) {
+        if (doneq != 0)
+            shm_doneq_detach(c, off);
         shm_obj_unref(c, off);
         Py_CLEAR(h);
     }
     return h;
+}
+
+static PyObject *do_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off group)
+{
+    return core_spawn_options(prog, fn, args, kw, group, 0, false);
 }
 
 typedef PyObject *starter(CoreProg *, PyObject *, PyObject *, PyObject *, shm_off);

@@ -90,6 +90,18 @@ static PyObject *doneq_spawn(CoreHandle *q, PyObject *args)
     return core_spawn(q->prog, fn, a, kw, q->off);
 }
 
+static PyObject *doneq_start(CoreHandle *q, PyObject *args)
+{
+    PyObject *fn, *a, *kw;
+    int go;
+    if (!PyArg_ParseTuple(args, "OO!O!p:start", &fn, &PyTuple_Type, &a, &PyDict_Type, &kw, &go) ||
+        (kw = PyDict_Copy(kw)) == NULL)
+        return NULL;
+    PyObject *h = core_spawn_options(q->prog, fn, a, kw, 0, q->off, go);
+    Py_DECREF(kw);
+    return h;
+}
+
 static PyObject *mod_done_queue(PyObject *mod, PyObject *prog)
 {
     if (!PyObject_TypeCheck(prog, &CoreProg_Type))
@@ -162,6 +174,9 @@ static PyMethodDef doneq_methods[] = {
     {"spawn", (PyCFunction)doneq_spawn, METH_VARARGS,
      "spawn(fn, args, kwargs={})\n--\n\nStarts fn(*args, **kwargs); the handle comes out of take() "
      "once it has ended."},
+    {"start", (PyCFunction)doneq_start, METH_VARARGS,
+     "start(fn, args, kwargs, go)\n--\n\nThe same, kwargs being read as those of the public spawn, "
+     "or with `go` as those of go."},
     {"take", (PyCFunction)(void (*)(void))doneq_take, METH_VARARGS | METH_KEYWORDS,
      "take(timeout=None)\n--\n\nHandles of goroutines that have ended, in that order; waits for "
      "the "

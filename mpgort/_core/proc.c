@@ -866,7 +866,7 @@ int core_tick(CoreProg *prog)
     return r == NULL ? -1 : 0;
 }
 
-/* Looks up from the queue: shutdown, signals, a panic. 1: the loop ends; -1: exception. */
+/* Looks up from the queue: shutdown, signals, a panic. 1: the loop ends; CORE_RETIRE; -1: exception. */
 static int attend(struct core_proc *s)
 {
     struct shm_ctx *c = s->c;
@@ -878,8 +878,15 @@ static int attend(struct core_proc *s)
         and_seq(&c->m->attn,
                 ~(uint32_t)SHM_ATTN_DUMP); /* after the notes: pairs with ask_homes() */
     }
-    if (!s->prog->is_m0)
-        return 0;
+    if (!s->prog->is_m0) {
+        if (!(attn & SHM_ATTN_RECYCLE))
+            return 0;
+        and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_RECYCLE);
+        if (!s->retiring)
+            add_acqrel(&c->hdr->recycled, 1); /* read by anybody: about now */
+        s->retiring = true;
+        return CORE_RETIRE;
+    }
     if (attn & SHM_ATTN_PANIC) {
         and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_PANIC);
         PyObject *e = core_failure(s->prog);
@@ -891,7 +898,7 @@ static int attend(struct core_proc *s)
     return core_tick(s->prog);
 }
 
-/* 0: *g is for execute(). 1: shutdown. CORE_LATE: past the deadline. -1: exception. */
+/* 0: *g is for execute(). 1: shutdown. CORE_LATE: past the deadline. CORE_RETIRE. -1: exception. */
 int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
 {
     struct shm_ctx *c = s->c;
@@ -945,7 +952,8 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
     }
 }
 
-/* A worker over max_tasks or max_rss retires: it takes no more and goes when nothing is at home. */
+/* A worker over max_tasks or max_rss, or asked to (SHM_ATTN_RECYCLE), retires: it takes no more and goes
+ * when nothing is at home. */
 #define RSS_NS 100000000
 static void look_limits(struct core_proc *s)
 {

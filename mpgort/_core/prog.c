@@ -550,6 +550,22 @@ static void notify(struct shm_ctx *c, struct shm_m *m, uint32_t attn)
     shm_notewakeup(&m->note);
 }
 
+PyDoc_STRVAR(recycle_doc,
+             "recycle(slot, pid)\n--\n\nAsks the worker of that slot, if it is still this "
+             "process, to leave: it takes no more\ngoroutines and goes when nothing is at home.");
+static PyObject *prog_recycle(CoreProg *p, PyObject *args)
+{
+    unsigned int slot, pid;
+    if (!PyArg_ParseTuple(args, "II", &slot, &pid) || !usable(p))
+        return NULL;
+    struct shm_ctx *c = &p->loop;
+    /* It may have gone just now, and its successor be asked: that one leaves as well. */
+    if (slot < load_acq(&c->hdr->max_m) && load_acq(&c->mtab[slot].kind) == SHM_M_WORKER &&
+        load_acq(&c->mtab[slot].pid) == pid) /* pair with minit's */
+        notify(c, &c->mtab[slot], SHM_ATTN_RECYCLE);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(kill_again_doc,
              "kill_again(slot)\n--\n\nNew keeper only: what its predecessor was to kill "
              "this M for is looked at anew.");
@@ -742,6 +758,7 @@ static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
         put(d, "large_bytes", hs.large_bytes) < 0 || put(d, "heap_bytes", c->hdr->heap_bytes) < 0 ||
         put(d, "deaths", load_acq(&c->hdr->deaths)) < 0 || /* as above */
         put(d, "replacements", load_acq(&c->hdr->replaced)) < 0 ||
+        put(d, "recycled", load_acq(&c->hdr->recycled)) < 0 ||
         put(d, "procs", c->hdr->nprocs) < 0 || put(d, "wake_cost_ns", c->hdr->wake_cost_ns) < 0)
         goto fail;
     for (uint32_t i = 0; i < c->hdr->max_m; i++) {
@@ -943,6 +960,7 @@ static PyMethodDef prog_methods[] = {
     METHOD(slot_of, METH_VARARGS),
     METHOD(keeper_wait, METH_VARARGS),
     METHOD(kill_check, METH_VARARGS),
+    METHOD(recycle, METH_VARARGS),
     METHOD(kill_again, METH_VARARGS),
     METHOD(reap, METH_VARARGS),
     METHOD(replaced, METH_NOARGS),

@@ -1,0 +1,393 @@
+"""A Runtime, or Executor, that stands for long: bound, replacement, SIGTERM, health."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import queue
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+from conftest import Programs, wait_until
+
+import mpgort
+from mpgort import gosched
+
+PROCS = [0, 1, 2]
+
+
+async def take(ch: Any) -> Any:
+    return await ch.recv()
+
+
+# ---- max_pending -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("procs", PROCS)
+def test_spawn_waits_at_max_pending_until_one_has_ended(procs: int) -> None:
+    with mpgort.Runtime(procs, max_pending=3) as rt:
+        ch = rt.chan()
+        for _ in range(3):
+            rt.spawn(take, ch)
+        entered, left = threading.Event(), threading.Event()
+
+        def fourth() -> None:
+            entered.set()
+            rt.spawn(int)
+            left.set()
+
+        t = threading.Thread(target=fourth)
+        t.start()
+        entered.wait(10)
+        assert not left.wait(0.1)
+        assert rt.stats()["pending"] == 3
+        assert any("max_pending=3" in p for p in rt.stats()["problems"])
+        ch.put(1)
+        assert left.wait(10)
+        t.join()
+        ch.close()
+
+
+@pytest.mark.parametrize("procs", PROCS)
+def test_spawn_raises_at_max_pending_if_asked_to(procs: int) -> None:
+    with mpgort.Runtime(procs, max_pending=2, when_full="raise") as rt:
+        ch = rt.chan()
+        a = rt.spawn(take, ch)
+        rt.go(take, ch)
+        with pytest.raises(queue.Full, match="max_pending=2"):
+            rt.spawn(take, ch)
+        with pytest.raises(queue.Full):
+            rt.go(take, ch)
+        ch.put(7)
+        assert a.result(timeout=10) == 7
+        wait_until("there is room", lambda: rt.stats()["pending"] == 1)
+        rt.spawn(take, ch)
+        ch.close()
+
+
+def test_what_goroutines_start_is_not_counted_and_never_waits() -> None:
+    async def fan(n: int) -> int:
+        return sum([await h for h in [mpgort.spawn(int, i) for i in range(n)]])
+
+    with mpgort.Runtime(2, max_pending=1) as rt:
+        assert rt.spawn(fan, 50).result(timeout=30) == sum(range(50))
+        assert rt.spawn(fan, 50).result(timeout=30) == sum(range(50))
+
+
+def kill_me() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_dead_worker_and_a_kill_make_room_too() -> None:
+    with mpgort.Runtime(2, max_pending=1) as rt:
+        ch = rt.chan()
+        for _ in range(3):
+            h = rt.spawn(kill_me)
+            with pytest.raises(mpgort.MDied):
+                h.result(timeout=30)
+            rt.spawn(take, ch).kill()
+            h = rt.spawn(take, ch, timeout=0.01)
+            with pytest.raises(TimeoutError, match="longer than its timeout"):
+                h.result()
+        assert rt.spawn(int, 5).result(timeout=30) == 5
+
+
+def test_a_go_under_a_bound_that_fails_is_a_panic_all_the_same() -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(mpgort.GoroutinePanic, match="no"):
+        with mpgort.Runtime(2, max_pending=4) as rt:
+            rt.go(fail)
+
+
+def slow(x: int) -> int:
+    time.sleep(0.002)
+    return x
+
+
+def test_many_threads_never_have_more_than_max_pending_futures() -> None:
+    most = 0
+    with mpgort.Executor(2, max_pending=5) as ex:
+        room = ex._room
+        assert room is not None
+        futures: list[Any] = []
+
+        def submit() -> None:
+            nonlocal most
+            for i in range(30):
+                futures.append(ex.submit(slow, i))
+                most = max(most, room.pending)
+
+        threads = [threading.Thread(target=submit) for _ in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join(60)
+        assert sorted(f.result(timeout=30) for f in futures) == sorted([*range(30)] * 4)
+        assert 1 < most <= 5
+        wait_until("all are given back", lambda: room.pending == 0)
+
+
+def test_an_executor_raises_at_max_pending_and_cancelling_makes_room() -> None:
+    with mpgort.Executor(1, max_pending=2, when_full="raise") as ex:
+        a = ex.submit(time.sleep, 0.3)
+        wait_until("it has begun", a.running)
+        b = ex.submit(slow, 1)
+        with pytest.raises(queue.Full):
+            ex.submit(slow, 2)
+        assert b.cancel()
+        assert ex.submit(slow, 3).result(timeout=30) == 3
+
+
+def test_a_callback_that_submits_does_not_wait_for_the_room_it_would_make() -> None:
+    with mpgort.Executor(2, max_pending=2) as ex:
+        done: list[int] = []
+        end = threading.Event()
+
+        def again(f: concurrent.futures.Future[int]) -> None:
+            done.append(f.result())
+            if len(done) < 40:
+                for _ in range(2):
+                    ex.submit(slow, len(done)).add_done_callback(again)
+            else:
+                end.set()
+
+        ex.submit(slow, 0).add_done_callback(again)
+        assert end.wait(60)
+
+
+@pytest.mark.parametrize(
+    "options, error, text",
+    [
+        ({"max_pending": 0}, ValueError, "max_pending=0"),
+        ({"max_pending": 1.5}, TypeError, "max_pending"),
+        ({"max_pending": 1, "when_full": "drop"}, ValueError, "block, raise"),
+    ],
+)
+@pytest.mark.parametrize("kind", [mpgort.Runtime, mpgort.Executor])
+def test_a_bad_bound_is_refused_by_name(
+    kind: Any, options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        kind(1, **options)
+
+
+# ---- recycle -----------------------------------------------------------------------------------
+
+
+def whoami() -> int:
+    return os.getpid()
+
+
+async def wander(n: int) -> int:
+    for _ in range(n):
+        await gosched()
+    return n
+
+
+def pids(rt: mpgort.Runtime) -> set[int]:
+    return {m["pid"] for m in rt.stats()["ms"] if m["kind"] == 2}
+
+
+def test_recycle_replaces_every_worker_while_work_goes_on() -> None:
+    with mpgort.Runtime(2) as rt:
+        ch = rt.chan()
+        wait_until("they stand", lambda: rt.stats()["workers"] == 2)
+        before = pids(rt)
+        parked = [rt.spawn(take, ch) for _ in range(20)]
+        runs = [rt.spawn(wander, 3000) for _ in range(20)]
+        sleeps = [rt.spawn(slow, i) for i in range(50)]
+        assert rt.recycle(timeout=60)
+        assert len(pids(rt)) == 2 and not pids(rt) & before
+        assert [h.result(timeout=30) for h in runs] == [3000] * 20
+        assert [h.result(timeout=30) for h in sleeps] == [*range(50)]
+        for i in range(20):
+            ch.put(i)
+        assert sorted(h.result(timeout=30) for h in parked) == [*range(20)]
+        stats = rt.stats()
+        assert stats["recycled"] == 2 and stats["deaths"] == 0 and stats["problems"] == []
+
+
+def test_recycle_waits_for_a_call_and_says_so_at_its_timeout() -> None:
+    with mpgort.Runtime(1) as rt:
+        wait_until("it stands", lambda: rt.stats()["workers"] == 1)
+        before = pids(rt)
+        h = rt.spawn(time.sleep, 0.5)
+        wait_until("it runs", lambda: h.status() == "running")
+        assert not rt.recycle(timeout=0.05)
+        assert h.result(timeout=30) is None
+        wait_until("it goes when it can", lambda: not pids(rt) & before)
+        assert rt.spawn(whoami).result(timeout=30) not in before
+
+
+def test_recycle_runs_the_initializer_again() -> None:
+    with mpgort.Runtime(1, initializer=os.putenv, initargs=("X", "1")) as rt:
+        assert rt.recycle(timeout=30) and rt.spawn(whoami).result(timeout=30)
+
+
+def test_recycle_with_procs_0_has_nothing_to_replace() -> None:
+    with mpgort.Runtime(0) as rt:
+        assert rt.recycle()
+
+
+# ---- SIGTERM -----------------------------------------------------------------------------------
+
+SERVICE = """
+    import os, signal, sys, time
+    import mpgort
+
+    def work(i):
+        time.sleep(0.2)
+        print("done", i, flush=True)
+
+    def before(*_):
+        print("the former handler", flush=True)
+
+    signal.signal(signal.SIGTERM, before)
+    if __name__ == "__main__":
+        {setup}
+        try:
+            with mpgort.Runtime(2, drain_on_sigterm={drain}) as rt:
+                for i in range(6):
+                    rt.spawn(work, i)
+                print("ready", flush=True)
+                {wait}
+        finally:
+            assert signal.getsignal(signal.SIGTERM) is before
+            print("cleaned up", flush=True)
+"""
+
+
+def service(drain: str = "True", wait: str = "time.sleep(30)", setup: str = "pass") -> str:
+    return SERVICE.format(drain=drain, wait=wait, setup=setup)
+
+
+@pytest.mark.parametrize("everybody", [False, True], ids=["m0", "the whole group"])
+@pytest.mark.parametrize("wait", ["time.sleep(30)", "rt.chan().get(timeout=30)"])
+def test_sigterm_drains_and_exits_with_143(program: Programs, everybody: bool, wait: str) -> None:
+    p = program.start(service(wait=wait))
+    assert p.line() == "ready"
+    if everybody:
+        os.killpg(p.pid, signal.SIGTERM)
+    else:
+        os.kill(p.pid, signal.SIGTERM)
+    r = p.wait()
+    assert r.status == 143, r.err
+    lines = r.out.splitlines()
+    assert sorted(lines[1:-1]) == [f"done {i}" for i in range(6)]
+    assert lines[-1] == "cleaned up"
+
+
+def test_a_drain_ends_at_its_limit(program: Programs) -> None:
+    p = program.start(service(drain="0.3").replace("0.2", "20"))
+    assert p.line() == "ready"
+    os.kill(p.pid, signal.SIGTERM)
+    r = p.wait()
+    assert r.status == 143 and "done" not in r.out and "cleaned up" in r.out
+    assert r.seconds < 10
+
+
+def test_a_second_sigterm_ends_the_drain(program: Programs) -> None:
+    p = program.start(service().replace("0.2", "20"))
+    assert p.line() == "ready"
+    os.kill(p.pid, signal.SIGTERM)
+    time.sleep(0.3)
+    os.kill(p.pid, signal.SIGTERM)
+    r = p.wait(15)
+    assert r.status == 143 and "done" not in r.out
+
+
+def test_a_runtime_without_a_block_drains_at_exit(program: Programs) -> None:
+    r = program(
+        """
+        import os, signal, time, mpgort
+        def work(i):
+            time.sleep(0.1)
+            print("done", i, flush=True)
+        if __name__ == "__main__":
+            rt = mpgort.Runtime(2, drain_on_sigterm=True)
+            for i in range(4):
+                rt.spawn(work, i)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        """
+    )
+    assert r.status == 143 and r.out.count("done") == 4
+
+
+def test_draining_takes_no_more_work(program: Programs) -> None:
+    r = program(
+        """
+        import os, signal, time, mpgort
+        if __name__ == "__main__":
+            try:
+                with mpgort.Runtime(1, drain_on_sigterm=True) as rt:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(30)
+            except SystemExit as e:
+                print(e.code, rt.shutdown())
+            with mpgort.Runtime(1, drain_on_sigterm=True) as rt:
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(30)
+                except SystemExit:
+                    print(rt.stats()["problems"])
+                    try:
+                        rt.spawn(int)
+                    except RuntimeError as e:
+                        print(e)
+        """
+    )
+    assert r.out.splitlines() == [
+        "143 True",
+        "['draining']",
+        "the runtime is draining, after SIGTERM: it takes no more work",
+    ]
+
+
+def test_without_the_option_sigterm_is_left_alone() -> None:
+    was = signal.getsignal(signal.SIGTERM)
+    with mpgort.Runtime(1) as rt:
+        assert signal.getsignal(signal.SIGTERM) is was
+        assert rt.spawn(signal.getsignal, signal.SIGTERM).result(timeout=30) == signal.SIG_DFL
+
+
+def test_drain_on_sigterm_is_for_the_main_thread_and_seconds() -> None:
+    with pytest.raises(ValueError, match="drain_on_sigterm=-1"):
+        mpgort.Runtime(0, drain_on_sigterm=-1)
+    with pytest.raises(TypeError, match="drain_on_sigterm"):
+        mpgort.Runtime(0, drain_on_sigterm="yes")  # type: ignore[arg-type]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        f = pool.submit(lambda: mpgort.Runtime(0, drain_on_sigterm=True))
+        with pytest.raises(RuntimeError, match="main thread"):
+            f.result()
+
+
+# ---- health ------------------------------------------------------------------------------------
+
+
+def test_stats_tell_of_health() -> None:
+    with mpgort.Runtime(2) as rt:
+        wait_until("all stand", lambda: rt.stats()["problems"] == [])
+        stats = rt.stats()
+        assert stats["workers"] == 2 and stats["pending"] is None and 0 < stats["uptime_s"] < 60
+        ch = rt.chan()
+        hs = [rt.spawn(take, ch) for _ in range(5)]
+        assert rt.stats()["goroutines"] >= 5
+        busy = [rt.spawn(time.sleep, 0.3) for _ in range(2)]
+        wait_until("both run", lambda: all(h.status() == "running" for h in busy))
+        late = [rt.spawn(int, priority="batch") for _ in range(3)] + [rt.spawn(int)]
+        stats = rt.stats()
+        assert stats["runnable_batch"] <= 3 and stats["runnable"] <= 1
+        for h in late + busy:
+            h.result(timeout=30)
+        ch.close()
+        for h in hs:
+            assert h.result(timeout=30) is None
+        os.kill(pids(rt).pop(), signal.SIGKILL)
+        wait_until("it is missed", lambda: rt.stats()["deaths"] == 1)
+        wait_until("another stands", lambda: rt.stats()["problems"] == [])
