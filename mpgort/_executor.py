@@ -136,6 +136,9 @@ class Room:
         self.cond = threading.Condition()
         self.pending = 0
 
+    def count(self) -> int:
+        return self.pending
+
     def free(self) -> bool:
         return self.pending < self.most
 
@@ -245,6 +248,7 @@ class Executor(concurrent.futures.Executor):
                 engine = self._engine
                 if engine is None:
                     engine = self._engine = Engine(self._plan)
+                    engine.runtime._host.bound = self._room
                     weakref.finalize(self, engine.close).atexit = False
                 elif not engine.alive:
                     raise engine.why_not_alive()

@@ -25,6 +25,7 @@ A process that the user forks is no M: there, handles raise (`after_fork_in_chil
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import pickle
 import select
@@ -51,6 +52,7 @@ KEEPERS = 3  # so many that end by themselves are the program's end
 KEEPER_PATIENCE_S = 2.0  # a keeper that is stopped, or swapped out, is killed after this
 
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
+_numbers = itertools.count()
 _becoming: Host | None = None  # the host whose keeper is being forked
 _running = threading.Lock()  # held by the one run() of this process
 
@@ -327,6 +329,8 @@ class Host:
         self.guest: Guest | None = None  # asyncio's
         self.drain_s = 0.0  # how long SIGTERM lets it drain, and until when it does (_service.py)
         self.draining_until: float | None = None
+        self.bound: _service.Pending | None = None  # max_pending, for stats()
+        self.number = next(_numbers)
         self.lock = threading.Lock()
         self.fds: list[int] = []
         fd = _segment.make()
@@ -622,6 +626,7 @@ class Runtime:
             self._end = weakref.finalize(self, end_runtime, self._host)
             self._prog = self._host.prog
             self._bound = None if most is None else _service.Bound(self._host, most, when_full)
+            self._host.bound = self._bound
             if drain_s is not None:
                 _service.watch_sigterm(self._host, drain_s)
             self._prog.hold(1)  # a thread can always spawn: nobody is deadlocked
@@ -692,7 +697,7 @@ class Runtime:
         stand ready, `uptime_s`; `goroutines` that there are, `runnable` and `runnable_batch`: those
         that wait for a worker; `pending` of `max_pending`."""
         stats = self._check().stats()
-        return stats | _service.health(self._host, stats, self._bound)
+        return stats | _service.health(self._host, stats)
 
     def recycle(self, timeout: float | None = None) -> bool:
         """Replaces the workers one by one, each by a fresh process that has run the initializer.

@@ -202,13 +202,14 @@ class Pending(Protocol):
     def count(self) -> int: ...
 
 
-def health(host: Host, stats: dict[str, Any], bound: Pending | None) -> dict[str, Any]:
+def health(host: Host, stats: dict[str, Any]) -> dict[str, Any]:
     """What a service wants to know beside the counters; `problems` is empty when all is well."""
     head = _segment.header(host.prog)[0]
     procs = host.opts.procs and host.prog.procs
     up = standing(host.prog) if procs else 0
     keeper = procs == 0 or (host.keeper is not None and not _keeper.dead(host.keeper[1]))
     used = stats["live_bytes"]
+    bound = host.bound
     pending = None if bound is None else bound.count()
     problems = []
     if up < procs:
