@@ -301,53 +301,6 @@ static void do_idle(struct shm_ctx *c)
         shm_gosched(c, r);
 }
 
-<<<<<<< HEAD
-=======
-static const struct act {
-    const char *name;
-    void (*fn)(struct shm_ctx *c);
-    uint32_t hands; /* values it may have in its hands */
-} acts[] = {
-    {"send to a waiter", do_send, 1},
-    {"send into room", do_send_room, 1},
-    {"send to one at home", do_send_home, 1},
-    {"send to a select, park", do_send_park, 2},
-    {"recv from room", do_recv, 1},
-    {"recv from full", do_recv_full, 1},
-    {"recv parks", do_recv_park, 0},
-    {"recv from a select", do_recv_select, 1},
-    {"select", do_select, 1},
-    {"select parks", do_select_park, 0},
-    {"close with waiters", do_close, 0},
-    {"join finish", do_join, 1},
-    {"timers", do_timers, 0},
-    {"sleep", do_sleep, 0},
-    {"steal", do_steal, 0},
-    {"global queue", do_global, 0},
-    {"gosched", do_gosched, 0},
-    {"repark", do_repark, 0},
-    {"newproc", do_newproc, 0},
-    {"overflow", do_newprocs, 0},
-    {"exit", do_exit, 0},
-    {"cancel", do_cancel, 0},
-    {"give", do_give, 1},
-    {"handles", do_handles, 0},
-    {"heap", do_heap, 0},
-    {"schedule", do_idle, 0},
-};
-
-static void child(struct shm_ctx *c, int n, void *act)
-{
-    CHECK_EQ(shm_acquirep(c, 0), SHM_OK);
-    h_die_after((uint32_t)n);
-    ((const struct act *)act)->fn(c);
-    h_die_after(0);
-    if (load_acq(&c->m->curg))
-        l_end(c, load_acq(&c->m->curg));
-    shm_releasep(c);
-}
-
->>>>>>> 8f55d5a (continuations: write a park's bytes over those it went on from; ask once how a type is written)
 /* ---- afterwards ------------------------------------------------------------------------------ */
 
 static void see(const struct shm_val *v)
@@ -460,6 +413,7 @@ static const struct act acts[] = {
     {"global queue", build, do_global, take_apart, 0, 16},
     {"batch queue", build, do_batch, take_apart, 0, 16},
     {"gosched", build, do_gosched, take_apart, 0, 16},
+    {"repark", build, do_repark, take_apart, 0, 16},
     {"newproc", build, do_newproc, take_apart, 0, 16},
     {"overflow", build, do_newprocs, take_apart, 0, 16},
     {"exit", build, do_exit, take_apart, 0, 16},
