@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpgort import _core
 from mpgort._errors import Deadlock, GoroutinePanic, MDied
@@ -72,6 +72,42 @@ def dump(prog: _core.Program) -> str:
     texts = [format_goroutine(row) for row in rows if row[0]]
     texts += [format_thread(row, pids) for row in rows if not row[0]]
     return "\n\n".join(texts) + "\n"
+
+
+class Leak(NamedTuple):
+    """A parked goroutine that nothing reachable can ever make go on. str() is Go's form."""
+
+    goid: int
+    reason: str
+    minutes: int
+    stack: list[tuple[str, str, int]]  # (function, file, line), innermost first
+    on: str  # what it waits on
+
+    def __str__(self) -> str:
+        return format_goroutine(
+            (
+                self.goid,
+                _core.Gwaiting,
+                f"{self.reason} (leaked)",
+                self.minutes * 60.0,
+                -1,
+                0,
+                (self.stack[::-1], None),
+                0,
+            )
+        )
+
+
+def leaks(prog: _core.Program) -> list[Leak]:
+    """The leaked goroutines of a running program, oldest first; nobody is stopped for it."""
+    found = _core.leaks(prog)
+    rows = [row for row in _core.goroutines(prog) if row[0] in found] if found else []
+    return [
+        Leak(
+            goid, reason, int(seconds // 60), list(reversed(where[0] if where else [])), found[goid]
+        )
+        for goid, _, reason, seconds, _, _, where, _ in sorted(rows, key=lambda row: row[0])
+    ]
 
 
 def make_deadlock(prog: _core.Program, main_goexit: bool) -> Deadlock:

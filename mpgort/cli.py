@@ -133,7 +133,12 @@ def stack(args: argparse.Namespace) -> int:
         prog = _monitor.choose(args.program).prog
     except _monitor.NoProgram as e:
         return complain(str(e))
-    sys.stdout.write(_traceback.dump(prog))
+    if args.leaks:
+        sys.stdout.writelines(
+            f"{leak}\n\twaits on {leak.on}\n\n" for leak in _traceback.leaks(prog)
+        )
+    else:
+        sys.stdout.write(_traceback.dump(prog))
     return 0
 
 
@@ -259,6 +264,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("stack", help="every goroutine of a running program, as Go prints it")
     p.add_argument("program", **which)  # type: ignore[arg-type]
+    p.add_argument("--leaks", action="store_true", help="those that can never run again")
     p.set_defaults(call=stack)
 
     p = commands.add_parser("trace", help="record what a program does, for ui.perfetto.dev")

@@ -21,7 +21,7 @@ from __future__ import annotations
 import sys
 from typing import ClassVar
 
-from mpgort import _core, _trace
+from mpgort import _core, _trace, _traceback
 from mpgort._core import (
     G,
     Gdead,
@@ -44,6 +44,7 @@ from mpgort._core import (
     schedule,
 )
 from mpgort._trace import TraceEvent
+from mpgort._traceback import Leak
 
 __all__ = [
     "G",
@@ -52,6 +53,7 @@ __all__ = [
     "Grunnable",
     "Grunning",
     "Gwaiting",
+    "Leak",
     "M",
     "TraceEvent",
     "WaitReason",
@@ -63,6 +65,7 @@ __all__ = [
     "globrunqput",
     "gopark",
     "goready",
+    "leaks",
     "mcall",
     "park_m",
     "releasem",
@@ -70,6 +73,20 @@ __all__ = [
     "trace_start",
     "trace_stop",
 ]
+
+
+def leaks() -> list[Leak]:
+    """A partial deadlock report: goroutines that wait on a channel, a lock, another goroutine or a
+    group which nobody else has a handle on, so that nothing can ever ready or cancel them.
+
+    Each was one at some moment of the call, and is one for ever. In doubt a goroutine is none:
+    those at home (pinned, heavy, MPGORT_MIGRATE=never) are never reported, nor who waits on what
+    Python has not let go of yet (gc.collect()). RuntimeError outside a goroutine. Source:
+    shm/leak.c; after Go 1.26's goroutineleak profile."""
+    prog = _core.current()
+    if prog is None:
+        raise RuntimeError("leaks() outside a goroutine")
+    return _traceback.leaks(prog)
 
 
 def trace_start() -> None:

@@ -1224,6 +1224,16 @@ static inline bool shm_tracing(const struct shm_ctx *c)
     return load_rlx(&c->hdr->trace_on) == SHM_TRACE_ON; /* a hint: late is well */
 }
 
+/* ---- leak.c ---------------------------------------------------------------------------------- */
+
+struct shm_leak {
+    uint64_t goid;
+    shm_off on; /* what it waits on, of a select the first; 0: for ever, on nothing */
+};
+/* Parked goroutines that can never run again; writes nothing, takes no lock. *leaks: n of them, for
+ * free(). SHM_ENOMEM. */
+SHM_MUSTUSE int shm_leaks(struct shm_ctx *c, struct shm_leak **leaks, size_t *n);
+
 /* ---- shake.c --------------------------------------------------------------------------------- */
 
 void shm_shake_now(struct shm_ctx *c);

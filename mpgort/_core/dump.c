@@ -8,6 +8,7 @@
  * one is shown as running, on which M. A thread that waits (block.c) is no goroutine: its row has goid 0,
  * the slot of its process, and in the parent's place the thread's number in the system. */
 #include "proc.h"
+#include <stdlib.h>
 #include <string.h>
 
 /* [(qualname, file, line), ...] of a live suspended coroutine, outermost first. */
@@ -40,7 +41,7 @@ PyObject *core_live_frames(PyObject *root)
     return list;
 }
 
-void core_dump_homes(struct core_proc *s)
+static void dump_homes(struct core_proc *s)
 {
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
@@ -67,6 +68,14 @@ void core_dump_homes(struct core_proc *s)
     PyErr_Restore(type, value, tb);
 }
 
+/* Also lets go of what is kept warm: its handles would hide leaks. */
+void core_dump_asked(struct core_proc *s)
+{
+    dump_homes(s);
+    core_warm_rest(s);
+    core_handle_rest(s);
+}
+
 void core_home_note_free(struct core_proc *s, struct shm_g *g)
 {
     shm_gcont_drop(s->c, g);
@@ -86,7 +95,7 @@ static void ask_homes(CoreProg *prog, struct shm_ctx *c)
     if (n > SHM_MAX_M)
         n = SHM_MAX_M;
     if (core_proc_cur != NULL && core_proc_cur->prog == prog)
-        core_dump_homes(core_proc_cur);
+        core_dump_asked(core_proc_cur);
     for (uint32_t i = 0; i < n; i++)
         if (asked(prog, c, i)) {
             or_seq(&c->mtab[i].attn, SHM_ATTN_DUMP); /* seen before it sleeps: tag idle-dance */
@@ -189,6 +198,68 @@ static PyObject *mod_goroutines(PyObject *mod, PyObject *args)
     return list;
 }
 
+/* What a leaked goroutine waits on, which nobody touches any more. */
+static PyObject *waited_on(const struct shm_ctx *c, shm_off off)
+{
+    static const char *const locks[] = {
+        "",          "sync.Mutex", "sync.RWMutex",  "sync.WaitGroup",
+        "sync.Once", "sync.Cond",  "sync.Semaphore"};
+    const struct shm_obj *o = off ? shm_at(c, off) : NULL;
+    const struct shm_chan *ch = (const void *)o;
+    const struct shm_sema *sy = (const void *)o;
+    unsigned long long at = off, holder;
+    switch (o ? o->kind : 0) {
+    case SHM_OBJ_CHAN:
+        return PyUnicode_FromFormat("channel %llu with %u of %u values", (unsigned long long)ch->id,
+                                    load_acq(&ch->qcount), ch->cap);
+    case SHM_OBJ_JOIN:
+        return PyUnicode_FromFormat(
+            "goroutine %llu", (unsigned long long)((const struct shm_join *)(const void *)o)->goid);
+    case SHM_OBJ_SEMA:
+        holder = load_acq(&sy->word) >> 8;
+        if (sy->what > SHM_SY_SEMAPHORE)
+            break;
+        if (holder && (sy->what == SHM_SY_MUTEX || sy->what == SHM_SY_RWMUTEX))
+            return PyUnicode_FromFormat("%s locked by goroutine %llu", locks[sy->what], holder);
+        return PyUnicode_FromString(locks[sy->what]);
+    case SHM_OBJ_GROUP:
+        return PyUnicode_FromString("a group");
+    case 0:
+        return PyUnicode_FromString("nothing");
+    }
+    return PyUnicode_FromFormat("object %llx", at);
+}
+
+static PyObject *mod_leaks(PyObject *mod, PyObject *args)
+{
+    CoreProg *prog;
+    struct shm_leak *leaks;
+    size_t n;
+    int r;
+    if (!PyArg_ParseTuple(args, "O!:leaks", &CoreProg_Type, &prog))
+        return NULL;
+    struct shm_ctx *c = core_ctx(prog);
+    if (c == NULL)
+        return NULL;
+    ask_homes(prog, c);
+    Py_BEGIN_ALLOW_THREADS
+        r = shm_leaks(c, &leaks, &n);
+    Py_END_ALLOW_THREADS
+    if (r < 0)
+        return PyErr_NoMemory();
+    PyObject *found = PyDict_New();
+    for (size_t i = 0; found != NULL && i < n; i++) {
+        PyObject *goid = PyLong_FromUnsignedLongLong(leaks[i].goid),
+                 *on = waited_on(c, leaks[i].on);
+        if (goid == NULL || on == NULL || PyDict_SetItem(found, goid, on) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(goid);
+        Py_XDECREF(on);
+    }
+    free(leaks);
+    return found;
+}
+
 static PyObject *mod_failure(PyObject *mod, PyObject *args)
 {
     CoreProg *prog;
@@ -207,6 +278,9 @@ static PyMethodDef functions[] = {
      "goroutines(prog)\n--\n\nRows (goid, status, wait reason, seconds waiting, m or -1, home_why, "
      "(frames, home reason) or None, parent),\nframes as [(qualname, file, line)], outermost "
      "first; for a thread that waits goid is 0, and parent its number in the system."},
+    {"leaks", mod_leaks, METH_VARARGS,
+     "leaks(prog)\n--\n\nParked goroutines that nothing reachable can ready: goid -> what it waits "
+     "on, as text."},
     {"failure", mod_failure, METH_VARARGS,
      "failure(prog)\n--\n\nThe panic that ended the program, as an exception; or None."},
     {NULL},

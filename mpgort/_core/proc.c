@@ -874,7 +874,7 @@ static int attend(struct core_proc *s)
         return 1;
     uint32_t attn = load_acq(&c->m->attn); /* pairs with or_seq of who asks */
     if (attn & SHM_ATTN_DUMP) {
-        core_dump_homes(s);
+        core_dump_asked(s);
         and_seq(&c->m->attn,
                 ~(uint32_t)SHM_ATTN_DUMP); /* after the notes: pairs with ask_homes() */
     }

@@ -293,7 +293,7 @@ PyObject *core_park_for(int op, PyObject *a);
 PyObject *core_park_forever(unsigned reason);
 
 /* dump.c: leaves the frames of this M's home goroutines where a dump finds them; frees one's. */
-void core_dump_homes(struct core_proc *s);
+void core_dump_asked(struct core_proc *s);
 PyObject *core_live_frames(PyObject *root);
 /* trace.c: the next event of this M has the stack of root, which is about to park in pk. */
 void core_trace_stack(struct shm_ctx *c, PyObject *root, CorePark *pk);
