@@ -275,6 +275,9 @@ def sound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         first = not host.stopped and os.getpid() == host.pid
         stop(host)
         if first:
+            for slot, kind, _, _ in host.prog.slots():
+                if kind == _core.M_WORKER:  # did not leave in time, on a busy machine
+                    host.prog.reap(slot, signal.SIGKILL)
             gc.collect()
             held = int(_segment.m_table(host.prog)["handles_n"].sum())
             statuses = _segment.g_table(host.prog)["status"][1:] & 0xFF
