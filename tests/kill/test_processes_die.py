@@ -1,8 +1,8 @@
 """INV nothing-left: whatever is killed, in whatever order and at whatever moment, no process and no
 shared memory is left (the fixture `program` looks), and who can go on does.
 
-Each test is repeated MPGORT_KILLS times (default 10) with the kill at random moments; 100 by
-    MPGORT_KILLS=100 pytest tests/kill/test_processes_die.py"""
+Each test is repeated MPGORT_KILLS times (default 10) with the kill at random moments; 100 times
+with MPGORT_STORM=1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import time
 import pytest
 from conftest import wait_until
 
-KILLS = int(os.environ.get("MPGORT_KILLS", "10"))
+STORM = os.environ.get("MPGORT_STORM", "0") not in ("", "0")
+KILLS = int(os.environ.get("MPGORT_KILLS", "100" if STORM else "10"))
+STOP_S = 2.0
 
 # Says when it is up, works for sys.argv[2] seconds, or until there is a file of that name, says how
 # it went.
@@ -212,6 +214,38 @@ def test_a_worker_that_is_killed_is_replaced_or_its_goroutine_named(program):
             assert "GoroutinePanic: panic: mpgort._errors.MDied: worker M" in r.err, r.err
             assert "SIGSEGV under goroutine" in r.err, r.err
         program.nothing_left(p)
+
+
+@pytest.mark.parametrize("method", ("fork", "forkserver"))
+def test_of_a_process_that_is_stopped_for_two_seconds_nothing_but_time_is_lost(program, method):
+    """Only the dead are reaped: the same processes go on afterwards."""
+    stopped = []
+    for who in ("M0", "keeper", "worker", "all workers", "all"):
+        stop = program.folder / f"stop {who}"
+        p = program.start(BUSY, method, str(stop))
+        assert p.line() == "up"
+        two_workers(p)
+        workers = [w.pid for w in p.workers()]
+        keeper = p.keeper().pid
+        pids = {
+            "M0": [p.pid],
+            "keeper": [keeper],
+            "worker": workers[:1],
+            "all workers": workers,
+            "all": [p.pid, keeper, *workers],
+        }[who]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        stopped.append((p, who, stop, pids, {p.pid, keeper, *workers}))
+    time.sleep(STOP_S)
+    for p, who, stop, pids, everybody in stopped:
+        assert {q.pid for q in p.processes() if q.state != "Z"} == everybody, who
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        stop.touch()
+    for p, who, _, _, _ in stopped:
+        r = p.wait(20)
+        assert (r.status, r.out, r.err) == (0, "up\nTrue\n", ""), who
 
 
 def test_a_stopped_keeper_does_not_hold_up_the_end(program):

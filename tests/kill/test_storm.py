@@ -1,9 +1,10 @@
 """Everything at once, and whoever may die dies at any moment.
 
-A pipeline over 4 workers: messages and arrays, timers in selects, a mutex that its holder may die with.
-Every message arrives once, or was in the hands of a goroutine that is reported dead; the segment is
-whole; nothing is left. MPGORT_STORM=1: 1,000,000 messages and 1,000 kills for each kind of storm; else a
-hundredth, or MPGORT_KILLS and a thousand messages for each. MPGORT_SEED repeats the draws of one."""
+A pipeline over 4 workers: messages and arrays, timers in selects, a mutex whose holder may die.
+Every message arrives once, or was in the hands of a goroutine that is reported dead; the segment
+is whole; nothing is left. MPGORT_STORM=1: 1,000,000 messages and 1,000 kills for each kind of
+storm; else a hundredth, or MPGORT_KILLS and a thousand messages for each. MPGORT_SEED repeats the
+draws of one."""
 
 from __future__ import annotations
 
@@ -136,7 +137,7 @@ def kill(pid: int, sig: int) -> bool:
 @pytest.mark.timeout(3600 if STORM else 120)
 @pytest.mark.parametrize("kind", ("kills", "stops", "moves"))
 def test_in_a_storm_every_message_arrives_once_or_died_with_its_goroutine(program, kind):
-    """stops: processes of all kinds, M0 too, are stopped for a moment, and keepers are killed as well.
+    """stops: processes of all kinds, M0 too, are stopped for a moment, and keepers are killed too.
     moves: under MPGORT_MIGRATE=always."""
     seed = int(os.environ.get("MPGORT_SEED", random.randrange(1 << 30)))
     rng = random.Random(f"{seed} {kind}")
