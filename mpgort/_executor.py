@@ -336,6 +336,19 @@ class Executor(concurrent.futures.Executor):
         if wait:
             engine.join()
 
+    def terminate_workers(self) -> None:
+        """Ends the workers now, whatever they do, and the executor with them (as CPython 3.14's).
+
+        What has not begun is cancelled; what ran raises BrokenProcessPool. Does not wait."""
+        self.shutdown(wait=False, cancel_futures=True)
+        engine = self._engine
+        if engine is not None and engine.pid == os.getpid():
+            engine.terminate()
+
+    def kill_workers(self) -> None:
+        """The same: the end of a worker asks no goroutine in either case."""
+        self.terminate_workers()
+
 
 def results(job: Job, deadline: float | None) -> Iterator[Any]:
     job.deadline = deadline

@@ -1,0 +1,120 @@
+"""The interfaces, name by name: what today's pools have under a public name, ours have, too, with
+the same parameters in the same order."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import inspect
+import multiprocessing.pool
+import os
+import threading
+import time
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import pytest
+from conftest import wait_until
+
+import mpgort
+from mpgort import _pool
+
+# Windows' and Python's own affairs: the class of processes that a Pool is made of
+LEFT_OUT = {"Process"}
+PAIRS = [
+    (concurrent.futures.ProcessPoolExecutor, mpgort.Executor),
+    (concurrent.futures.Future, mpgort._executor.Future),
+    (multiprocessing.pool.Pool, mpgort.Pool),
+    (multiprocessing.pool.AsyncResult, _pool.AsyncResult),
+    (multiprocessing.pool.IMapIterator, _pool.IMapIterator),
+]
+
+
+def parameters(fn: Any) -> list[str]:
+    """Names of what may be given; *args and **kwargs stand for any."""
+    return [
+        p.name
+        for p in inspect.signature(fn).parameters.values()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+
+
+@pytest.mark.parametrize("theirs, ours", PAIRS, ids=lambda c: f"{c.__module__}.{c.__name__}")
+def test_every_public_name_is_there_with_its_parameters(theirs: Any, ours: Any) -> None:
+    names = {n for n in dir(theirs) if not n.startswith("_")} - LEFT_OUT
+    names |= {"__init__", "__enter__", "__exit__"} & set(dir(theirs))
+    if theirs in (multiprocessing.pool.AsyncResult, multiprocessing.pool.IMapIterator):
+        names.discard("__init__")  # nobody makes one
+    for name in sorted(names):
+        assert hasattr(ours, name), f"{ours.__name__} has no {name}"
+        if callable(getattr(theirs, name)) and name != "__exit__":
+            want, have = parameters(getattr(theirs, name)), parameters(getattr(ours, name))
+            missing = [p for p in want if p not in have]
+            assert not missing, f"{ours.__name__}.{name} takes no {missing}"
+            assert [p for p in have if p in want] == want, name
+
+
+def test_what_3_14_adds_is_there_on_every_python() -> None:
+    assert "buffersize" in parameters(mpgort.Executor.map)
+    assert mpgort.Executor.terminate_workers and mpgort.Executor.kill_workers
+
+
+@pytest.mark.parametrize("end", ["terminate_workers", "kill_workers"])
+def test_the_workers_end_at_once_whatever_they_do(end: str) -> None:
+    ex = mpgort.Executor(1)
+    runs = ex.submit(time.sleep, 60)
+    wait_until("it has begun", runs.running)
+    waits = ex.submit(int)
+    pid = next(p for _, kind, p, _ in ex._engine.runtime._prog.slots() if kind == 2)  # type: ignore[union-attr]
+    started = time.monotonic()
+    getattr(ex, end)()
+    assert waits.cancelled()
+    with pytest.raises(BrokenProcessPool):
+        runs.result(timeout=30)
+    assert time.monotonic() - started < 20
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        ex.submit(int)
+    wait_until("no process is left", lambda: not os.path.exists(f"/proc/{pid}"))
+    getattr(ex, end)()
+    getattr(mpgort.Executor(1), end)()  # never started
+
+
+def nest(depth: int) -> int:
+    """Submits within a task, to an executor of the worker's own."""
+    if depth == 0:
+        return 1
+    with mpgort.Executor(1) as inner:
+        return 1 + inner.submit(nest, depth - 1).result()
+
+
+def test_an_executor_within_a_task_is_one_of_its_own_and_never_deadlocks() -> None:
+    with mpgort.Executor(1) as ex:
+        assert ex.submit(nest, 2).result(timeout=60) == 3
+
+
+async def tree(depth: int) -> int:
+    if depth == 0:
+        return 1
+    return sum([await h for h in [mpgort.spawn(tree, depth - 1) for _ in range(2)]])
+
+
+def test_nested_tasks_by_spawn_need_no_workers_of_their_own() -> None:
+    with mpgort.Executor(1, max_pending=1) as ex:
+        assert [f.result(timeout=60) for f in [ex.submit(tree, 6) for _ in range(3)]] == [64] * 3
+
+
+def test_shutdown_from_another_thread_refuses_who_waits_for_room() -> None:
+    ex = mpgort.Executor(1, max_pending=1)
+    first = ex.submit(time.sleep, 0.3)
+    refused = threading.Event()
+
+    def second() -> None:
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            ex.submit(int)
+        refused.set()
+
+    t = threading.Thread(target=second)
+    t.start()
+    wait_until("it waits", lambda: t.is_alive() and ex._room is not None and ex._room.pending == 1)
+    ex.shutdown()
+    assert refused.wait(30) and first.result(timeout=0) is None
+    t.join()
