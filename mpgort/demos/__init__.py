@@ -13,7 +13,7 @@ import argparse
 import importlib
 from typing import Protocol, cast
 
-NAMES = ("index", "skynet", "sieve", "pingpong", "mandelbrot")
+NAMES = ("index", "skynet", "sieve", "pingpong", "mandelbrot", "cluster")
 
 
 class Demo(Protocol):
