@@ -33,7 +33,7 @@ import mpgort
 from mpgort import _segment, _service, chan, gosched, sleep, spawn
 
 PROCS = 2
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
 ROUND = 150  # tasks
 SLACK_BYTES = 256 << 10  # of the heap; what a magazine or a warm chain may keep
 SLACK_RSS = 16 << 20
@@ -112,6 +112,10 @@ async def heavy(n: int) -> int:
 async def wait_long(x: int) -> int:
     await sleep(3600)
     return x
+
+
+class Lost(Exception):
+    """A task has not ended: the rest need not be waited for."""
 
 
 @dataclass
@@ -206,18 +210,24 @@ class Soak:
         report = self.report
         try:
             value = entry.end()
-        except entry.may as e:
-            lost = isinstance(e, TimeoutError) and "its timeout" not in str(e)
-            if lost:
-                report.wrong.append(f"{entry.kind}: no end within {PATIENCE_S} s")
-            report.failed[f"{entry.kind}: {type(e).__name__}"] += 1
         except BaseException as e:
             report.failed[f"{entry.kind}: {type(e).__name__}"] += 1
-            report.wrong.append(f"{entry.kind}: {e!r}")
+            if isinstance(e, TimeoutError) and "its timeout" not in str(e):
+                report.wrong.append(f"{entry.kind}: no end within {PATIENCE_S} s")
+                self.dump()
+                raise Lost from e
+            if not isinstance(e, entry.may):
+                report.wrong.append(f"{entry.kind}: {e!r}")
         else:
             report.done += 1
             if not entry.right(value):
                 report.wrong.append(f"{entry.kind}: gave {value!r}"[:200])
+
+    def dump(self) -> None:
+        """What there is to see of a program that does not go on."""
+        for rt in self.runtimes:
+            self.report.wrong += [rt._prog.schedtrace(), rt.stack(), *rt._prog.check(False)]
+            self.report.wrong.append(repr({k: v for k, v in rt.stats().items() if k != "ms"}))
 
     def round(self) -> None:
         entries = []
@@ -268,7 +278,7 @@ class Soak:
             if time.monotonic() > deadline:
                 found = [(rt.stats()["problems"], rt.stats()["goroutines"]) for rt in self.runtimes]
                 report.wrong.append(f"not at rest: {found}")
-                report.wrong += [rt.stack() for rt in self.runtimes]
+                self.dump()
                 break
             time.sleep(0.01)
         stats = [rt.stats() for rt in self.runtimes]
@@ -316,6 +326,8 @@ class Soak:
                     said = time.monotonic()
                     r = self.report
                     self.say(f"{r.rounds} rounds, {r.submitted} tasks, {dict(r.events)}")
+        except Lost:
+            pass
         finally:
             self.stop.set()
             disturber.join()
@@ -325,7 +337,7 @@ class Soak:
                 for key in ("deaths", "replacements", "recycled"):
                     self.report.events[key + " counted"] += rt.stats()[key]
             self.ex.shutdown()
-            if not self.rt.shutdown(drain=True, timeout=PATIENCE_S):
+            if not self.rt.shutdown(drain=True, timeout=5) and not self.report.wrong:
                 self.report.wrong.append("the runtime does not drain")
         self.flat()
         return self.report

@@ -216,7 +216,9 @@ class Keeper:
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
             signal.pidfd_send_signal(fd, signal.SIGCONT)
         except ProcessLookupError:
-            pass  # it has died meanwhile; it is buried next
+            pass  # it has died meanwhile
+        if dead(fd):  # before the next look: it would be named again, and no death be looked at
+            self.bury(index)
 
     def run(self) -> None:
         """Until the program ends or M0 dies; nothing is left of the crew afterwards."""

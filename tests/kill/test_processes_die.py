@@ -12,7 +12,7 @@ import signal
 import time
 
 import pytest
-from conftest import wait_until
+from conftest import Programs, wait_until
 
 STORM = os.environ.get("MPGORT_STORM", "0") not in ("", "0")
 KILLS = int(os.environ.get("MPGORT_KILLS", "100" if STORM else "10"))
@@ -284,3 +284,37 @@ def test_workers_that_die_at_their_start_are_not_started_for_ever(program):
     """)
     assert r.status == 1
     assert "3 workers in a row were killed at their start by SIGKILL" in r.err
+
+
+def test_a_worker_that_dies_just_when_it_is_to_be_killed_is_buried(program: Programs) -> None:
+    """The keeper has stopped it to end its hog, and somebody else's SIGKILL is quicker: that worker
+    was named as the one to be killed again and again, and no death was looked at any more."""
+    r = program(
+        """
+        import os, select, signal
+        import mpgort
+        from mpgort import _keeper
+
+        def dies_meanwhile(pid, pidfd):
+            os.kill(pid, signal.SIGKILL)
+            p = select.poll()
+            p.register(pidfd, select.POLLIN)
+            p.poll()
+            return stopped(pid, pidfd)
+
+        def hog():
+            while True:
+                pass
+
+        if __name__ == "__main__":
+            stopped, _keeper.stopped = _keeper.stopped, dies_meanwhile
+            with mpgort.Runtime(procs=2, start_method="fork") as rt:
+                for _ in range(3):
+                    try:
+                        rt.spawn(hog, timeout=0.05).result(timeout=20)
+                    except TimeoutError as e:
+                        print(e)
+                print(rt.spawn(pow, 2, 5).result(timeout=20), rt.stats()["deaths"])
+        """
+    )
+    assert r.out.splitlines() == ["the goroutine ran longer than its timeout"] * 3 + ["32 3"]
