@@ -218,6 +218,10 @@ static void check_lock(struct check *k, const shm_lockword *l, const char *what)
     bool named = false;
     for (uint32_t i = 0; i < load_acq(&m->held_n) && i < SHM_HELD; i++)
         named |= load_rlx(&m->held[i]) == shm_offof(c, l);
+    shm_off set = load_acq(&m->lockset); /* pairs with shm_lock_all() */
+    const struct shm_lockset *s = shm_at(c, set);
+    for (uint64_t i = 0; set && !named && i < s->n && i < SHM_SELECT_MAX; i++)
+        named = s->word[i] == shm_offof(c, l);
     if (!named || k->quiet)
         say(k, "%s: lock %#llx is held by M %u%s", what, LLU(shm_offof(c, l)), m1 - 1,
             named ? "" : ", which does not name it");
@@ -287,12 +291,12 @@ static void check_m(struct check *k, uint32_t i)
             : dead ? "dead"
                    : "at rest",
             undo);
-    if ((free || dead || k->quiet) && load_acq(&m->held_n))
-        say(k, "M %u: %s, names %u locks", i,
+    if ((free || dead || k->quiet) && (load_acq(&m->held_n) || load_acq(&m->lockset)))
+        say(k, "M %u: %s, names %u locks%s", i,
             free   ? "free"
             : dead ? "dead"
                    : "at rest",
-            load_acq(&m->held_n));
+            load_acq(&m->held_n), load_acq(&m->lockset) ? " and a set of them" : "");
     if (free && (load_acq(&m->curg) || load_acq(&m->p1) || m->gfree.n || m->handles_n))
         say(k, "M %u: free, has goroutine %#llx, P %d, %u free slots, %u handles", i,
             LLU(load_acq(&m->curg)), (int)load_acq(&m->p1) - 1, m->gfree.n, m->handles_n);
@@ -458,6 +462,8 @@ static void check_select(struct check *k, const struct shm_g *g)
         say(k, "goroutine %llu: a select of %u cases", LLU(g->goid), b->n);
         return;
     }
+    if (b->lockset && b->lockset != g->waitobj + sizeof *b + b->n * sizeof b->cs[0])
+        say(k, "goroutine %llu: its select has its locks at %#llx", LLU(g->goid), LLU(b->lockset));
     for (uint32_t i = 0; i < b->n; i++) {
         mark_object(k, b->cs[i].ch, false, "select case");
         mark_value(k, &b->cs[i].v, "select case");
@@ -551,15 +557,14 @@ static const struct shm_sudog *sudog_at(struct check *k, shm_off off, shm_off ob
                 LLU(g->goid), LLU(obj), LLU(g->waitobj));
         return &g->sudog;
     }
-    for (uint32_t which = 0; which < SHM_SELECT_MAX; which++) {
-        uint64_t back = sizeof(struct shm_selblk) + which * sizeof(struct shm_selcase);
-        const struct block *b = off > back ? block_at(k, off - back) : NULL;
-        if (b && b->usable >= back + sizeof(struct shm_selcase)) {
-            const struct shm_sudog *s = shm_at(c, off);
-            return s->isselect && s->which == which ? s : NULL;
-        }
-    }
-    return NULL;
+    const struct shm_sudog *s;
+    if (off % 8 || off < c->hdr->heap_off ||
+        off - c->hdr->heap_off + sizeof *s > load_acq(&c->hdr->heap_committed)) /* as the blocks */
+        return NULL;
+    s = shm_at(c, off); /* it says where in its block it stands */
+    uint64_t back = sizeof(struct shm_selblk) + s->which * sizeof(struct shm_selcase);
+    const struct block *b = off > back ? block_at(k, off - back) : NULL;
+    return b && b->usable >= back + sizeof(struct shm_selcase) && s->isselect ? s : NULL;
 }
 
 static uint64_t check_queue(struct check *k, shm_off obj, shm_off first, shm_off last, uint8_t dir,

@@ -58,6 +58,16 @@ void shm_m_offer_leave(struct shm_ctx *c, uint64_t now_ns); /* the keeper only *
 bool shm_m_retire(struct shm_ctx *c);
 bool shm_anywork(const struct shm_ctx *c); /* light Gs that an M with a P would find */
 
+/* ---- lock_futex.c ---------------------------------------------------------------------------- */
+
+/* More locks than m->held has room for, distinct and in the order in which they are taken. */
+struct shm_lockset {
+    uint64_t n; /* at least 1 */
+    shm_off word[];
+};
+void shm_lock_all(struct shm_ctx *c, shm_off set);   /* one set at a time */
+void shm_unlock_all(struct shm_ctx *c, shm_off set); /* in the reverse order */
+
 /* ---- sudog.c, for who has waiters: chan.c, join.c, select.c, timer.c ------------------------- */
 
 /* A FIFO of sudogs, under the lock of its object: two words in a row of a shm_chan or a shm_join. */
@@ -76,7 +86,8 @@ struct shm_selcase {
 struct shm_selblk {
     uint32_t n;
     uint32_t winner; /* index + 1 of the case that was claimed, 0: none yet; by tx of the claimer */
-    uint64_t pad_[7];
+    shm_off lockset; /* of many cases: behind them in this block, a struct shm_lockset; 0: few */
+    uint64_t pad_[6];
     struct shm_selcase cs[];
 };
 static_assert(sizeof(struct shm_selcase) == 64 && sizeof(struct shm_selblk) == 64, "lines");

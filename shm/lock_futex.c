@@ -10,6 +10,10 @@
  * the reaper leaves it. So each of the four gaps is safe to die in. Who was asleep takes the lock
  * with the waiters bit set: others may sleep behind it, and one needless wake is the price.
  *
+ * A SET (a select of thousands of channels) has its words in a list of its own, which m->lockset names
+ * instead of each word. The list may stand in what the locks guard, and be gone as soon as the last is
+ * given back. So the first of the set, which is given back last, comes to m->held before that.
+ *
  * INV only-the-dead: a waiter never takes a lock from its owner, dead or not. What the owner was
  * doing has to be undone first, and only the reaper does that (undo.c), once, knowing by a pidfd
  * that the process has ended. A waiter sleeps at most BOUND at a time; if it then sees that the owner
@@ -201,7 +205,7 @@ void shm_lock(struct shm_ctx *c, shm_lockword *l)
     FAILPOINT("lock.taken");
 }
 
-void shm_unlock(struct shm_ctx *c, shm_lockword *l)
+static void release(struct shm_ctx *c, shm_lockword *l)
 {
     if (unlikely(c->in_tx))
         shm_throw("unlock: M %u has not committed its transaction", c->m->index);
@@ -212,25 +216,72 @@ void shm_unlock(struct shm_ctx *c, shm_lockword *l)
                   (unsigned long long)shm_offof(c, l), was, c->m->index, mine(c));
     if (was & WAITERS)
         shm_futex_wake(l, 1);
+}
+
+void shm_unlock(struct shm_ctx *c, shm_lockword *l)
+{
+    release(c, l);
     held_remove(c, l);
 }
 
+void shm_lock_all(struct shm_ctx *c, shm_off off)
+{
+    const struct shm_lockset *s = shm_at(c, off);
+    if (unlikely(load_rlx(&c->m->lockset)))
+        shm_throw("lock: M %u holds a set of locks already", c->m->index);
+    store_rel(&c->m->lockset, off); /* after the list, before the first CAS; read by the reaper */
+    FAILPOINT("lockset.named");
+    shm_shake(c); /* as in shm_lock() */
+    for (uint64_t i = 0; i < s->n; i++) {
+        shm_lockword *l = shm_at(c, s->word[i]);
+        if (unlikely(!try_take(l, mine(c))))
+            lock_slow(c, l);
+        FAILPOINT("lockset.taken");
+    }
+}
+
+void shm_unlock_all(struct shm_ctx *c, shm_off off)
+{
+    const struct shm_lockset *s = shm_at(c, off);
+    shm_lockword *last = shm_at(c, s->word[0]);
+    for (uint64_t i = s->n - 1; i > 0; i--)
+        release(c, shm_at(c, s->word[i]));
+    held_add(c, last);
+    FAILPOINT("lockset.last");
+    store_rel(&c->m->lockset, 0); /* after the name in held, before the set may go */
+    shm_unlock(c, last);
+}
+
 /* A word that the dead one named and that does not say it was his is another's, or free. */
+static void reap_word(shm_lockword *l, uint32_t his)
+{
+    uint32_t v = load_rlx(l);
+    while ((v & ~WAITERS) == his)
+        if (cas_acqrel(l, &v, 0)) { /* pairs with try_take() of the next owner */
+            if (v & WAITERS)
+                shm_futex_wake(l, 1);
+            break;
+        }
+    FAILPOINT("lock.reaped");
+}
+
 void shm_lock_reap(struct shm_ctx *c, struct shm_m *dead)
 {
     uint32_t his = (load_rlx(&dead->epoch) & 0x7fff) << 16 | (dead->index + 1);
     if (load_acq(&dead->undo_n)) /* pairs with shm_tx_rollback() */
         shm_throw("lock_reap: M %u has not been rolled back", dead->index);
+    shm_off off = load_acq(&dead->lockset); /* pairs with shm_lock_all() */
+    if (off) {
+        const struct shm_lockset *s = shm_at(c, off);
+        for (uint64_t i = s->n - 1; i > 0; i--)
+            reap_word(shm_at(c, s->word[i]), his);
+        uint32_t n = load_rlx(&dead->held_n); /* a dead M's; below the last is given back, too */
+        store_rlx(&dead->held[n], s->word[0]);
+        store_rel(&dead->held_n, n + 1); /* as in held_add() */
+        store_rel(&dead->lockset, 0);    /* as in shm_unlock_all() */
+    }
     for (uint32_t n = load_acq(&dead->held_n); n > 0; n--) { /* pairs with held_add() */
-        shm_lockword *l = shm_at(c, load_rlx(&dead->held[n - 1]));
-        uint32_t v = load_rlx(l);
-        while ((v & ~WAITERS) == his)
-            if (cas_acqrel(l, &v, 0)) { /* pairs with try_take() of the next owner */
-                if (v & WAITERS)
-                    shm_futex_wake(l, 1);
-                break;
-            }
-        FAILPOINT("lock.reaped");
+        reap_word(shm_at(c, load_rlx(&dead->held[n - 1])), his);
         store_rel(&dead->held_n, n - 1); /* after the release; read by a next reaper */
     }
 }

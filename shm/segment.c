@@ -626,6 +626,7 @@ static const struct shm_field layout[] = {
     F(m, undo_n, U4),
     F(m, held_n, U4),
     F(m, held, "(" STR(SHM_HELD) ",)u8"),
+    F(m, lockset, U8),
     F(m, undo, "(" STR(SHM_UNDO) ",2)u8"),
     F(m, mag, "(" STR(SHM_NCLASS) ",67)u8"),
     F(m, gfree.n, U4),

@@ -22,59 +22,115 @@
  * reference per case, pass 3 gives them back, and comes only after having had each lock.
  *
  * Two cases may name the same channel, in both directions too. It is locked once. A G never meets
- * itself: its own sudogs are linked only after pass 1. */
+ * itself: its own sudogs are linked only after pass 1.
+ *
+ * MANY CASES. Up to FEW, all that a select needs beside its block is on the stack, and each lock is
+ * named in m->held. With more, up to SHM_SELECT_MAX, the sorted list of the locks is in the segment, so
+ * that one word names all of them (struct shm_lockset): behind the cases in the block, so that pass 3,
+ * which must not fail, finds it there; in a block for the moment while nothing is parked.
+ *   The undo log has no room for many cases, and needs none. They are linked BATCH at a time, all locks
+ * held, the G running: nobody alive can see how far it has come. If the M dies between two batches, the
+ * G dies with it, and its reaper finds the block as that of a G that has just been woken: what is linked
+ * is taken out (each sudog says whether it is), what has a value is dropped. Pass 3 may be cut anywhere
+ * likewise. Rejected: a larger log in every M, for selects that hardly any program has; a chain of
+ * selects over goroutines that wait for 64 each, since the choice would not be one. */
 #include "internal.h"
 
-static_assert(SHM_SELECT_MAX + 4 <= SHM_HELD, "an M may hold the locks of all cases");
-/* Pass 2: per case linked (1), put (2), the value and its block (3). Pass 3: remove (3). */
-static_assert(6 * SHM_SELECT_MAX + 8 <= SHM_UNDO, "a select is one transaction");
+#include <stdlib.h>
+
+enum { FEW = 64, BATCH = 64 };
+static_assert(FEW + 4 <= SHM_HELD, "an M may hold the locks of few cases, and some on top");
+/* Per case linked (1), put (2), the value's block (1), and once the block. Pass 3: remove (3). */
+static_assert(4 * BATCH + 1 <= SHM_UNDO, "a batch is one transaction");
+static_assert(SHM_SELECT_MAX - 1 <= UINT16_MAX, "a sudog's which");
+
+/* How a select goes about its cases. */
+struct plan {
+    uint32_t n;      /* distinct channels */
+    shm_off lockset; /* of many; 0: few */
+    uint16_t *order; /* in which the cases are looked at, and linked */
+    shm_off few[FEW];
+    uint16_t few_order[FEW];
+};
 
 static struct shm_chan *chan_at(const struct shm_ctx *c, shm_off off)
 {
     return shm_at(c, off);
 }
 
-/* The distinct channels of a select, ascending. */
-struct locks {
-    uint32_t n;
-    shm_off ch[SHM_SELECT_MAX];
-};
-
-static void locks_add(struct locks *l, shm_off ch)
+static shm_off lock_of(shm_off ch)
 {
-    uint32_t i = l->n;
-    while (i > 0 && l->ch[i - 1] > ch)
+    return ch + offsetof(struct shm_chan, lock);
+}
+
+static void few_add(struct plan *p, shm_off lock)
+{
+    uint32_t i = p->n;
+    while (i > 0 && p->few[i - 1] > lock)
         i--;
-    if (i > 0 && l->ch[i - 1] == ch)
+    if (i > 0 && p->few[i - 1] == lock)
         return;
-    memmove(&l->ch[i + 1], &l->ch[i], (l->n - i) * sizeof l->ch[0]);
-    l->ch[i] = ch;
-    l->n++;
+    memmove(&p->few[i + 1], &p->few[i], (p->n - i) * sizeof p->few[0]);
+    p->few[i] = lock;
+    p->n++;
 }
 
-static void locks_take(struct shm_ctx *c, const struct locks *l)
+static int by_offset(const void *a, const void *b)
 {
-    for (uint32_t i = 0; i < l->n; i++)
-        shm_lock(c, &chan_at(c, l->ch[i])->lock);
+    shm_off x = *(const shm_off *)a, y = *(const shm_off *)b;
+    return (x > y) - (x < y);
 }
 
-static void locks_give(struct shm_ctx *c, const struct locks *l)
+/* Room in the segment for the plan of n cases. */
+static size_t plan_bytes(uint32_t n)
 {
-    for (uint32_t i = l->n; i > 0; i--)
-        shm_unlock(c, &chan_at(c, l->ch[i - 1])->lock);
+    return n <= FEW ? 0 : sizeof(struct shm_lockset) + n * (sizeof(shm_off) + sizeof(uint16_t));
 }
 
-static void locks_of(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, struct locks *l)
+/* at: plan_bytes(n) that are this M's, if that is not 0. */
+static void plan(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, shm_off at,
+                 struct plan *p)
 {
     if (unlikely(n > SHM_SELECT_MAX))
         shm_throw("select: %u cases, at most %d are possible", n, SHM_SELECT_MAX);
-    l->n = 0;
+    struct shm_lockset *s = n <= FEW ? NULL : shm_at(c, at);
+    p->n = 0;
+    p->lockset = s ? at : 0;
+    p->order = s ? (uint16_t *)(s->word + n) : p->few_order;
     for (uint32_t i = 0; i < n; i++) {
         if (unlikely(cases[i].ch == 0 || chan_at(c, cases[i].ch)->obj.kind != SHM_OBJ_CHAN))
             shm_throw("select: case %u: %#llx is no channel", i, (unsigned long long)cases[i].ch);
         shm_chan_glance(c, chan_at(c, cases[i].ch));
-        locks_add(l, cases[i].ch);
+        if (s)
+            s->word[i] = lock_of(cases[i].ch);
+        else
+            few_add(p, lock_of(cases[i].ch));
     }
+    if (!s)
+        return;
+    qsort(s->word, n, sizeof s->word[0], by_offset);
+    for (uint32_t i = 0; i < n; i++)
+        if (p->n == 0 || s->word[p->n - 1] != s->word[i])
+            s->word[p->n++] = s->word[i];
+    s->n = p->n;
+}
+
+static void lock_plan(struct shm_ctx *c, const struct plan *p)
+{
+    if (unlikely(p->lockset))
+        shm_lock_all(c, p->lockset);
+    else
+        for (uint32_t i = 0; i < p->n; i++)
+            shm_lock(c, shm_at(c, p->few[i]));
+}
+
+static void unlock_plan(struct shm_ctx *c, const struct plan *p)
+{
+    if (unlikely(p->lockset))
+        shm_unlock_all(c, p->lockset);
+    else
+        for (uint32_t i = p->n; i > 0; i--)
+            shm_unlock(c, shm_at(c, p->few[i - 1]));
 }
 
 static struct shm_waitq *queue_of(struct shm_chan *ch, uint32_t dir)
@@ -85,16 +141,16 @@ static struct shm_waitq *queue_of(struct shm_chan *ch, uint32_t dir)
 /* ---- pass 1 ---------------------------------------------------------------------------------- */
 
 /* All locks held. An order of looking: each of the n! with the same probability. */
-static void shuffle(struct shm_ctx *c, uint8_t *order, uint32_t n)
+static void shuffle(struct shm_ctx *c, uint16_t *order, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         uint32_t j = (uint32_t)((ctx_rand(c) >> 32) * (i + 1) >> 32);
         order[i] = order[j];
-        order[j] = (uint8_t)i;
+        order[j] = (uint16_t)i;
     }
 }
 
-static int pass1(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, uint8_t *order,
+static int pass1(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, uint16_t *order,
                  uint32_t *which, struct shm_val *v, shm_gref *peer)
 {
     shuffle(c, order, n);
@@ -114,15 +170,20 @@ static int pass1(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, ui
 int shm_select_try(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, uint32_t *which,
                    struct shm_val *v)
 {
-    struct locks l;
+    struct plan p;
     shm_gref peer = 0;
-    uint8_t order[SHM_SELECT_MAX];
-    locks_of(c, cases, n, &l);
-    locks_take(c, &l);
-    int e = pass1(c, cases, n, order, which, v, &peer);
-    locks_give(c, &l);
+    shm_off at = 0;
+    int e = n <= FEW ? SHM_OK : shm_alloc(c, plan_bytes(n), &at);
+    if (e)
+        return e;
+    plan(c, cases, n, at, &p);
+    lock_plan(c, &p);
+    e = pass1(c, cases, n, p.order, which, v, &peer);
+    unlock_plan(c, &p);
     if (peer)
         shm_ready(c, peer, true);
+    if (at)
+        shm_free(c, at);
     return e;
 }
 
@@ -135,20 +196,20 @@ static size_t blk_bytes(uint32_t n)
 
 /* All locks held, nothing is ready; `off` is a block of this M's. */
 static void enqueue(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
-                    const uint8_t *order, shm_gref r, shm_off off)
+                    const struct plan *p, shm_gref r, shm_off off)
 {
     struct shm_g *g = shm_g(c, r);
     struct shm_selblk *b = shm_at(c, off);
     uint64_t epoch = shm_wait_next(g);
     memset(b, 0, blk_bytes(n));
     b->n = n;
+    b->lockset = p->lockset;
     for (uint32_t i = 0; i < n; i++) { /* nothing of it is reachable yet */
         struct shm_selcase *k = &b->cs[i];
         k->sudog.g = r;
         k->sudog.epoch = (uint32_t)epoch;
         k->sudog.isselect = 1;
         k->sudog.which = (uint16_t)i;
-        k->sudog.linked = (uint8_t)cases[i].dir;
         k->v = cases[i].dir == SHM_DIR_SEND ? cases[i].v : (struct shm_val){.tag = SHM_VAL_NONE};
         k->ch = cases[i].ch;
         k->dir = cases[i].dir;
@@ -160,8 +221,14 @@ static void enqueue(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
     shm_tx_begin(c);
     shm_publish(c, off);
     for (uint32_t i = 0; i < n; i++) {
-        struct shm_selcase *k = &b->cs[order[i]];
+        struct shm_selcase *k = &b->cs[p->order[i]];
+        if (unlikely(i && i % BATCH == 0)) {
+            shm_tx_commit(c);
+            FAILPOINT("select.batch");
+            shm_tx_begin(c);
+        }
         shm_val_publish(c, &k->v);
+        shm_tx_linked(c, &k->sudog, (uint8_t)k->dir);
         shm_sudog_put(c, queue_of(chan_at(c, k->ch), k->dir), &k->sudog);
     }
     shm_tx_commit(c);
@@ -172,23 +239,22 @@ static void enqueue(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
 int shm_select_park(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, shm_gref r,
                     uint32_t *which, struct shm_val *v)
 {
-    struct locks l;
+    struct plan p;
     shm_gref peer = 0;
-    uint8_t order[SHM_SELECT_MAX];
     shm_off blk;
-    locks_of(c, cases, n, &l);
-    int e = shm_alloc(c, blk_bytes(n), &blk);
+    int e = shm_alloc(c, blk_bytes(n) + plan_bytes(n), &blk);
     if (e)
         return e;
+    plan(c, cases, n, blk + blk_bytes(n), &p);
     for (uint32_t i = 0; i < n; i++)
         shm_obj_ref(c, cases[i].ch); /* the wait's; before anybody can end it */
-    locks_take(c, &l);
-    e = pass1(c, cases, n, order, which, v, &peer);
+    lock_plan(c, &p);
+    e = pass1(c, cases, n, p.order, which, v, &peer);
     if (e == SHM_EAGAIN) {
-        enqueue(c, cases, n, order, r, blk);
+        enqueue(c, cases, n, &p, r, blk);
         e = SHM_PARKED;
     }
-    locks_give(c, &l);
+    unlock_plan(c, &p);
     if (peer)
         shm_ready(c, peer, true);
     if (e != SHM_PARKED) {
@@ -205,16 +271,27 @@ int shm_select_park(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
 void shm_select_unlink(struct shm_ctx *c, shm_off off)
 {
     struct shm_selblk *b = shm_at(c, off);
-    struct locks l = {.n = 0};
-    for (uint32_t i = 0; i < b->n; i++)
-        locks_add(&l, b->cs[i].ch);
-    locks_take(c, &l);
+    struct plan p;
+    p.n = 0;
+    p.lockset = b->lockset;
+    for (uint32_t i = 0; i < b->n && !p.lockset; i++)
+        few_add(&p, lock_of(b->cs[i].ch));
+    lock_plan(c, &p);
     shm_tx_begin(c);
-    for (uint32_t i = 0; i < b->n; i++)
-        if (b->cs[i].sudog.linked)
-            shm_sudog_remove(c, queue_of(chan_at(c, b->cs[i].ch), b->cs[i].dir), &b->cs[i].sudog);
+    for (uint32_t i = 0, removed = 0; i < b->n; i++) {
+        struct shm_selcase *k = &b->cs[i];
+        if (!k->sudog.linked)
+            continue;
+        if (unlikely(removed && removed % BATCH == 0)) {
+            shm_tx_commit(c);
+            FAILPOINT("select.unlink.batch");
+            shm_tx_begin(c);
+        }
+        shm_sudog_remove(c, queue_of(chan_at(c, k->ch), k->dir), &k->sudog);
+        removed++;
+    }
     shm_tx_commit(c);
-    locks_give(c, &l);
+    unlock_plan(c, &p);
 }
 
 int shm_select_done(struct shm_ctx *c, shm_gref r, uint32_t *tag)
@@ -228,17 +305,16 @@ int shm_select_done(struct shm_ctx *c, shm_gref r, uint32_t *tag)
     int winner = (int)b->winner - 1;
     *tag = winner < 0 ? 0 : b->cs[winner].tag;
     FAILPOINT("select.unlinked");
+    for (uint32_t i = 0; i < b->n; i++)
+        shm_val_drop(c, &b->cs[i].v); /* what was sent left NONE behind */
+    FAILPOINT("select.dropped");
     shm_tx_begin(c); /* nothing of the wait is left in the segment; this M has it, to free */
     shm_adopt(c, off);
-    for (uint32_t i = 0; i < b->n; i++)
-        shm_val_adopt(c, &b->cs[i].v);
     shm_tx_store64(c, &g->waitobj, 0);
     shm_tx_commit(c);
     g->waitkind = 0;
-    for (uint32_t i = 0; i < b->n; i++) {
-        shm_val_drop(c, &b->cs[i].v); /* what was sent left NONE behind */
+    for (uint32_t i = 0; i < b->n; i++)
         shm_obj_unref(c, b->cs[i].ch);
-    }
     shm_free(c, off);
     return winner;
 }

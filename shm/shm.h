@@ -287,7 +287,7 @@ enum {
 };
 #define SHM_NCLASS 28
 #define SHM_MAG 64
-#define SHM_HELD 72 /* all channels of a select, and one on top */
+#define SHM_HELD 72 /* all channels of a select of a few cases, and some on top */
 #define SHM_GOING 8 /* a channel in a value in a channel ... */
 
 struct shm_undo {
@@ -334,6 +334,7 @@ struct shm_m {
     _Atomic uint32_t undo_n;
     _Atomic uint32_t held_n;
     _Atomic uint64_t held[SHM_HELD]; /* offsets of the lock words it holds or is about to take */
+    _Atomic uint64_t lockset;        /* a struct shm_lockset with more of them, 0: none */
     struct shm_undo undo[SHM_UNDO];
     /* owner only; a reaper after death */
     struct shm_mag mag[SHM_NCLASS];
@@ -814,7 +815,7 @@ SHM_MUSTUSE int shm_chan_close(struct shm_ctx *c, shm_off ch); /* SHM_ECLOSED: c
 
 /* ---- select.c -------------------------------------------------------------------------------- */
 
-#define SHM_SELECT_MAX 64
+#define SHM_SELECT_MAX 65536 /* as Go's reflect.Select; which + 1 of the last fits in winner */
 enum { SHM_DIR_RECV = 1, SHM_DIR_SEND = 2 };
 struct shm_case {
     shm_off ch; /* no nil channel: the caller leaves such a case out */

@@ -148,17 +148,20 @@ static int add_case(Select *sel, Py_ssize_t i, PyObject *o)
     return 0;
 }
 
+static PyObject *too_many(Py_ssize_t n)
+{
+    return PyErr_Format(PyExc_ValueError,
+                        "select: %zd cases, at most %d are possible: let several goroutines each "
+                        "wait for some of them and send on to one channel",
+                        n, SHM_SELECT_MAX);
+}
+
 static PyObject *mod_select(PyObject *mod, PyObject *const *args, Py_ssize_t n)
 {
     if (n == 0)
         return core_park_forever(SHM_WR_SELECT_NO_CASES);
-    if (n > SHM_SELECT_MAX + 1) {
-        PyErr_Format(PyExc_ValueError,
-                     "select: %zd cases, at most %d are possible: let several goroutines each wait "
-                     "on some and send on to one channel",
-                     n, SHM_SELECT_MAX);
-        return NULL;
-    }
+    if (n > SHM_SELECT_MAX + 1) /* one may be default */
+        return too_many(n);
     Select *sel = PyObject_GC_NewVar(Select, &Select_Type, n);
     if (sel == NULL)
         return NULL;
@@ -171,13 +174,9 @@ static PyObject *mod_select(PyObject *mod, PyObject *const *args, Py_ssize_t n)
             Py_DECREF(sel);
             return NULL;
         }
-    PyObject *pk = NULL;
-    if (sel->n > SHM_SELECT_MAX)
-        PyErr_Format(PyExc_ValueError, "select: %u channels, at most %d are possible", sel->n,
-                     SHM_SELECT_MAX);
-    else
-        pk = sel->n == 0 && sel->defaults < 0 ? core_park_forever(SHM_WR_SELECT)
-                                              : core_park_for(PK_SELECT, (PyObject *)sel);
+    PyObject *pk = sel->n > SHM_SELECT_MAX            ? too_many(n)
+                   : sel->n == 0 && sel->defaults < 0 ? core_park_forever(SHM_WR_SELECT)
+                                                      : core_park_for(PK_SELECT, (PyObject *)sel);
     Py_DECREF(sel);
     return pk;
 }

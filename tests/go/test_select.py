@@ -643,23 +643,83 @@ def test_a_cancelled_select_leaves_the_queues_of_all_its_channels(run: Run) -> N
     assert run(cancelled_selects, 20) == (10, sum(range(1, 20, 2)))
 
 
-async def select_of_64() -> list[Any]:
-    chans = [chan() for _ in range(64)]
-    h = spawn(select, *(c.recv for c in chans))
-    await parked("select", h)
-    await chans[40].send("x")
-    last = await h
+async def max_cases(n: int) -> list[Any]:
+    c = chan()
+    c.close()
+    first = await select(*[c.recv] * n)
+    second = await select(*[c.recv_ok] * n, default)
     try:
-        select(*(c.recv for c in chans), chan().recv)
+        select(*[c.recv] * (n + 1))
     except ValueError as e:
-        return [last, str(e)]
-    return [last]
+        return [first[1], second[1], str(e)]
+    return []
 
 
-def test_a_select_has_up_to_64_channels(run: Run) -> None:
-    value, text = run(select_of_64)
-    assert value == (40, "x")
-    assert "64" in text
+@pytest.mark.parametrize("procs", [0, 1])
+def test_a_select_has_up_to_65536_cases(procs: int) -> None:
+    """Go reflect/all_test.go TestSelectMaxCases."""
+    *values, text = mpgort.run(max_cases, 65536, procs=procs)
+    assert values == [None, (None, False)]
+    assert "65537 cases, at most 65536" in text
+
+
+async def sends(c: Chan[Any], v: Any) -> None:
+    await c.send(v)
+
+
+async def receives(c: Chan[Any]) -> Any:
+    return await c.recv()
+
+
+async def wide(n: int) -> tuple[bool, bool, int]:
+    """One select over n channels, again and again: half of them receive, half send."""
+    ins, outs = [chan() for _ in range(n)], [chan() for _ in range(n)]
+    readers = [spawn(receives, c) for c in outs]
+    await parked("chan receive", *readers)
+    for i, c in enumerate(ins):
+        go(sends, c, i)
+    got, left = set(), set(range(n))
+    for _ in range(2 * n):
+        cases = [c.recv for c in ins] + [(outs[i].send, [i]) for i in sorted(left)]
+        i, v = await select(*cases)
+        if i < n:
+            assert v == i
+            got.add(v)
+        else:
+            left.discard(sorted(left)[i - n])
+    read = [await h for h in readers]
+    h = spawn(select, *(c.recv for c in ins), *((c.send, 1) for c in outs))
+    await parked("select", h)
+    await ins[n // 2].send("x")
+    winner, _ = await h
+    return got == set(range(n)), read == [[i] for i in range(n)], winner
+
+
+def test_a_select_over_hundreds_of_channels_does_each_once(run: Run) -> None:
+    n = 100
+    assert run(wide, n) == (True, True, n // 2)
+
+
+async def wide_cancelled(n: int) -> int:
+    """Selects of many cases on the same channels, cancelled and closed while others wait."""
+    chans = [chan() for _ in range(n)]
+    hs = [spawn(select, *(c.recv for c in chans[k:] + chans[:k])) for k in range(8)]
+    await parked("select", *hs)
+    for h in hs[::2]:
+        h.cancel()
+    for c in chans:
+        c.close()
+    ended = 0
+    for h in hs:
+        try:
+            await h
+        except mpgort.Cancelled:
+            ended += 1
+    return ended
+
+
+def test_selects_over_the_same_hundreds_of_channels_can_be_cancelled(run: Run) -> None:
+    assert run(wide_cancelled, 200) == 4
 
 
 async def kept(x: Any, c: Chan[Any]) -> tuple[bool, Any]:

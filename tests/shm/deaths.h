@@ -250,7 +250,7 @@ static void d_both(const struct act *a, const struct act *b, uint32_t na, uint32
     d_end(lost);
 }
 
-static void d_killed_together(const struct act *acts, size_t nacts, bool all)
+H_UNUSED static void d_killed_together(const struct act *acts, size_t nacts, bool all)
 {
     uint32_t rounds = h_storm() && !H_TSAN ? 3000 : 400 / D_SHARE;
     d_seed();
