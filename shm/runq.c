@@ -39,11 +39,19 @@
  * ring, from runnext to its tail, the tail does.)
  *
  * Stealing takes half, rounded up, oldest first. Of an M that runs, its runnext is left alone for
- * GRACE_NS: it mostly runs within the microsecond, and then the theft would cost both a move. Unlike
- * Go (usleep(3), which is 55 us of real sleep) the thief watches whether the victim executes. */
+ * a while: it mostly runs within the microsecond, and then the theft would cost both a move. Unlike
+ * Go (usleep(3), which is 55 us of real sleep) the thief watches whether the victim executes. How long
+ * it waits depends on what the victim's goroutines are like (p->prompt): GRACE_NS if those that ready
+ * somebody park soon after, else GRACE_SHORT_NS, for then the G would wait for nothing. The owner finds
+ * out by the clock, from setting runnext to its next schedule, whoever took it meanwhile; so two Gs that
+ * talk and came apart come together again. After PROMPT prompt ones in a row it looks no more (two Gs
+ * that talk are not to pay for it), until a thief that has waited in vain says that things have changed. */
 #include "internal.h"
 
 #define GRACE_NS 5000
+#define GRACE_SHORT_NS 300
+#define PROMPT 4
+#define PROMPT_NS 3000
 
 #define SLOT(p, i) (&(p)->runq[(i) % SHM_RUNQ])
 
@@ -202,6 +210,8 @@ static bool runqputslow(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t
 void shm_runqput(struct shm_ctx *c, struct shm_p *p, shm_gref r, bool next)
 {
     if (next) {
+        if (unlikely(load_rlx(&p->prompt) < PROMPT) && c->hdr->nprocs > 1) /* thieves reset it */
+            c->next_ns = shm_now_ns();
         shm_gref old = load_rlx(&p->runnext);
         do
             name(c, SHM_IF_KICKED, old);
@@ -228,6 +238,14 @@ void shm_runqput(struct shm_ctx *c, struct shm_p *p, shm_gref r, bool next)
     FAILPOINT("runq.put.put");
     if (next)
         name(c, SHM_IF_KICKED, 0);
+}
+
+/* Owner P only, which schedules: was it prompt? */
+void shm_runq_watch(struct shm_ctx *c, struct shm_p *p)
+{
+    bool prompt = shm_now_ns() - c->next_ns < PROMPT_NS;
+    store_rlx(&p->prompt, prompt ? load_rlx(&p->prompt) + 1 : 0); /* a hint to thieves */
+    c->next_ns = 0;
 }
 
 /* Owner P only. inherit: it was runnext, it goes on in the time slice. */
@@ -286,9 +304,10 @@ static bool runnext_stays(struct shm_ctx *c, struct shm_p *victim, shm_gref r)
     if (SHM_ST_STATUS(w) != Prunning)
         return true; /* nobody will run it there */
     struct shm_m *m = &c->mtab[SHM_ST_M1(w) - 1];
-    uint64_t executed = load_rlx(&m->st.executed), until = shm_now_ns() + GRACE_NS;
+    uint64_t executed = load_rlx(&m->st.executed), until = shm_now_ns();
+    until += load_rlx(&victim->prompt) < PROMPT ? GRACE_SHORT_NS : GRACE_NS; /* a hint */
     do {
-        for (int i = 0; i < 20; i++)
+        for (int i = 0; i < 4; i++)
             cpu_relax();
         if (load_rlx(&victim->runnext) != r || load_rlx(&m->st.executed) != executed)
             return false;
@@ -316,6 +335,7 @@ static uint32_t runqgrab(struct shm_ctx *c, struct shm_p *p, struct shm_p *victi
                 name(c, SHM_IF_BATCH, 0);
                 continue;
             }
+            store_rlx(&victim->prompt, 0); /* its owner looks again; it may overwrite this */
             store_rlx(SLOT(p, at), r);
             return 1;
         }

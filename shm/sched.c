@@ -616,6 +616,8 @@ static shm_gref find(struct shm_ctx *c, bool *inherit)
         run_timers(c);
         return shm_homeqget(c);
     }
+    if (unlikely(c->next_ns))
+        shm_runq_watch(c, p);
     uint64_t when = load_acq(&p->timer0_when); /* a hint; pairs with timer.c */
     if (when != UINT64_MAX) {
         uint32_t ran;

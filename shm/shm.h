@@ -240,6 +240,8 @@ struct shm_p {
     uint32_t index;
     _Atomic uint32_t preempt; /* level: set by sysmon, cleared by schedule() */
     _Atomic uint32_t debt;    /* work was queued for which nobody was woken yet */
+    /* How often in a row who set runnext came soon to run it (runq.c); 0 by a thief. */
+    _Atomic uint32_t prompt;
     _Alignas(SHM_CACHELINE) _Atomic uint64_t runqhead; /* moved by CAS, by owner and thieves */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t status;   /* Pidle.. | M slot + 1 << 16 */
     uint32_t nosteal;                                  /* M0's P (procs >= 1): timers only */
@@ -463,6 +465,7 @@ struct shm_ctx {
     bool homely;    /* takes no P, runs only what is at home here (_core/thread.c) */
     uint64_t rng;
     uint64_t now_ns;      /* clock as of the last findrunnable(), to some ms */
+    uint64_t next_ns;     /* when runnext was set, if that is being watched (runq.c); else 0 */
     uint64_t spin_ns;     /* how long this M spins when it runs dry next, 0: hdr->spin_ns */
     uint32_t trace_stack; /* code number of the stack of the next event, 0: none */
     uint32_t trace_name;  /* of the name of the next park, 0: none */
@@ -682,6 +685,7 @@ SHM_MUSTUSE int shm_reason_register(struct shm_ctx *c, const char *text, unsigne
 
 void shm_runqput(struct shm_ctx *c, struct shm_p *p, shm_gref g, bool next); /* owner P only */
 shm_gref shm_runqget(struct shm_ctx *c, struct shm_p *p, bool *inherit);     /* owner P only */
+void shm_runq_watch(struct shm_ctx *c, struct shm_p *p);                     /* owner P only */
 bool shm_runqempty(struct shm_p *p);
 uint32_t shm_runqsize(struct shm_p *p);
 shm_gref shm_runqsteal(struct shm_ctx *c, struct shm_p *p, struct shm_p *victim, bool stealnext);
