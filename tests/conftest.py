@@ -239,6 +239,13 @@ def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Call
     return lambda main, *args: mpgort.run(main, *args, procs=procs)
 
 
+@pytest.fixture
+def auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is light, heavy or at home by its own nature, in whatever mode the suite runs:
+    MPGORT_MIGRATE=always and =never decide that for every goroutine."""
+    monkeypatch.setenv("MPGORT_MIGRATE", "auto")
+
+
 # ---- ports -----------------------------------------------------------------------------------
 
 PORTS = Path(__file__).parent / "go"

@@ -76,6 +76,7 @@ LOCKS = """
 """
 
 
+@pytest.mark.usefixtures("auto")
 @pytest.mark.parametrize("procs", (1, 2))
 @pytest.mark.parametrize("kind", ("mutex", "writer", "reader", "once"))
 def test_when_a_holder_dies_with_its_worker_everybody_is_told_until_recover(program, kind, procs):

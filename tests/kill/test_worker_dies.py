@@ -19,6 +19,7 @@ STORM_S = float(os.environ.get("MPGORT_STORM_S", "4"))
 MIGRATE = ("auto", "always", "never")
 
 
+@pytest.mark.usefixtures("auto")
 @pytest.mark.parametrize("procs", (1, 2))
 def test_however_a_worker_ends_the_handle_says_how_and_the_others_go_on(program, procs):
     r = program(
@@ -137,6 +138,7 @@ def test_sys_exit_in_a_goroutine_is_an_exception_like_any_other(program):
     assert (r.status, r.out) == (0, "(3, 0)\n"), r.err
 
 
+@pytest.mark.usefixtures("auto")
 def test_what_is_at_home_on_a_dead_worker_ends_and_what_is_light_does_not(program):
     r = program("""
         import os, sys
@@ -232,6 +234,7 @@ def test_an_idle_worker_that_is_killed_is_replaced_and_nobody_notices(program):
     assert r.status == 0 and r.out.endswith("done 5\n"), (r.out, r.err)
 
 
+@pytest.mark.usefixtures("auto")
 def test_all_workers_killed_at_once_are_replaced(program):
     source = """
         import os, sys

@@ -410,6 +410,7 @@ async def light_with_a_large_array() -> tuple[int, int]:
     return stats["home_parks"], stats["parks"]
 
 
+@pytest.mark.usefixtures("auto")
 def test_a_goroutine_that_holds_a_received_array_is_light() -> None:
     """The array is a handle in its continuation: it is not kept at home for its size."""
     home, parks = mpgort.run(light_with_a_large_array, procs=2)

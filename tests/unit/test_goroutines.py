@@ -347,9 +347,8 @@ async def heavy_main(n: int) -> int:
     return total
 
 
+@pytest.mark.usefixtures("auto")
 def test_a_heavy_goroutine_is_not_copied_at_each_park(procs: int) -> None:
-    if os.environ.get("MPGORT_MIGRATE") in ("always", "never"):
-        pytest.skip("MPGORT_MIGRATE decides what is heavy")
     n = 20_000
     with Runtime(procs=procs) as rt:
         assert rt.spawn(heavy_main, n).result(timeout=60) == sum(range(n))
@@ -380,9 +379,8 @@ async def offload_main() -> list[set[int]]:
     return sets
 
 
+@pytest.mark.usefixtures("auto")
 def test_heavy_goroutines_leave_a_busy_m_for_an_idle_one() -> None:
-    if os.environ.get("MPGORT_MIGRATE") == "never":
-        pytest.skip("nothing moves")
     sets = mpgort.run(offload_main, procs=2)
     assert len(set().union(*sets)) == 2
 
