@@ -241,8 +241,8 @@ def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Call
 
 @pytest.fixture
 def auto(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what is light, heavy or at home by its own nature, in whatever mode the suite runs:
-    MPGORT_MIGRATE=always and =never decide that for every goroutine."""
+    """For tests of what is light, heavy or at home by its own nature: MPGORT_MIGRATE=always and
+    =never, which the whole suite may run under, decide that for every goroutine."""
     monkeypatch.setenv("MPGORT_MIGRATE", "auto")
 
 

@@ -414,6 +414,7 @@ async def kill_hog(fn: Callable[..., Any], rounds: int) -> list[Any]:
     return seen
 
 
+@pytest.mark.usefixtures("auto")
 @pytest.mark.parametrize("fn", HOGS)
 @pytest.mark.parametrize("procs", [1, 2])
 def test_a_hog_ends_with_its_process_and_every_other_goroutine_goes_on(

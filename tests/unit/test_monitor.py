@@ -72,6 +72,7 @@ def test_a_watcher_takes_no_m_slot(waiting: _monitor.Seen) -> None:
     assert waiting.prog.slots() == before
 
 
+@pytest.mark.usefixtures("auto")
 def test_ps_lists_the_program_and_stack_prints_its_goroutines(waiting: _monitor.Seen) -> None:
     pid = str(waiting.view.pid)
     assert [pid, "2", "5"] in [line.split()[:3] for line in mpgort("ps").stdout.splitlines()]

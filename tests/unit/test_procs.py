@@ -6,6 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,46 +155,52 @@ def test_ms_beyond_need_leave() -> None:
 # ---- an M that stands ------------------------------------------------------------------------
 
 
-async def chain(n: int) -> float:
-    start = time.monotonic()
+def stands(told: str) -> bool:
+    """Blocks its M, without a call of the runtime, until a file is there; false if none comes."""
+    end = time.monotonic() + LIMIT
+    while not os.path.exists(told):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+async def chain(n: int) -> None:
     for _ in range(n):
         await spawn(burn, 0.0)
-    return time.monotonic() - start
 
 
-async def beside_a_blocked(n: int) -> tuple[float, bool]:
-    blocked = [spawn(time.sleep, 1.5) for _ in range(n)]
+async def beside_a_blocked(n: int, told: Path) -> list[bool]:
+    blocked = [spawn(stands, str(told)) for _ in range(n)]
     await until(lambda: all(h.status() == "running" for h in blocked[: gomaxprocs()]))
-    took = await spawn(chain, 50)
-    still = not any(h.done() for h in blocked)
-    for h in blocked:
-        await h
-    return took, still
+    await spawn(chain, 50)
+    told.touch()
+    return [await h for h in blocked]
 
 
 @pytest.mark.parametrize("procs", [1, 2])
-def test_a_worker_in_a_long_call_gives_its_place_to_another(procs: int) -> None:
+def test_a_worker_in_a_long_call_gives_its_place_to_another(procs: int, tmp_path: Path) -> None:
     """Go retake(): the P of an M that sits in a system call goes to a spare M."""
-    took, still = mpgort.run(beside_a_blocked, procs, procs=procs)
-    assert still and took < 1.4
+    assert mpgort.run(beside_a_blocked, procs, tmp_path / "told", procs=procs) == [True] * procs
 
 
-async def queued_behind() -> float:
+async def queued_behind(told: Path) -> bool:
     """What lies in the ring of the M that stands is run by another."""
-    start = time.monotonic()
 
-    async def spawns_then_blocks(out: Chan) -> None:
+    async def spawns_then_blocks(out: Chan) -> bool:
         for i in range(5):
             go(out.send, i)
-        time.sleep(1.5)
+        return stands(str(told))
 
     out = chan(5)
-    go(spawns_then_blocks, out)
+    h = spawn(spawns_then_blocks, out)
     for _ in range(5):
         await out.recv()
-    return time.monotonic() - start
+    told.touch()
+    stood: bool = await h
+    return stood
 
 
 @pytest.mark.parametrize("procs", [1, 2])
-def test_those_queued_behind_a_blocked_one_are_taken_over(procs: int) -> None:
-    assert mpgort.run(queued_behind, procs=procs) < 1.4
+def test_those_queued_behind_a_blocked_one_are_taken_over(procs: int, tmp_path: Path) -> None:
+    assert mpgort.run(queued_behind, tmp_path / "told", procs=procs)

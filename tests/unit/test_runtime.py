@@ -396,6 +396,7 @@ async def park_for_ever() -> None:
     await gopark(None, None, THING)
 
 
+@pytest.mark.usefixtures("auto")
 def test_a_reason_shows_in_the_deadlock_text_with_function_and_line(run: Any) -> None:
     with pytest.raises(mpgort.Deadlock) as e:
         run(in_worker, park_for_ever)

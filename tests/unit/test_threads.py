@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -319,23 +320,30 @@ def test_the_thread_sees_the_goroutines_context_variables(procs: int) -> None:
     assert mpgort.run(context, procs=procs) == "mine"
 
 
-async def p_is_free(n: int) -> tuple[float, int]:
-    start = time.monotonic()
-    handles = [spawn(naps, 0.2) for _ in range(n)]
-    turns = 0
-    while not all(h.done() for h in handles):
+async def p_is_free(n: int, told: Path) -> list[bool]:
+    handles = [spawn(stands, str(told)) for _ in range(n)]
+    await until(lambda: all(h.status() == "to_thread" for h in handles))
+    for _ in range(10):
         await spawn(goid)
-        turns += 1
-    return time.monotonic() - start, turns
+    told.touch()
+    return [await h for h in handles]
 
 
-async def naps(s: float) -> None:
-    await to_thread(time.sleep, s)
+async def stands(told: str) -> bool:
+    def until_it_is_there() -> bool:
+        end = time.monotonic() + 20
+        while not os.path.exists(told):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
+    stood: bool = await to_thread(until_it_is_there)
+    return stood
 
 
-def test_blocked_threads_hold_no_p(procs: int) -> None:
-    took, turns = mpgort.run(p_is_free, 10, procs=procs)
-    assert took < 10 * 0.2 and turns > 1
+def test_blocked_threads_hold_no_p(procs: int, tmp_path: Path) -> None:
+    assert mpgort.run(p_is_free, 10, tmp_path / "told", procs=procs) == [True] * 10
 
 
 async def cancelled() -> list[str]:
