@@ -20,14 +20,13 @@ from mpgort._pickle import _RemoteTraceback
 _HOME = {2: "pinned", 3: "heavy", 4: "locked to thread"}  # shm.h SHM_HOME_*
 _STATUS = {_core.Grunnable: "runnable", _core.Grunning: "running", _core.Gidle: "idle"}
 
-Row = tuple[
-    int, int, str, float, int, int, tuple[list[tuple[str, str, int]], str | None] | None, int
-]
+Line = tuple[str, str, int]  # function, file, line
+Row = tuple[int, int, str, float, int, int, tuple[list[Line], str | None] | None, int, Line | None]
 
 
 def format_goroutine(row: Row) -> str:
     """One goroutine, from a row of `_core.goroutines()`."""
-    goid, status, reason, seconds, m, home_why, where, parent = row
+    goid, status, reason, seconds, m, home_why, where, parent, site = row
     state = reason or _STATUS.get(status, "waiting")
     if seconds >= 60:
         state += f", {int(seconds // 60)} minutes"
@@ -38,7 +37,10 @@ def format_goroutine(row: Row) -> str:
         state += f", {_HOME[home_why]}" + (f": {home_reason}" if home_reason else "")
     lines = [f"goroutine {goid} [{state}]:", *format_frames(frames)]
     if parent:
-        lines.append(f"created by goroutine {parent}")
+        by = f"{site[0]} in goroutine" if site is not None else "goroutine"
+        lines.append(f"created by {by} {parent}")
+    if site is not None:
+        lines.append(f"\t{site[1]}:{site[2]}")
     return "\n".join(lines)
 
 
@@ -52,7 +54,7 @@ def format_frames(frames: list[tuple[str, str, int]]) -> list[str]:
 
 def format_thread(row: Row, pids: dict[int, int]) -> str:
     """A thread that waits in put, get or result; with its name and frames if it is one of ours."""
-    _, _, reason, _, m, _, _, tid = row
+    _, _, reason, _, m, _, _, tid, _ = row
     who = f"thread {tid} of process {pids.get(m, '?')}"
     frames: list[tuple[str, str, int]] = []
     if pids.get(m) == os.getpid():
@@ -80,8 +82,10 @@ class Leak(NamedTuple):
     goid: int
     reason: str
     minutes: int
-    stack: list[tuple[str, str, int]]  # (function, file, line), innermost first
+    stack: list[Line]  # innermost first
     on: str  # what it waits on
+    creator: int  # goid; 0: none
+    created: Line | None  # where, if that is known
 
     def __str__(self) -> str:
         return format_goroutine(
@@ -93,7 +97,8 @@ class Leak(NamedTuple):
                 -1,
                 0,
                 (self.stack[::-1], None),
-                0,
+                self.creator,
+                self.created,
             )
         )
 
@@ -102,12 +107,11 @@ def leaks(prog: _core.Program) -> list[Leak]:
     """The leaked goroutines of a running program, oldest first; nobody is stopped for it."""
     found = _core.leaks(prog)
     rows = [row for row in _core.goroutines(prog) if row[0] in found] if found else []
-    return [
-        Leak(
-            goid, reason, int(seconds // 60), list(reversed(where[0] if where else [])), found[goid]
-        )
-        for goid, _, reason, seconds, _, _, where, _ in sorted(rows, key=lambda row: row[0])
-    ]
+    leaked = []
+    for goid, _, reason, seconds, _, _, where, parent, site in sorted(rows, key=lambda row: row[0]):
+        stack = where[0][::-1] if where is not None else []
+        leaked.append(Leak(goid, reason, int(seconds // 60), stack, found[goid], parent, site))
+    return leaked
 
 
 def make_deadlock(prog: _core.Program, main_goexit: bool) -> Deadlock:

@@ -141,7 +141,7 @@ struct shm_sudog {      /* changes under the lock of `obj` only */
     uint32_t epoch;     /* of the wait it stands for (low 32 bits); stale ones never match again */
     uint8_t linked;     /* which queue: 0 none, 1 recvq / waiters / timer heap, 2 sendq */
     uint8_t isselect;   /* one of several of its G */
-    uint16_t which;     /* case index */
+    uint16_t which;     /* case index of a select's; of a g's own: shm_g_site() */
 };
 static_assert(sizeof(struct shm_sudog) == 32, "fits in g");
 
@@ -207,6 +207,15 @@ struct shm_g {
     shm_off waitobj;        /* the object whose queue `sudog` is in, so that a canceller finds it */
     struct shm_sudog sudog; /* for the waits on one object */
 };
+/* The number of the line that has created it, in the code table; 0: not known. */
+static inline uint16_t shm_g_site(const struct shm_g *g)
+{
+    return g->sudog.which;
+}
+static inline void shm_g_site_set(struct shm_g *g, uint32_t site)
+{
+    g->sudog.which = site <= UINT16_MAX ? (uint16_t)site : 0;
+}
 static_assert(sizeof(struct shm_g) == 128, "two cache lines; 256 bytes a parked G in all");
 
 /* ---- p --------------------------------------------------------------------------------------- */
@@ -1100,7 +1109,8 @@ struct shm_afterfunc {
     shm_lockword lock;
     uint32_t pi;     /* P in whose heap it sleeps */
     uint32_t parent; /* as in g */
-    uint32_t flags;  /* as in g */
+    uint16_t flags;  /* as in g */
+    uint16_t site;   /* as in g */
     shm_gref g;      /* the one made last, and the epoch of its sleep; under lock */
     uint64_t epoch;
     struct shm_val call; /* its continuation once more */

@@ -218,8 +218,7 @@ uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj
     store_rel((_Atomic uint8_t *)&g->waitkind, kind); /* after waitobj, for a reaper */
     s->g = r;
     s->epoch = (uint32_t)epoch;
-    s->isselect = 0;
-    s->which = 0;
+    s->isselect = 0; /* which is no case: shm_g_site() */
     shm_tx_linked(c, s, linked);
     if (first)
         put_first(c, q, s);

@@ -204,6 +204,7 @@ int shm_afterfunc_new(struct shm_ctx *c, shm_gref r, uint64_t when_ns, shm_off *
     t->pi = shm_timers_p(c)->index;
     t->parent = g->parent;
     t->flags = g->flags;
+    t->site = shm_g_site(g);
     t->g = r;
     t->call = copy;
     if ((e = shm_sleep_born(c, &c->ptab[t->pi], r, when_ns, &t->epoch)) != SHM_OK) {
@@ -256,6 +257,7 @@ static int again(struct shm_ctx *c, struct shm_afterfunc *t, uint64_t when_ns)
     shm_gcont_set(c, g, cont, len);
     g->flags = (uint8_t)t->flags;
     g->parent = t->parent;
+    shm_g_site_set(g, t->site);
     if ((e = shm_sleep_born(c, &c->ptab[t->pi], r, when_ns, &epoch)) != SHM_OK) {
         shm_gcont_drop(c, g);
         if (shm_casgstatus(c, r, Gidle, Gdead))

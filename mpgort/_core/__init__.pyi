@@ -357,7 +357,15 @@ def arm_pdeathsig(m0_pidfd: int, parent: int, /) -> None: ...
 
 # dump.c
 Row = tuple[
-    int, int, str, float, int, int, tuple[list[tuple[str, str, int]], str | None] | None, int
+    int,
+    int,
+    str,
+    float,
+    int,
+    int,
+    tuple[list[tuple[str, str, int]], str | None] | None,
+    int,
+    tuple[str, str, int] | None,
 ]
 
 def goroutines(prog: Program, /) -> list[Row]: ...

@@ -114,6 +114,19 @@ static inline void frame_set_next(Frame *f, int next)
 #endif
 }
 
+/* The innermost frame of this thread that runs Python, NULL: none does. */
+static inline Frame *frame_of_thread(PyThreadState *ts)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    Frame *f = ts->current_frame;
+#else
+    Frame *f = ts->cframe->current_frame;
+#endif
+    while (f != NULL && _PyFrame_IsIncomplete(f))
+        f = f->previous;
+    return f;
+}
+
 /* Slots behind gi_iframe: the frame's own words are counted in the fixed part on no version. */
 static inline Py_ssize_t code_slots(PyCodeObject *code)
 {

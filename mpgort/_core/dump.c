@@ -7,6 +7,7 @@
  * light one would be (g->cont_off; nobody but its home M touches that of a home goroutine). A running
  * one is shown as running, on which M. A thread that waits (block.c) is no goroutine: its row has goid 0,
  * the slot of its process, and in the parent's place the thread's number in the system. */
+#include "cpython.h"
 #include "proc.h"
 #include <stdlib.h>
 #include <string.h>
@@ -86,6 +87,38 @@ static bool asked(const CoreProg *prog, const struct shm_ctx *c, uint32_t i)
 {
     uint32_t kind = load_acq(&c->mtab[i].kind); /* pairs with minit */
     return &c->mtab[i] != c->m && (kind == SHM_M_WORKER || (kind == SHM_M_M0 && prog->watches));
+}
+
+/* ---- who has created it ---------------------------------------------------------------------- */
+
+/* A line's number is made once per process and place in the code: [(function, file, line)] is interned as
+ * the stacks of a trace are. */
+uint32_t core_site(struct core_proc *s)
+{
+    Frame *f = frame_of_thread(PyThreadState_Get());
+    if (f == NULL)
+        return 0;
+    PyCodeObject *code = CODE(f);
+    int at = _PyInterpreterFrame_LASTI(f);
+    struct core_site *x =
+        &s->sites[((uintptr_t)code >> 5 ^ (unsigned)at * 0x9E3779B1U) % CORE_SITES];
+    if (likely(x->code == (PyObject *)code && x->at == at))
+        return x->id;
+    PyObject *what = Py_BuildValue("(OOi)", code->co_qualname, code->co_filename,
+                                   PyCode_Addr2Line(code, at * (int)sizeof(_Py_CODEUNIT)));
+    uint32_t id = what != NULL ? core_intern(s->c, "site", what) : 0;
+    Py_XDECREF(what);
+    PyErr_Clear();
+    Py_XSETREF(x->code, Py_NewRef((PyObject *)code));
+    x->at = at;
+    x->id = id;
+    return id;
+}
+
+void core_sites_free(struct core_proc *s)
+{
+    for (uint32_t i = 0; i < CORE_SITES; i++)
+        Py_CLEAR(s->sites[i].code);
 }
 
 /* Asks the Ms that have goroutines at home for their frames; waits for them, bounded. */
@@ -184,16 +217,19 @@ static PyObject *mod_goroutines(PyObject *mod, PyObject *args)
         unsigned m1 = status == Grunning ? SHM_ST_M1(st) : g->home_m1;
         PyObject *frames =
             status == Grunning || thread ? Py_NewRef(Py_None) : parked_frames(prog, c, g, st);
+        PyObject *site = frames != NULL ? core_named(c, shm_g_site(g)) : NULL;
         PyObject *row =
-            frames == NULL
+            site == NULL
                 ? NULL
-                : Py_BuildValue("(KisdiiNk)", thread ? 0 : (unsigned long long)g->goid, status,
+                : Py_BuildValue("(KisdiiOkO)", thread ? 0 : (unsigned long long)g->goid, status,
                                 status == Gwaiting ? shm_reason_text(c, g->reason) : "",
                                 status == Gwaiting ? (now_ms - g->since_ms) / 1000.0 : 0.0,
-                                (int)m1 - 1, g->home_why, frames, (unsigned long)g->parent);
+                                (int)m1 - 1, g->home_why, frames, (unsigned long)g->parent, site);
         if (row == NULL || PyList_Append(list, row) < 0)
             Py_CLEAR(list);
         Py_XDECREF(row);
+        Py_XDECREF(frames);
+        Py_XDECREF(site);
     }
     return list;
 }
@@ -276,8 +312,10 @@ static PyObject *mod_failure(PyObject *mod, PyObject *args)
 static PyMethodDef functions[] = {
     {"goroutines", mod_goroutines, METH_VARARGS,
      "goroutines(prog)\n--\n\nRows (goid, status, wait reason, seconds waiting, m or -1, home_why, "
-     "(frames, home reason) or None, parent),\nframes as [(qualname, file, line)], outermost "
-     "first; for a thread that waits goid is 0, and parent its number in the system."},
+     "(frames, home reason) or None, parent,\n(qualname, file, line) of the line that created it, "
+     "or "
+     "None), frames as a list of those, outermost\nfirst; for a thread that waits goid is 0, and "
+     "parent its number in the system."},
     {"leaks", mod_leaks, METH_VARARGS,
      "leaks(prog)\n--\n\nParked goroutines that nothing reachable can ready: goid -> what it waits "
      "on, as text."},

@@ -83,6 +83,7 @@ void core_proc_free(CoreProg *prog)
     for (uint32_t i = 0; i < CORE_WARM; i++)
         PyMem_Free(s->warm[i].frames.gens);
     core_handle_rest(s);
+    core_sites_free(s);
     core_enc_free(&s->enc);
     core_enc_free(&s->venc);
     Py_CLEAR(s->base_ctx);
@@ -173,6 +174,8 @@ int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, sh
         g->waitkind = 0;
         g->home_m1 = 0;
         g->parent = me ? (uint32_t)shm_g(c, me)->goid : 0;
+        if (me)
+            shm_g_site_set(g, core_site(s));
         r = core_cont_store(s, c, g, e, current_context(), 0);
         if (r < 0)
             core_gdrop(c, gr);

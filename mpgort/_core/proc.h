@@ -85,6 +85,7 @@ struct core_nest {
 };
 
 #define CORE_RECENT 64
+#define CORE_SITES 64
 /* The loop's state of one program in this process. */
 struct core_proc {
     CoreProg *prog;
@@ -116,6 +117,12 @@ struct core_proc {
     PyObject *loose;   /* runtime.c: set of grefs, NULL until used */
     PyObject *recent[CORE_RECENT]; /* handle.c: kept alive a while longer */
     struct core_warm warm[CORE_WARM];
+    /* dump.c: lines that have created goroutines; by code and place in it, one place per hash */
+    struct core_site {
+        PyObject *code;
+        int at; /* code unit */
+        uint32_t id;
+    } sites[CORE_SITES];
     uint64_t finished0, rss_ns; /* st.finished at the start; when max_rss was last looked at */
     /* interned handles of this process: their word -> object, borrowed */
     struct core_slot {
@@ -294,7 +301,13 @@ PyObject *core_park_forever(unsigned reason);
 
 /* dump.c: leaves the frames of this M's home goroutines where a dump finds them; frees one's. */
 void core_dump_asked(struct core_proc *s);
+/* dump.c: the number of the line that runs in this thread (shm_g_site), 0: none. */
+uint32_t core_site(struct core_proc *s);
+void core_sites_free(struct core_proc *s);
 PyObject *core_live_frames(PyObject *root);
+/* trace.c: a number for it in the code table, 0: none; and back, None for 0. */
+uint32_t core_intern(struct shm_ctx *c, const char *kind, PyObject *what);
+PyObject *core_named(struct shm_ctx *c, uint32_t id);
 /* trace.c: the next event of this M has the stack of root, which is about to park in pk. */
 void core_trace_stack(struct shm_ctx *c, PyObject *root, CorePark *pk);
 void core_home_note_free(struct core_proc *s, struct shm_g *g);

@@ -8,8 +8,8 @@
 
 #define RING_EVENTS 32768 /* 1 MiB an M */
 
-/* The number of a payload made by mpgort._code.named_payload(kind, what); 0: it could not be. */
-static uint32_t intern(struct shm_ctx *c, const char *kind, PyObject *what)
+/* The number of a payload made by mpgort._code.trace_payload(kind, what); 0: it could not be. */
+uint32_t core_intern(struct shm_ctx *c, const char *kind, PyObject *what)
 {
     Py_buffer hash, payload;
     uint32_t id = 0;
@@ -39,9 +39,9 @@ void core_trace_stack(struct shm_ctx *c, PyObject *root, CorePark *pk)
         if (skip > 0)
             PyList_SetSlice(frames, skip < n ? n - skip : 0, n, NULL);
         if (name != Py_None)
-            c->trace_name = intern(c, "event", name);
+            c->trace_name = core_intern(c, "event", name);
     }
-    c->trace_stack = intern(c, "stack", frames);
+    c->trace_stack = core_intern(c, "stack", frames);
     Py_DECREF(frames);
     PyErr_Clear();
 }
@@ -76,7 +76,7 @@ static PyObject *mod_trace_start(PyObject *mod, PyObject *args)
 }
 
 /* The payload of a stack or name; None where there is none. */
-static PyObject *named(struct shm_ctx *c, uint32_t id)
+PyObject *core_named(struct shm_ctx *c, uint32_t id)
 {
     size_t n;
     uint8_t hash[16];
@@ -93,7 +93,7 @@ static int add_row(struct shm_ctx *c, PyObject *list, PyObject *known, const str
     for (int i = 0; i < 2; i++) {
         PyObject *id = PyLong_FromUnsignedLong(ids[i]);
         what[i] = id != NULL ? Py_XNewRef(PyDict_GetItemWithError(known, id)) : NULL;
-        if (what[i] == NULL && !PyErr_Occurred() && (what[i] = named(c, ids[i])) != NULL &&
+        if (what[i] == NULL && !PyErr_Occurred() && (what[i] = core_named(c, ids[i])) != NULL &&
             PyDict_SetItem(known, id, what[i]) < 0)
             Py_CLEAR(what[i]);
         Py_XDECREF(id);

@@ -54,11 +54,14 @@ def test_a_deadlock_lists_every_goroutine_with_reason_and_frames(procs: int) -> 
     with pytest.raises(Deadlock) as e:
         mpgort.run(all_asleep, procs=procs)
     text = str(e.value)
-    assert text.count("goroutine ") - text.count("created by goroutine ") == 3, text
+    assert text.count("goroutine ") - text.count("created by ") == 3, text
     assert "goroutine 1 [chan send]:\nall_asleep(...)\n" in text
     kept = r"(, pinned: MPGORT_MIGRATE=never)?"  # then a dump says why it is at home
     assert len(re.findall(rf"\[chan receive{kept}\]:\nreceive\(\.\.\.\)\n", text)) == 2
     assert "receive_deeper(...)\n" in text
+    first = all_asleep.__code__.co_firstlineno
+    for line in (first + 1, first + 2):
+        assert f"created by all_asleep in goroutine 1\n\t{__file__}:{line}" in text
     assert f"\t{__file__}:{receive.__code__.co_firstlineno + 1}\n" in text
 
 

@@ -329,11 +329,13 @@ def test_a_leak_prints_as_a_goroutine_of_go_does() -> None:
     [(name, file, line)] = leak.stack
     assert (leak.reason, leak.minutes, name, file) == ("chan send", 0, "send_late", __file__)
     assert leak.on.endswith(" with 0 of 0 values")
-    lines = str(leak).splitlines()
-    assert lines[:3] == [
+    assert leak.created is not None and leak.created[:2] == ("give_up", __file__)
+    assert str(leak).splitlines() == [
         f"goroutine {leak.goid} [chan send (leaked)]:",
         "send_late(...)",
         f"\t{__file__}:{line}",
+        f"created by give_up in goroutine {leak.creator}",
+        f"\t{__file__}:{leak.created[2]}",
     ]
 
 
