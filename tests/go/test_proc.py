@@ -14,7 +14,20 @@ from typing import Any
 import pytest
 
 import mpgort
-from mpgort import Chan, Deadlock, Group, chan, go, goexit, gosched, select, sleep, spawn
+from mpgort import (
+    Chan,
+    Deadlock,
+    Goroutine,
+    Group,
+    _core,
+    chan,
+    go,
+    goexit,
+    gosched,
+    select,
+    sleep,
+    spawn,
+)
 from mpgort.sync import AtomicInt
 
 LIMIT = 20.0
@@ -76,6 +89,9 @@ async def answers(a: Chan, b: Chan) -> None:
         await b.send(1)
 
 
+ROUNDS = 100_000  # of both pairs: many times what is handed over in one time slice
+
+
 async def hog_beside_light() -> tuple[int, int]:
     stop, hogs, lights = AtomicInt(0), AtomicInt(0), AtomicInt(0)
     handles = []
@@ -89,7 +105,9 @@ async def hog_beside_light() -> tuple[int, int]:
         assert time.monotonic() < end, "one of the pairs never began"
         await sleep(0.001)
     begun = hogs.load(), lights.load()
-    await sleep(0.5)
+    while hogs.load() - begun[0] + lights.load() - begun[1] < ROUNDS:
+        assert time.monotonic() < end, f"{hogs.load()} and {lights.load()} rounds"
+        await sleep(0.001)
     stop.store(1)
     for h in handles:
         await h
@@ -97,7 +115,8 @@ async def hog_beside_light() -> tuple[int, int]:
 
 
 def test_ping_pong_hog() -> None:
-    """TestPingPongHog: pairs that hand each other the time slice share it with the other pair."""
+    """TestPingPongHog: pairs that hand each other the time slice share it with the other pair. Until
+    they have had their rounds: a worker may not even have begun in the time that Go gives them."""
     a, b = mpgort.run(hog_beside_light, procs=1)
     assert a and b and max(a, b) < 20 * min(a, b), (a, b)
 
@@ -149,6 +168,48 @@ async def how_late(s: float) -> float:
 def test_timer_fairness(hog: Callable[..., Any], procs: int) -> None:
     """TestTimerFairness, TestTimerFairness2: timers fire while all Ms are busy."""
     assert mpgort.run(timer_beside, hog, max(procs, 1), procs=procs) < 2.0
+
+
+async def takes_turns(me: int, n: int, x: AtomicInt, done: Goroutine[int]) -> None:
+    for _ in range(n):
+        while x.load() != me:
+            await done  # done at once: it never parks
+        x.store(1 - me)
+
+
+async def preempted(n: int) -> int:
+    x, done = AtomicInt(0), spawn(int)
+    await done
+    for h in [spawn(takes_turns, me, n, x, done) for me in (0, 1)]:
+        await h
+    return x.load()
+
+
+@pytest.mark.parametrize("procs", [0, 1])
+def test_preemption(procs: int) -> None:
+    """TestPreemption: two that wait for each other by looking, on one processor."""
+    assert mpgort.run(preempted, 5, procs=procs) == 0
+
+
+async def counted(n: int) -> list[tuple[int, int]]:
+    gate, seen = chan(), []
+    handles = [spawn(gate.recv) for _ in range(n)]
+    while any(h.status() != "chan receive" for h in handles):
+        await gosched()
+    seen.append((mpgort.num_goroutine(), len(_core.goroutines(_core.current()))))
+    gate.close()
+    for h in handles:
+        await h
+    end = time.monotonic() + LIMIT
+    while mpgort.num_goroutine() > 1 and time.monotonic() < end:
+        await gosched()  # ended, and about to be gone
+    seen.append((mpgort.num_goroutine(), len(_core.goroutines(_core.current()))))
+    return seen
+
+
+def test_num_goroutine_counts_what_a_dump_lists(procs: int) -> None:
+    """TestNumGoroutine. Stricter: at a moment of rest, where both must be exact."""
+    assert mpgort.run(counted, 20, procs=procs) == [(21, 21), (1, 1)]
 
 
 # ---- how it ends -----------------------------------------------------------------------------
@@ -208,6 +269,53 @@ async def goexit_in_children() -> list[Any]:
 
 def test_goexit_in_a_child_runs_its_finally_and_gives_none(procs: int) -> None:
     assert mpgort.run(goexit_in_children, procs=procs) == [None] * 5 + [5, "done"]
+
+
+async def fails_as_it_leaves() -> None:
+    try:
+        goexit()
+    finally:
+        raise ValueError("hello")
+
+
+async def fails_and_recovers_as_it_leaves() -> None:
+    try:
+        goexit()
+    finally:
+        try:
+            raise ValueError("hello")
+        except ValueError:
+            pass
+
+
+async def leaves_as_it_fails() -> None:
+    try:
+        raise ValueError("hello")
+    finally:
+        goexit()
+
+
+async def as_it_leaves(fn: Callable[..., Any]) -> Any:
+    try:
+        return await spawn(fn)
+    except ValueError as e:
+        return e.args
+
+
+@pytest.mark.parametrize(
+    ("fn", "outcome"),
+    [
+        (fails_as_it_leaves, ("hello",)),
+        (fails_and_recovers_as_it_leaves, None),
+        (leaves_as_it_fails, None),
+    ],
+)
+def test_what_is_raised_last_counts_goexit_or_a_failure(
+    fn: Callable[..., Any], outcome: Any, procs: int
+) -> None:
+    """TestPanicAfterGoexit, TestRecoveredPanicAfterGoexit; TestGoexitInPanic, where the panic is
+    printed all the same: here goexit() is raised in its place."""
+    assert mpgort.run(as_it_leaves, fn, procs=procs) == outcome
 
 
 PROGRAMS = {
