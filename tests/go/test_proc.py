@@ -4,6 +4,8 @@ tests/unit/test_threads.py."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Programs
 
 import mpgort
 from mpgort import (
@@ -115,8 +118,8 @@ async def hog_beside_light() -> tuple[int, int]:
 
 
 def test_ping_pong_hog() -> None:
-    """TestPingPongHog: pairs that hand each other the time slice share it with the other pair. Until
-    they have had their rounds: a worker may not even have begun in the time that Go gives them."""
+    """TestPingPongHog: pairs that hand each other the time slice share it with the other pair.
+    Until they have had their rounds: in the time that Go gives them a worker may not have begun."""
     a, b = mpgort.run(hog_beside_light, procs=1)
     assert a and b and max(a, b) < 20 * min(a, b), (a, b)
 
@@ -210,6 +213,32 @@ async def counted(n: int) -> list[tuple[int, int]]:
 def test_num_goroutine_counts_what_a_dump_lists(procs: int) -> None:
     """TestNumGoroutine. Stricter: at a moment of rest, where both must be exact."""
     assert mpgort.run(counted, 20, procs=procs) == [(21, 21), (1, 1)]
+
+
+def test_spurious_wakeups_never_hang_a_sleep(program: Programs) -> None:
+    """TestSpuriousWakeupsNeverHangSemasleep: signals to whoever waits, all the time."""
+    running = program.start(
+        """
+        import mpgort
+        from mpgort import sleep, spawn
+
+        async def main():
+            print("started")
+            await spawn(sleep, 0.5)
+
+        if __name__ == "__main__":
+            mpgort.run(main, procs=2)
+        """
+    )
+    assert running.line() == "started"
+    end = time.monotonic() + LIMIT
+    while running.popen.poll() is None and time.monotonic() < end:
+        for p in [*running.workers(), *filter(None, [running.keeper()])]:
+            try:
+                os.kill(p.pid, signal.SIGINT)  # to them a handler that does nothing
+            except ProcessLookupError:
+                pass
+    assert running.wait(1.0).status == 0
 
 
 # ---- how it ends -----------------------------------------------------------------------------
