@@ -468,6 +468,32 @@ def row_submit(scale: int) -> Row:
     return row
 
 
+def submit_behind(n: int, queued: int) -> float:
+    """Seconds of one submit() while `queued` tasks wait."""
+    with mpgort.Executor(1) as ex:
+        gate = ex.submit(time.sleep, 1000)
+        for _ in range(queued):
+            ex.submit(int)
+        started = clock()
+        for _ in range(n):
+            ex.submit(int)
+        took = (clock() - started) / n
+        ex.shutdown(wait=False, cancel_futures=True)
+        assert ex._engine is not None
+        ex._engine.terminate()
+        del gate
+        return took
+
+
+def row_queued(scale: int) -> Row:
+    n, queued = 2000, 20_000 * scale
+    ours, first = medians(lambda: submit_behind(n, queued), lambda: submit_behind(n, 0))
+    assert ours is not None
+    row = Row("queued", f"`Executor.submit()` with {queued:,} tasks queued", ours)
+    row.slower("the same with none", first, most=1.5)
+    return row
+
+
 def array_to_task(ex: mpgort.Executor, megabytes: int) -> float:
     a = mpgort.shared.zeros(megabytes << 17, runtime=ex)
     ex.submit(len, a).result()
@@ -527,6 +553,7 @@ ROWS: dict[str, Callable[[int], Row]] = {
     "pool": row_pool,
     "map": row_map,
     "submit": row_submit,
+    "queued": row_queued,
     "array": row_array,
     "start": row_start,
 }

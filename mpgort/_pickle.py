@@ -424,6 +424,9 @@ _FIELDS: tuple[tuple[type[BaseException], tuple[str, ...]], ...] = (
     (UnicodeTranslateError, ("object", "start", "end", "reason")),
 )  # fmt: skip
 
+# What code of the user's may raise here without harm: but for Ctrl-C, anything.
+_FAILURES = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
+
 _Encode = Callable[[Any, bool], bytes]  # (object, whether the bytes are going to be sent)
 _Decode = Callable[[bytes], Any]
 
@@ -495,7 +498,7 @@ def _row_of(todo: list[BaseException], exc: BaseException | None) -> int | None:
 def _text(o: object) -> str:
     try:
         return str(o)
-    except Exception:
+    except _FAILURES:
         return f"a {type(o).__qualname__} that cannot be shown"
 
 
@@ -515,7 +518,7 @@ def _exc_body(exc: BaseException, encode: _Encode, decode: _Decode, notes: list[
             back = decode(encode(exc, False))
             if type(back).__qualname__ == kind.__qualname__:
                 return encode(exc, True)
-        except Exception as e:
+        except _FAILURES as e:
             notes.append(f"{name} cannot cross as it is: {_text(e)}")
     names = [n for b, names in _FIELDS if isinstance(exc, b) for n in names]
     fields = {n: v for n in names if (v := getattr(base, n).__get__(exc)) is not None}
@@ -523,11 +526,11 @@ def _exc_body(exc: BaseException, encode: _Encode, decode: _Decode, notes: list[
     args: tuple[Any, ...] = (exc.message,) if isinstance(exc, BaseExceptionGroup) else exc.args
     try:
         return encode((kind, args, fields, state), True)
-    except Exception:
+    except _FAILURES:
         pass  # then part by part
     try:
         encode(kind, False)
-    except Exception as e:
+    except _FAILURES as e:
         notes.append(f"{name} arrives as {base.__name__}: {_text(e)}")
         kind = base
     sent: list[Any] = []
@@ -535,14 +538,14 @@ def _exc_body(exc: BaseException, encode: _Encode, decode: _Decode, notes: list[
         try:
             encode(arg, False)
             sent.append(arg)
-        except Exception as e:
+        except _FAILURES as e:
             notes.append(f"{name}: args[{i}] is a repr: {_text(e)}")
             sent.append(_text(arg))
     for owner in (fields, state):
         for key, value in list(owner.items()):
             try:
                 encode(value, False)
-            except Exception as e:
+            except _FAILURES as e:
                 notes.append(f"{name}: without its {key}: {_text(e)}")
                 del owner[key]
     return encode((kind, tuple(sent), fields, state), True)
@@ -577,7 +580,7 @@ def _make(
     inner = [_make(made, rows, j, decode) for j in group]
     try:
         exc = _exc_from(decode(body), inner)
-    except Exception as e:
+    except _FAILURES as e:
         notes.append(f"it could not be made here: {_text(e)}")
         exc = _exc_like(bases, shown, inner)
     for note in notes[len(getattr(exc, "__notes__", ())) :]:
@@ -606,7 +609,7 @@ def _exc_like(bases: list[str], shown: str, inner: list[BaseException]) -> BaseE
         try:
             kind = getattr(builtins, name)
             exc = kind(shown, inner) if inner else kind(shown)
-        except Exception:
+        except _FAILURES:
             continue
         if isinstance(exc, BaseException):
             return exc

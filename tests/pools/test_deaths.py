@@ -1,8 +1,6 @@
 """A dead worker fails the task that it ran, and nothing else. What kills it is in the tests' names.
 
-Elsewhere one death breaks the pool for good (concurrent.futures; reported to apscheduler as #362,
-to temporalio/sdk-python as #245) or leaves a caller waiting for ever (multiprocessing, pebble
-#97)."""
+What users of other pools report of deaths is in test_reports.py."""
 
 from __future__ import annotations
 
@@ -82,15 +80,6 @@ def test_an_argument_that_kills_where_it_arrives() -> None:
         with pytest.raises(mpgort.MDied):
             ex.submit(double, KillsWhereItArrives()).result(timeout=30)  # type: ignore[arg-type]
         assert ex.submit(double, 4).result(timeout=30) == 8
-
-
-def test_every_worker_dies_again_and_again() -> None:
-    with mpgort.Executor(2) as ex:
-        for _ in range(5):
-            bad = [ex.submit(kill_me) for _ in range(2)]
-            good = [ex.submit(slow, i) for i in range(10)]
-            assert all(isinstance(f.exception(timeout=30), mpgort.MDied) for f in bad)
-            assert [f.result(timeout=30) for f in good] == list(range(10))
 
 
 def test_as_completed_sees_the_failure_too() -> None:

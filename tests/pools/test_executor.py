@@ -329,20 +329,6 @@ def test_result_past_its_timeout_raises_and_comes_later(
     assert f.result(timeout=30) is None
 
 
-def test_submission_does_not_slow_down_with_the_number_queued() -> None:
-    """Reported of Ray as #3188. The best of ten stretches each, for the machine may be busy."""
-    with mpgort.Executor(1) as ex:
-        gate = ex.submit(time.sleep, 0.5)
-        seconds = []
-        for _ in range(40):
-            started = time.perf_counter()
-            futures = [ex.submit(int) for _ in range(500)]
-            seconds.append(time.perf_counter() - started)
-        assert min(seconds[-10:]) < 4 * min(seconds[:10])
-        assert gate.result(timeout=30) is None
-        assert all(f.result(timeout=30) == 0 for f in futures)
-
-
 # ---- start and end -----------------------------------------------------------------------------
 
 
