@@ -28,7 +28,8 @@ from mpgort._run import cpu_count
 
 SHARE_BYTES = 65536
 
-_executors: dict[tuple[int, int | None], Executor] = {}
+# by jobs and inner threads: for which initializer with which arguments, and the executor
+_executors: dict[tuple[int, int | None], tuple[tuple[Any, ...], Executor]] = {}
 _lock = threading.Lock()
 
 
@@ -41,20 +42,31 @@ def limit_threads(n: int) -> None:
     threadpoolctl.threadpool_limits(n)
 
 
-def executor(n_jobs: int, threads: int | None) -> Executor:
-    """The Executor with so many workers, made at the first call."""
+def begin(threads: int, initializer: Callable[..., object] | None, initargs: Any) -> None:
+    """Initializer of a worker."""
+    limit_threads(threads)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def executor(n_jobs: int, threads: int | None, *begins: Any) -> Executor:
+    """The Executor with so many workers, made at the first call; another one where an initializer
+    or its arguments (begins) are other objects than at the last call."""
     with _lock:
-        found = _executors.get((n_jobs, threads))
-        if found is None or found._broken is not None or found._shut_down:
+        was, found = _executors.get((n_jobs, threads), ((), None))
+        same = len(was) == len(begins) and all(a is b for a, b in zip(was, begins, strict=True))
+        if found is not None and not same:
+            found.shutdown(wait=False)
+        if found is None or not same or found._broken is not None or found._shut_down:
             inner = threads or max(1, cpu_count() // n_jobs)
             found = Executor(
                 n_jobs,
-                initializer=limit_threads,
-                initargs=(inner,),
+                initializer=begin,
+                initargs=(inner, begins[0] if begins else None, begins[1:]),
                 blas_threads=inner,
                 name="joblib",
             )
-            _executors[n_jobs, threads] = found
+            _executors[n_jobs, threads] = begins, found
         return found
 
 
@@ -101,7 +113,11 @@ class MpgortBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         n = self.effective_n_jobs(n_jobs)
         if n == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        self._executor = executor(n, self.inner_max_num_threads)
+        # those of parallel_config (of joblib 1.5 on), and those of Parallel
+        options = {**getattr(self, "backend_kwargs", {}), **options}
+        initializer = options.get("initializer")
+        self._begins = () if initializer is None else (initializer, *options.get("initargs", ()))
+        self._executor = executor(n, self.inner_max_num_threads, *self._begins)
         self._sharer = Sharer(self._executor)
         self.parallel = parallel
         return n
@@ -138,7 +154,10 @@ class MpgortBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         if engine is not None:
             engine.terminate()
         if ensure_ready:
-            self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
+            initializer, *initargs = self._begins or (None,)
+            self.configure(
+                self.parallel.n_jobs, self.parallel, initializer=initializer, initargs=initargs
+            )
 
 
 joblib.register_parallel_backend("mpgort", MpgortBackend)

@@ -1,0 +1,73 @@
+"""joblib's own tests of backends, as installed with it, with backend "mpgort" (joblib 1.6.0).
+
+All tests of joblib.test.test_parallel that are written for any backend (37); the others are
+joblib's own affair or name one of its backends. Of each, the first parameters, with two jobs;
+MPGORT_STORM=1: all.
+
+| test                                          | not applicable, and why                          |
+| --------------------------------------------- | ------------------------------------------------ |
+| parallel_with_interactively_defined_functions | start a program that imports joblib alone; with  |
+| parallel_with_unpicklable_functions_in_args   | `import mpgort.joblib` lambdas and functions of  |
+|                                               | __main__ cross (test_joblib.py)                  |
+| auto_memmap_on_arrays_from_generator          | want memory maps in a folder; here large arrays  |
+| memmapping_leaks                              | are in shared memory (test_joblib.py)            |
+| error_capture                                 | looks into theirs for the executor               |
+
+The rest are run and pass, but for those that joblib itself skips here or expects to fail."""
+
+from __future__ import annotations
+
+import os
+import types
+from typing import Any
+
+import pytest
+
+import mpgort.joblib  # noqa: F401
+
+theirs: Any = pytest.importorskip("joblib.test.test_parallel")
+
+NOT_APPLICABLE = {
+    "test_parallel_with_interactively_defined_functions",
+    "test_parallel_with_unpicklable_functions_in_args",
+    "test_auto_memmap_on_arrays_from_generator",
+    "test_memmapping_leaks",
+    "test_error_capture",
+}
+ALL = os.environ.get("MPGORT_STORM", "0") not in ("", "0")
+
+
+def with_ours(fn: Any) -> Any:
+    """A copy of a test that has our backend only."""
+    copy = types.FunctionType(
+        fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__
+    )
+    copy.__module__ = __name__
+    copy.pytestmark = [narrowed(mark) for mark in fn.pytestmark]  # type: ignore[attr-defined]
+    return copy
+
+
+def narrowed(mark: Any) -> Any:
+    if mark.name != "parametrize":
+        return mark
+    name, values = mark.args[0], list(mark.args[1])
+    if name == "backend":
+        values = ["mpgort"]
+    elif name == "n_jobs" and not ALL:
+        values = [n for n in values if n in (2, "2")][:1] or values[:1]
+    elif not ALL:
+        values = values[:1]
+    return pytest.mark.parametrize(name, values).mark
+
+
+def takes_backend(fn: Any) -> bool:
+    marks = getattr(fn, "pytestmark", [])
+    return any(m.name == "parametrize" and m.args[0] == "backend" for m in marks)
+
+
+found = {n: f for n, f in vars(theirs).items() if n.startswith("test_") and takes_backend(f)}
+globals().update({n: with_ours(f) for n, f in found.items() if n not in NOT_APPLICABLE})
+
+
+def test_what_does_not_apply_is_there() -> None:
+    assert NOT_APPLICABLE <= set(found)
