@@ -132,6 +132,7 @@ int shm_chan_send_locked(struct shm_ctx *c, struct shm_chan *ch, const struct sh
         shm_val_publish(c, v);
         shm_tx_val(c, &shm_g(c, s->g)->value, v);
         shm_sudog_win(c, recvq(ch), s, 1);
+        shm_retry_done(c, 1, NULL, c->retry_tag);
         shm_tx_commit(c);
         return SHM_OK;
     }
@@ -144,8 +145,16 @@ int shm_chan_send_locked(struct shm_ctx *c, struct shm_chan *ch, const struct sh
     shm_val_publish(c, v);
     shm_tx_store32(c, &ch->sendx, after(ch, ch->sendx));
     shm_tx_store32(c, &ch->qcount, n + 1);
+    shm_retry_done(c, 1, NULL, c->retry_tag);
     shm_tx_commit(c);
     return SHM_OK;
+}
+
+/* In a tx. Into the caller's hands, or into the checkpoint of a goroutine with retries. */
+static void receive(struct shm_ctx *c, const struct shm_val *v)
+{
+    if (!shm_retry_done(c, 1, v, c->retry_tag))
+        shm_val_adopt(c, v);
 }
 
 int shm_chan_recv_locked(struct shm_ctx *c, struct shm_chan *ch, struct shm_val *v, shm_gref *peer)
@@ -161,7 +170,7 @@ int shm_chan_recv_locked(struct shm_ctx *c, struct shm_chan *ch, struct shm_val 
             *peer = s->g;
             *v = n ? *slot(c, ch, ch->recvx) : *theirs;
             shm_tx_begin(c);
-            shm_val_adopt(c, v);
+            receive(c, v);
             if (n) { /* full: the slot of the head becomes the tail */
                 uint32_t x = after(ch, ch->recvx);
                 shm_tx_val(c, slot(c, ch, ch->recvx), theirs);
@@ -178,7 +187,7 @@ int shm_chan_recv_locked(struct shm_ctx *c, struct shm_chan *ch, struct shm_val 
         return SHM_EAGAIN;
     *v = *slot(c, ch, ch->recvx);
     shm_tx_begin(c);
-    shm_val_adopt(c, v);
+    receive(c, v);
     shm_tx_store32(c, &ch->recvx, after(ch, ch->recvx));
     shm_tx_store32(c, &ch->qcount, n - 1);
     shm_tx_commit(c);

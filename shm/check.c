@@ -707,6 +707,25 @@ static void check_context(struct check *k, shm_off off)
     }
 }
 
+static void check_retry(struct check *k, const struct shm_join *j)
+{
+    const struct shm_retry *y = shm_at(k->c, j->retry);
+    if (!mark(k, j->retry, sizeof *y, "checkpoint"))
+        return;
+    if (y->cont_off)
+        mark(k, y->cont_off, y->cont_len, "continuation of a checkpoint");
+    mark_value(k, &y->value, "value of a checkpoint");
+    if (y->cont_off && y->waitkind)
+        mark_object(k, y->waitobj, false, "waitobj of a checkpoint");
+    if (y->waitkind && y->waitkind != SHM_OBJ_JOIN && y->waitkind != SHM_OBJ_GROUP)
+        say(k, "goroutine %llu: its checkpoint waits on something of kind %u (INV one-truth)",
+            LLU(j->goid), y->waitkind);
+    if (load_acq(&j->state) == SHM_J_PENDING && y->cont_off && j->g &&
+        shm_g(k->c, j->g)->cont_off == y->cont_off)
+        say(k, "goroutine %llu: its continuation is a checkpoint's too (INV one-truth)",
+            LLU(j->goid));
+}
+
 static void check_join(struct check *k, shm_off off)
 {
     const struct shm_join *j = shm_at(k->c, off);
@@ -718,6 +737,8 @@ static void check_join(struct check *k, shm_off off)
     if (load_acq(&j->state) != SHM_J_PENDING && n && !drained(k, off))
         say(k, "join %#llx: ended, and %llu wait", LLU(off), LLU(n));
     mark_value(k, &j->value, "result");
+    if (j->retry)
+        check_retry(k, j);
     if (j->group)
         mark_object(k, j->group, true, "group of a goroutine");
     if (j->owns)

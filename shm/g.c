@@ -255,6 +255,7 @@ int shm_gnew(struct shm_ctx *c, shm_gref *out)
     g->obj = 0;
     g->parent = 0;
     g->op = 0;
+    g->retries = 0;
     g->ran_m1 = 0;
     g->waitobj = 0;
     memset(&g->sudog, 0, sizeof g->sudog);

@@ -625,9 +625,13 @@ int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *fr
     shm_off src = from->h.off;
     uint32_t nh = nhandles(shm_blk(c, src));
     const uint64_t *h = handle_words(c, src);
-    int e = shm_val_make(c, to, shm_at(c, src), from->h.len, h, nh);
-    for (uint32_t i = 0; !e && i < nh; i++)
+    /* Before the words are written: a death in between leaves a count too high, never too low. */
+    for (uint32_t i = 0; i < nh; i++)
         shm_obj_ref(c, SHM_HANDLE_OFF(h[i]));
+    FAILPOINT("heap.copy.counted");
+    int e = shm_val_make(c, to, shm_at(c, src), from->h.len, h, nh);
+    for (uint32_t i = 0; e && i < nh; i++)
+        shm_obj_unref(c, SHM_HANDLE_OFF(h[i]));
     return e;
 }
 

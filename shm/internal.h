@@ -34,8 +34,6 @@ void shm_going(struct shm_ctx *c, shm_off obj);     /* this M is to free it */
 void shm_going_not(struct shm_ctx *c, shm_off obj); /* another will */
 /* The last act on an object that goes. */
 void shm_obj_end(struct shm_ctx *c, shm_off obj);
-/* The reference in *word is given back, and the word is 0. Not in a tx. */
-void shm_obj_unref_word(struct shm_ctx *c, shm_off *word);
 void shm_hand_reap(struct shm_ctx *c, struct shm_m *dead);
 void shm_heap_flush(struct shm_ctx *c); /* heap.c: this M's free blocks, to everybody */
 void shm_gfree_flush(struct shm_ctx *c, struct shm_m *m); /* g.c: its free slots, to everybody */
@@ -106,6 +104,7 @@ uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj
                         struct shm_waitq *q, uint8_t linked, bool first); /* in a tx */
 void shm_tx_linked(struct shm_ctx *c, struct shm_sudog *s, uint8_t linked);
 void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok);
+void shm_tx_byte(struct shm_ctx *c, void *word, unsigned i, uint8_t value);
 void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v);
 int shm_chan_send_locked(struct shm_ctx *c, struct shm_chan *ch, const struct shm_val *v,
                          shm_gref *peer); /* chan.c */
@@ -166,6 +165,23 @@ static inline void shm_val_adopt(struct shm_ctx *c, const struct shm_val *v)
 {
     if (v->tag == SHM_VAL_HEAP)
         shm_adopt(c, v->h.off);
+}
+
+/* ---- retry.c, for the primitives ------------------------------------------------------------- */
+
+/* In the tx of an operation that ends at once: the goroutine it is for has this outcome, with the
+ * commit (note: where a wait has its object). False: it is nobody's with retries. */
+bool shm_retry_done_(struct shm_ctx *c, uint8_t ok, const struct shm_val *v, uint64_t note);
+static inline bool shm_retry_done(struct shm_ctx *c, uint8_t ok, const struct shm_val *v,
+                                  uint64_t note)
+{
+    return unlikely(c->retrying) && shm_retry_done_(c, ok, v, note);
+}
+/* It becomes runnable, or gives something up with its wait. */
+static inline void shm_retry_leave(struct shm_ctx *c)
+{
+    if (unlikely(c->retrying))
+        shm_retry_leave_(c, c->retrying);
 }
 
 /* xorshift64*: the M's own random numbers (steal order). */

@@ -60,6 +60,7 @@ void shm_join_free(struct shm_ctx *c, shm_off off)
     shm_join_no_deadline(c, off);
     if (unlikely(j->waiters_first))
         shm_throw("join: %#llx goes with goroutines waiting on it", (unsigned long long)off);
+    shm_retry_drop(c, off); /* it never ran */
     shm_val_drop(c, &j->value);
     shm_obj_unref_word(c, &j->group); /* it never ran */
     shm_obj_end(c, off);

@@ -4,7 +4,8 @@
  * unlocks, and no lock is taken. SLOW says that there is more to know (who waits, the modes below):
  * then every change is made under the object's lock.
  *   INV mutex-slow   without the lock the word moves between 0 and goid | LOCKED only; SLOW is set by
- *                    CAS, under the lock, while it is locked; from then on transactions may store it
+ *                    CAS, under the lock, while it is locked (or, under retries, to lock it by
+ *                    transaction: retry.c); from then on transactions may store it
  *   INV mutex-never-0  no transaction stores 0: another's CAS would lock it, and a rollback take it
  *                    away from him. It stores SLOW, and SLOW -> 0 is a CAS of its own after the commit
  *
@@ -73,13 +74,16 @@ static int take(struct shm_ctx *c, struct shm_sema *sy, uint64_t goid)
 {
     if (unlikely(sy->state & SHM_SY_DEAD))
         return SHM_EOWNER;
-    uint64_t w = 0;
-    if (cas_acqrel(&sy->word, &w, held_by(goid))) /* pairs with the release in shm_mutex_unlock() */
+    uint64_t w = 0, at_once = c->retrying ? SHM_SY_SLOW : held_by(goid);
+    /* Pairs with the release in shm_mutex_unlock(). Under retries the CAS only keeps others off. */
+    if (cas_acqrel(&sy->word, &w, at_once) && !c->retrying)
         return SHM_OK;
     if (w & SHM_SY_LOCKED)
         return SHM_EAGAIN;
+    FAILPOINT("mutex.take");
     shm_tx_begin(c);
     shm_tx_store64(c, &sy->word, with_slow(sy, held_by(goid), sy->first != 0));
+    shm_retry_done(c, SHM_OK_VALUE, NULL, 0);
     shm_tx_commit(c);
     return SHM_OK;
 }
@@ -103,7 +107,7 @@ int shm_mutex_trylock(struct shm_ctx *c, shm_off off, uint64_t goid)
  * could run here meanwhile. */
 static bool spin(struct shm_ctx *c, struct shm_sema *sy, uint64_t goid)
 {
-    if (c->hdr->ncpu < 2 || c->hdr->nprocs < 2 || !c->p)
+    if (c->hdr->ncpu < 2 || c->hdr->nprocs < 2 || !c->p || c->retrying)
         return false;
     for (int i = 0; i < SPIN_ROUNDS && shm_runqempty(c->p); i++) {
         for (int k = 0; k < SPIN_PAUSES; k++)
@@ -232,7 +236,7 @@ int shm_mutex_unlock(struct shm_ctx *c, shm_off off)
     int e = SHM_OK;
     uint64_t w = load_rlx(&sy->word);
     FAILPOINT("mutex.unlock");
-    while (w & SHM_SY_LOCKED && !(w & SHM_SY_SLOW))
+    while (w & SHM_SY_LOCKED && !(w & SHM_SY_SLOW) && likely(!c->retrying))
         if (likely(cas_acqrel(&sy->word, &w, 0))) /* pairs with the CAS of who locks next */
             return SHM_OK;
     if (!(w & SHM_SY_LOCKED))
@@ -240,7 +244,7 @@ int shm_mutex_unlock(struct shm_ctx *c, shm_off off)
     shm_lock(c, &sy->lock);
     if (sy->state & SHM_SY_DEAD) {
         e = SHM_EOWNER;
-    } else if (!(load_rlx(&sy->word) & SHM_SY_LOCKED)) { /* slow: under the lock */
+    } else if (!shm_mutex_slow(sy)) {
         e = SHM_EAGAIN;
     } else {
         uint64_t now = starving_now(sy);
@@ -248,6 +252,7 @@ int shm_mutex_unlock(struct shm_ctx *c, shm_off off)
             peer = s->g;
         shm_tx_begin(c);
         release(c, sy, s, now);
+        shm_retry_done(c, SHM_OK_VALUE, NULL, 0);
         shm_tx_commit(c);
         FAILPOINT("mutex.unlock.released");
         calm(sy);
@@ -306,6 +311,7 @@ int shm_cond_park(struct shm_ctx *c, shm_off off, shm_gref r)
         release(c, m, s, now);
         shm_tx_store64(c, &sy->ticket, sy->ticket + 1);
         uint64_t epoch = shm_sudog_join(c, r, SHM_OBJ_SEMA, off, queue(sy), SHM_SY_WRITE, false);
+        shm_retry_leave(c); /* the mutex is given up: it waits, dead or not */
         shm_tx_commit(c);
         FAILPOINT("cond.wait.linked");
         shm_park_commit(c, r, SHM_WR_COND_WAIT, epoch);

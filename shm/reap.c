@@ -17,7 +17,7 @@
  *               thieves, whoever runs due timers
  *             4 g slots in transit go to their magazine
  *             5 the Gs that ran or lived there end: SHM_J_DIED to their joins, a panic under go; the
- *               locks they held are dead (sema.c)
+ *               locks they held are dead (sema.c). Or they come up again: retry.c
  *             6 handles and what is in its hand, free g slots, blocks not published
  *             7 the slot is free; everybody looks around once, since a wake may have gone to a corpse
  *
@@ -140,6 +140,24 @@ static void arm(struct shm_ctx *c, struct shm_m *dead)
     shm_wait_arm(c, r, epoch);
 }
 
+/* A goroutine with retries that has given something up to wait (retry.c): it waits, then. */
+static void wait_after_all(struct shm_ctx *c, struct shm_m *dead)
+{
+    shm_gref r = load_acq(&dead->curg);
+    if (!of_this_life(c, r) || shm_readgstatus(c, r) != Grunning)
+        return;
+    struct shm_g *g = shm_g(c, r);
+    uint64_t epoch = shm_wait_next(g);
+    if (SHM_ST_M1(load_acq(&g->status)) != m1_of(dead) || !shm_retry_of(c, g) ||
+        shm_retry_live(c, g) || !g->sudog.linked || g->sudog.epoch != (uint32_t)epoch)
+        return;
+    store_rlx(&dead->park_epoch, epoch);
+    store_rel(&dead->inflight[SHM_IF_PARK], r); /* as its own M would: the rest is arm()'s */
+    FAILPOINT("reap.wait.named");
+    if (unlikely(!shm_casgstatus(c, r, Grunning, Gwaiting)))
+        shm_throw("reap: goroutine slot %u was taken away", shm_gidx(r));
+}
+
 /* Whose part the undoing is: this M's, or who does it already finishes first. */
 static bool begin_locks(struct shm_ctx *c, struct shm_m *dead)
 {
@@ -159,6 +177,7 @@ void shm_reap_locks(struct shm_ctx *c, struct shm_m *dead)
     if (!begin_locks(c, dead))
         return;
     shm_tx_rollback(c, dead);
+    wait_after_all(c, dead);
     arm(c, dead);
     rearm(c, dead, SHM_IF_READY);
     for (uint32_t i = 0; i < SHM_WAKE_BATCH; i++)
@@ -520,6 +539,7 @@ static void drop_parts(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool r
 {
     struct shm_g *g = shm_g(c, r);
     struct shm_val *v = &g->value;
+    const struct shm_retry *y = shm_retry_of(c, g);
     uint32_t tag;
     /* A select's block is what the wait stands on only when it is published. */
     if (g->waitkind == SHM_WAIT_SELECT && g->waitobj && shm_blk(c, g->waitobj)->state == 2)
@@ -537,8 +557,38 @@ static void drop_parts(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool r
     if (ran && v->tag == SHM_VAL_HEAP && shm_blk(c, v->h.off)->state == 1 &&
         shm_blk(c, v->h.off)->owner_m1 == m1_of(dead))
         v->tag = SHM_VAL_NONE;
+    /* The same: what was received is the checkpoint's, and only looked at from g. */
+    if (y && v->tag == SHM_VAL_HEAP && y->value.tag == SHM_VAL_HEAP && y->value.h.off == v->h.off)
+        v->tag = SHM_VAL_NONE;
     shm_val_drop(c, v);
     shm_gcont_drop(c, g);
+}
+
+/* r, which take() has given to this M, goes on where its last await ended. False: it cannot. */
+static bool run_again(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool ran)
+{
+    struct shm_g *g = shm_g(c, r);
+    const struct shm_retry *y = shm_retry_of(c, g);
+    const struct shm_join *j = y ? shm_at(c, g->obj) : NULL;
+    if (y == NULL || load_acq(&j->state) != SHM_J_PENDING || load_acq(&j->kill)) /* as end_g() */
+        return false;
+    if (shm_retry_live(c, g)) {
+        if (y->left == 0)
+            return false;
+        drop_parts(c, dead, r, ran);
+        g->flags &= (uint8_t)~SHM_GF_OUTSIDE;
+        shm_retry_give(c, r, true);
+    } else if (g->cont_off == 0) {
+        return false;
+    }
+    store_rel(&c->m->inflight[SHM_IF_READY], r); /* INV nothing-in-hand */
+    if (unlikely(!shm_casgstatus(c, r, Grunning, Grunnable)))
+        shm_throw("reap: goroutine slot %u was taken away", shm_gidx(r));
+    FAILPOINT("reap.again.runnable");
+    g->home_m1 = 0; /* not before: a next reaper finds it by this or by the name */
+    g->home_why = SHM_HOME_NONE;
+    shm_requeue(c, r);
+    return true;
 }
 
 static void end_g(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool ran)
@@ -553,6 +603,7 @@ static void end_g(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool ran)
         shm_off obj = g->obj;
         shm_join_finish(c, obj, SHM_J_DIED, &v);
         FAILPOINT("reap.g.joined");
+        shm_retry_drop(c, obj);
         g->obj = 0;
         shm_obj_unref(c, obj);
     }
@@ -579,7 +630,7 @@ static void end_gs(struct shm_ctx *c, struct shm_m *dead)
         bool ran = st == Grunning && SHM_ST_M1(w) == m1_of(dead), home = g->home_m1 == m1_of(dead);
         if (st == Gdead || st == Gidle || !(home || (ran && runs)))
             continue;
-        if (take(c, dead, r))
+        if (take(c, dead, r) && !run_again(c, dead, r, ran))
             end_g(c, dead, r, ran);
     }
     FAILPOINT("reap.gs.ended");

@@ -552,7 +552,7 @@ static const struct shm_field layout[] = {
     F(g, obj, U8),
     F(g, parent, U4),
     F(g, op, U1),
-    PAD(g, pad0_),
+    F(g, retries, U1),
     F(g, ran_m1, U2),
     F(g, waitobj, U8),
     F(g, sudog.next, U8),

@@ -157,13 +157,16 @@ static int pass1(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, ui
     for (uint32_t i = 0; i < n; i++) {
         const struct shm_case *k = &cases[order[i]];
         struct shm_chan *ch = chan_at(c, k->ch);
+        c->retry_tag = k->tag;
         int e = k->dir == SHM_DIR_SEND ? shm_chan_send_locked(c, ch, &k->v, peer)
                                        : shm_chan_recv_locked(c, ch, v, peer);
         if (e != SHM_EAGAIN) {
             *which = order[i];
+            c->retry_tag = 0;
             return e;
         }
     }
+    c->retry_tag = 0;
     return SHM_EAGAIN;
 }
 
@@ -310,9 +313,9 @@ int shm_select_done(struct shm_ctx *c, shm_gref r, uint32_t *tag)
     FAILPOINT("select.dropped");
     shm_tx_begin(c); /* nothing of the wait is left in the segment; this M has it, to free */
     shm_adopt(c, off);
-    shm_tx_store64(c, &g->waitobj, 0);
+    shm_tx_store64(c, &g->waitobj, *tag);
+    shm_tx_byte(c, &g->home_m1, 3, 0); /* waitkind: done again from the start, or not at all */
     shm_tx_commit(c);
-    g->waitkind = 0;
     for (uint32_t i = 0; i < b->n; i++)
         shm_obj_unref(c, b->cs[i].ch);
     shm_free(c, off);

@@ -339,8 +339,11 @@ static int try_locked(struct shm_ctx *c, struct shm_sema *sy, int how, uint64_t 
         return SHM_EOWNER;
     if (!may_go(sy, how, want))
         return SHM_EAGAIN;
+    /* As the binding says it: of a Once, that it is the caller who is to run the function. */
+    bool mine = sy->what == SHM_SY_ONCE && !(sy->state & SHM_SY_DONE);
     shm_tx_begin(c);
     grant(c, sy, how, want, goid);
+    shm_retry_done(c, SHM_OK_VALUE, NULL, mine);
     shm_tx_commit(c);
     return SHM_OK;
 }
@@ -428,6 +431,7 @@ int shm_rwmutex_unlock(struct shm_ctx *c, shm_off off, int how, uint64_t goid)
                 shm_tx_store64(c, &w[0], w[0] - 1);
             shm_tx_store64(c, &sy->n, sy->n - 1);
         }
+        shm_retry_done(c, SHM_OK_VALUE, NULL, 0);
         shm_tx_commit(c);
         shm_sema_settle(c, sy);
     }
@@ -484,6 +488,7 @@ int shm_semaphore_release(struct shm_ctx *c, shm_off off, uint64_t n)
     if (n <= sy->n - free) {
         shm_tx_begin(c);
         shm_tx_store64(c, &sy->word, free + n);
+        shm_retry_done(c, SHM_OK_VALUE, NULL, 0);
         shm_tx_commit(c);
         shm_sema_settle(c, sy);
         e = SHM_OK;

@@ -190,19 +190,19 @@ struct shm_g {
     uint64_t goid;    /* never reused; main is 1 */
     shm_off cont_off; /* continuation, or the call when not yet started; 0: live at home */
     uint32_t cont_len;
-    uint16_t reason;      /* wait reason, of the wait that `wait` counts */
-    uint8_t flags;        /* SHM_GF_* */
-    uint8_t ok;           /* how the wait ended: SHM_OK_* */
-    struct shm_val value; /* to send while parked in send; what was received when readied */
-    shm_gref schedlink;   /* next in the global queue, in a home queue or in the free list */
-    uint16_t home_m1;     /* M slot + 1 of the M that has it live, 0: light */
-    uint8_t home_why;     /* SHM_HOME_* */
-    uint8_t waitkind;     /* what waitobj is: SHM_OBJ_*, SHM_WAIT_*, 0 none (gopark, mcall) */
-    uint32_t since_ms;    /* when the wait began, ms since hdr->start_ns */
-    shm_off obj;          /* its join object (handle), 0 under go; shm_join_give() */
-    uint32_t parent;      /* goid of the creator (low 32 bits) */
-    uint8_t op;           /* the binding's: which operation it is parked in */
-    uint8_t pad0_;
+    uint16_t reason;        /* wait reason, of the wait that `wait` counts */
+    uint8_t flags;          /* SHM_GF_* */
+    uint8_t ok;             /* how the wait ended: SHM_OK_* */
+    struct shm_val value;   /* to send while parked in send; what was received when readied */
+    shm_gref schedlink;     /* next in the global queue, in a home queue or in the free list */
+    uint16_t home_m1;       /* M slot + 1 of the M that has it live, 0: light */
+    uint8_t home_why;       /* SHM_HOME_* */
+    uint8_t waitkind;       /* what waitobj is: SHM_OBJ_*, SHM_WAIT_*, 0 none (gopark, mcall) */
+    uint32_t since_ms;      /* when the wait began, ms since hdr->start_ns */
+    shm_off obj;            /* its join object (handle), 0 under go; shm_join_give() */
+    uint32_t parent;        /* goid of the creator (low 32 bits) */
+    uint8_t op;             /* the binding's: which operation it is parked in */
+    uint8_t retries;        /* 1: run again when its M dies (retry.c) */
     uint16_t ran_m1;        /* M slot + 1 of the M that ran it last, 0: not started */
     shm_off waitobj;        /* the object whose queue `sudog` is in, so that a canceller finds it */
     struct shm_sudog sudog; /* for the waits on one object */
@@ -217,6 +217,22 @@ static inline void shm_g_site_set(struct shm_g *g, uint32_t site)
     g->sudog.which = site <= UINT16_MAX ? (uint16_t)site : 0;
 }
 static_assert(sizeof(struct shm_g) == 128, "two cache lines; 256 bytes a parked G in all");
+
+/* ---- retry.c --------------------------------------------------------------------------------- */
+
+/* The last await of a goroutine with retries, and how it ended: where it is run again from. By the M
+ * that runs it, by tx. */
+struct shm_retry {
+    uint32_t left; /* re-runs */
+    uint32_t pad_;
+    _Atomic uint64_t epoch; /* of g's wait when it was taken: another now, and g says where it is */
+    shm_off cont_off;       /* 0: none yet */
+    uint32_t cont_len;
+    uint8_t flags, op, ok, waitkind; /* as in g, as all below */
+    shm_off waitobj;
+    struct shm_val value;
+};
+static_assert(sizeof(struct shm_retry) == 56, "a line with its header");
 
 /* ---- p --------------------------------------------------------------------------------------- */
 
@@ -481,6 +497,9 @@ struct shm_ctx {
     bool moved;           /* the G that was executed last ran on another M before, or nowhere */
     uint64_t shake;       /* state of the shaker's generator, 0: off; shake.c */
     uint32_t shake_mood, shake_left;
+    shm_gref retrying;          /* whose operation is carried out under retries (retry.c), 0 none */
+    uint32_t retry_tag;         /* of the case of a select that is looked at, else 0 */
+    struct shm_retry retry_old; /* the checkpoint that was left, to be freed */
     uint64_t mapped;
 };
 
@@ -637,7 +656,9 @@ bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const s
 #define SHM_HANDLE_OFF(h) ((h) & 0xffffffffffffffULL)
 void shm_obj_ref(struct shm_ctx *c, shm_off obj);
 void shm_obj_unref(struct shm_ctx *c, shm_off obj); /* the last one frees the object, by kind */
-bool shm_obj_drop(struct shm_ctx *c, shm_off obj);  /* true: it was the last, the caller frees */
+/* The reference in *word is given back, and the word is 0. Not in a tx. */
+void shm_obj_unref_word(struct shm_ctx *c, shm_off *word);
+bool shm_obj_drop(struct shm_ctx *c, shm_off obj); /* true: it was the last, the caller frees */
 /* This M's Python holds a handle on obj (takes over one reference); the slot gives it back. */
 SHM_MUSTUSE int shm_handle_hold(struct shm_ctx *c, shm_off obj, uint32_t *slot);
 void shm_handle_release(struct shm_ctx *c, uint32_t holder_m1, uint32_t slot);
@@ -1011,6 +1032,7 @@ struct shm_join {
     _Atomic uint32_t kill; /* SHM_K_*: moved from none once (kill.c) */
     uint32_t pad0_;
     struct shm_tnode deadline;
+    shm_off retry; /* struct shm_retry, 0: it ends with its M; by the owner of g, by tx */
 };
 enum { SHM_K_NONE = 0, SHM_K_KILL = 1, SHM_K_TIMEOUT = 2 };
 SHM_MUSTUSE int shm_join_new(struct shm_ctx *c,
@@ -1026,6 +1048,26 @@ bool shm_join_cancel(struct shm_ctx *c, shm_off j);
 /* One cancel less was asked for; what is due and nobody else asked for is due no more. Its own
  * goroutine only. Returns how many are left. */
 uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off j);
+
+/* ---- retry.c --------------------------------------------------------------------------------- */
+
+/* All but new and drop: by the M that runs the goroutine r, which has g->retries. */
+SHM_MUSTUSE int shm_retry_new(struct shm_ctx *c, shm_off join, uint32_t n);
+struct shm_retry *shm_retry_of(const struct shm_ctx *c, const struct shm_g *g); /* NULL: none */
+bool shm_retry_live(const struct shm_ctx *c, const struct shm_g *g); /* it is what is believed */
+/* What g says (continuation, op, ok, value, wait) is the checkpoint from here on. */
+void shm_retry_take(struct shm_ctx *c, shm_gref r);
+/* A cancel that is due is the outcome of the await that g has the continuation of. */
+void shm_retry_cancelled(struct shm_ctx *c, shm_gref r);
+/* Fills g for resume() from the checkpoint, with a value and a reference of its own. */
+SHM_MUSTUSE int shm_retry_view(struct shm_ctx *c, shm_gref r);
+/* Before r becomes runnable without a wait: g says where it is. */
+void shm_retry_leave_(struct shm_ctx *c, shm_gref r);
+void shm_retry_stay(struct shm_ctx *c,
+                    shm_gref r); /* it ran on live: the checkpoint is as it was */
+void shm_retry_give(struct shm_ctx *c, shm_gref r, bool died); /* to g; died: one re-run less */
+void shm_retry_settle(struct shm_ctx *c); /* frees what an operation's checkpoint has replaced */
+void shm_retry_drop(struct shm_ctx *c, shm_off join); /* it has ended */
 
 /* ---- kill.c ---------------------------------------------------------------------------------- */
 

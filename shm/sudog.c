@@ -58,7 +58,7 @@ static_assert(
 
 /* ---- logged stores of parts of words --------------------------------------------------------- */
 
-static void tx_byte(struct shm_ctx *c, void *word, unsigned i, uint8_t value)
+void shm_tx_byte(struct shm_ctx *c, void *word, unsigned i, uint8_t value)
 {
     uint32_t w;
     memcpy(&w, word, sizeof w);
@@ -68,12 +68,12 @@ static void tx_byte(struct shm_ctx *c, void *word, unsigned i, uint8_t value)
 
 void shm_tx_linked(struct shm_ctx *c, struct shm_sudog *s, uint8_t linked)
 {
-    tx_byte(c, (uint8_t *)s + offsetof(struct shm_sudog, linked), 0, linked);
+    shm_tx_byte(c, (uint8_t *)s + offsetof(struct shm_sudog, linked), 0, linked);
 }
 
 void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok)
 {
-    tx_byte(c, (uint8_t *)g + offsetof(struct shm_g, reason), 3, ok);
+    shm_tx_byte(c, (uint8_t *)g + offsetof(struct shm_g, reason), 3, ok);
 }
 
 void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v)

@@ -201,6 +201,7 @@ int shm_sleep_park(struct shm_ctx *c, shm_gref r, uint64_t when_ns)
     }
     /* Due already: the others have their turn, as in Gosched. (A thread that is no M has no turn.) */
     if (when_ns <= shm_now_ns() && !(g->flags & SHM_GF_OUTSIDE)) {
+        shm_retry_leave(c);
         shm_gosched(c, r);
         return SHM_PARKED;
     }

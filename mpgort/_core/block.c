@@ -268,6 +268,8 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         shm_val_drop(c, &g->value);
         g->value.tag = SHM_VAL_NONE;
     }
+    if (own) /* before home_m1: where it is run again from is what it was */
+        shm_retry_stay(c, gr);
     g->flags = flags;
     g->op = op;
     g->home_m1 = home_m1;

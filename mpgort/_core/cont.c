@@ -18,6 +18,10 @@
  * words are the same and the size class is, or ends, waits otherwise or is kept at home. Nothing is
  * counted, allocated or freed then, which was a fifth of a switch.
  *
+ * WITH RETRIES a goroutine is stored at every await, in MPGORT_MIGRATE=never too: one that cannot be is
+ * told so (SerializationError). Only while a thread of its process works for it is it at home, live,
+ * beside the checkpoint of its last await (shm/retry.c).
+ *
  * AT HOME. main (its frame is the caller's), pinned (cannot be encoded: home->reason says which local
  * and why), heavy (over the budget). The live coroutine stays in `homes`, g->home_m1 names this M, and
  * ready() queues it here. A pinned or heavy one is tried again after 1, 2, 4 ... 128 parks, so a G moves
@@ -262,16 +266,17 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
     struct shm_g *g = core_g(s, gr);
     struct shm_hdr *hdr = s->c->hdr;
     struct core_home *h = s->curhome;
-    bool whole = hdr->migrate == 1 || (g->flags & SHM_GF_DURABLE);
+    bool retry = g->retries;
+    bool whole = hdr->migrate == 1 || retry || (g->flags & SHM_GF_DURABLE);
     if (g->flags & SHM_GF_MAIN)
         return core_keep(s, gr, root, pk, SHM_HOME_MAIN, NULL);
     if (h != NULL && h->locks > 0)
         return core_keep(s, gr, root, pk, SHM_HOME_LOCKED, NULL);
-    if (hdr->migrate == 2)
+    if (hdr->migrate == 2 && !retry)
         return core_keep(s, gr, root, pk, SHM_HOME_PINNED, h ? NULL : "MPGORT_MIGRATE=never");
     if (core_park_ops[pk->kind].home)
         return core_keep(s, gr, root, pk, SHM_HOME_PINNED, "it waits for a thread of this process");
-    if (h != NULL && h->skip > 0) {
+    if (h != NULL && h->skip > 0 && !retry) {
         h->skip--;
         return core_keep(s, gr, root, pk, h->why, NULL);
     }
@@ -299,6 +304,14 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
         shm_cont_drop(s->c, kept, 0);
     if (r == ENC_ERROR)
         return -1;
+    if (retry) {
+        PyErr_Format(core_err.SerializationError,
+                     "goroutine %llu cannot wait here: it has retries, and what it holds cannot be "
+                     "stored for a re-run: %s. Let go of that before the await, or spawn it "
+                     "without retries",
+                     (unsigned long long)g->goid, s->enc.reason);
+        return -1;
+    }
     r = core_keep(s, gr, root, pk, r == ENC_HEAVY ? SHM_HOME_HEAVY : SHM_HOME_PINNED,
                   s->enc.reason);
     if (r == CORE_AT_HOME) {

@@ -58,7 +58,8 @@ static int join_try(CorePark *pk, PyObject **result)
     struct core_proc *s = core_try_begin(h->prog);
     if (s == NULL)
         return -1;
-    if (load_acq(&join_of(h)->state) == SHM_J_PENDING) /* pairs as in join_exception() */
+    if (load_acq(&join_of(h)->state) == SHM_J_PENDING || /* pairs as in join_exception() */
+        core_retried(s))
         return 0;
     if (core_preempt_due(s)) { /* as core_try_done(): the result is found by the wait's object */
         struct shm_g *g = core_g(s, s->curg);
@@ -316,13 +317,27 @@ PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw,
     return core_handle_wrap(prog, HANDLE_GOROUTINE, off);
 }
 
+/* How often, from an int of 0 or more; -1: exception. */
+static int64_t retries_of(PyObject *o)
+{
+    long long n = PyLong_Check(o) ? PyLong_AsLongLong(o) : -1;
+    if (n >= 0)
+        return n < INT32_MAX ? n : INT32_MAX;
+    if (!PyLong_Check(o) || !PyErr_Occurred())
+        PyErr_Format(PyLong_Check(o) ? PyExc_ValueError : PyExc_TypeError,
+                     "spawn(retries=%R): give a number of 0 or more; for a function that takes "
+                     "retries itself, use functools.partial",
+                     o);
+    return -1;
+}
+
 PyObject *core_spawn_options(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw,
                              shm_off group, shm_off doneq, bool go)
 {
     if (!core_callable(fn, go ? "go" : "spawn"))
         return NULL;
     uint8_t flags = core_inherited(prog) | (go ? SHM_GF_GO : 0);
-    int64_t timeout_ns = -1;
+    int64_t timeout_ns = -1, retries = 0;
     if (!go && kw != NULL && PyDict_GET_SIZE(kw) > 0) { /* a dict of this call's own */
         PyObject *durable = PyDict_GetItemString(kw, "durable");
         if (durable != NULL) {
@@ -337,12 +352,9 @@ PyObject *core_spawn_options(CoreProg *prog, PyObject *fn, PyObject *args, PyObj
         if (timeout != NULL && ((timeout_ns = core_timeout_ns(timeout)) == -2 ||
                                 PyDict_DelItemString(kw, "timeout") < 0))
             return NULL;
-        if (PyDict_GetItemString(kw, "retries") != NULL) {
-            PyErr_SetString(PyExc_NotImplementedError,
-                            "spawn(retries=...) is not there yet; for a function that takes "
-                            "retries itself, use functools.partial");
+        PyObject *n = PyDict_GetItemString(kw, "retries");
+        if (n != NULL && ((retries = retries_of(n)) < 0 || PyDict_DelItemString(kw, "retries") < 0))
             return NULL;
-        }
     }
     struct shm_ctx *c = core_ctx(prog);
     shm_off off;
@@ -361,8 +373,11 @@ PyObject *core_spawn_options(CoreProg *prog, PyObject *fn, PyObject *args, PyObj
         shm_doneq_attach(c, doneq, off);
     /* The handle first: its reference stands in this M's table if the M dies after the start. */
     PyObject *h = core_handle_wrap(prog, HANDLE_GOROUTINE, off);
-    if (h != NULL && timeout_ns >= 0 &&
-        (r = shm_join_deadline(c, off, shm_now_ns() + (uint64_t)timeout_ns)) < 0)
+    if (h != NULL && retries > 0)
+        r = shm_retry_new(c, off, (uint32_t)retries);
+    if (h != NULL && r == SHM_OK && timeout_ns >= 0)
+        r = shm_join_deadline(c, off, shm_now_ns() + (uint64_t)timeout_ns);
+    if (r < 0)
         core_shm_error(prog, r);
     if (h == NULL || r < 0 || core_newproc(prog, fn, args, kw, off, flags) < 0) {
         if (doneq != 0)
@@ -611,10 +626,14 @@ static PyMethodDef functions[] = {
     {"spawn", (PyCFunction)(void (*)(void))mod_spawn, METH_FASTCALL | METH_KEYWORDS,
      "spawn($module, fn, /, *args, **kwargs)\n--\n\nAs go, but returns a handle to await, which "
      "gets the "
-     "value or exception.\n\ndurable=True: never heavy, its continuation is in shared memory at "
-     "every "
-     "park.\npriority=\"batch\": runs when nothing else is to; \"normal\"; by default its "
-     "creator's."},
+     "value or exception.\n\ntimeout=s: killed s seconds from now (TimeoutError). durable=True: "
+     "never heavy, its\ncontinuation is in shared memory at every park. retries=n: when its "
+     "worker dies it is run\nagain from its last await, or its start, n times at most: what was "
+     "awaited is neither repeated\nnor lost; plain calls since then may be repeated. What cannot "
+     "be stored is a SerializationError\nat the await. priority=\"batch\": runs when nothing else "
+     "is "
+     "to; \"normal\"; by default its creator's.\nThese keywords are spawn's own: use "
+     "functools.partial for a function's."},
     {"go_in", mod_go_in, METH_VARARGS, NULL},
     {"spawn_in", mod_spawn_in, METH_VARARGS, NULL},
     {"set_await_outside", mod_set_await_outside, METH_O,

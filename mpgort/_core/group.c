@@ -86,12 +86,37 @@ static int enter_try(CorePark *pk, PyObject **result)
     shm_off parent = s ? core_self_join(s) : 0;
     if (parent == 0)
         return -1;
+    if (core_retried(s))
+        return 0;
     if (shm_group_enter(s->c, h->off, parent) != SHM_OK) {
         PyErr_SetString(PyExc_RuntimeError, "this Group has been entered already");
         return -1;
     }
     *result = Py_NewRef(pk->a);
     return 1;
+}
+
+/* Of a goroutine with retries: it never waits. Run again, it has entered already. */
+static int enter_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
+{
+    CoreHandle *h = (CoreHandle *)pk->a;
+    struct shm_g *g = shm_g(c, gr);
+    if (shm_group_enter(c, h->off, g->obj) != SHM_OK && group_of(h)->parent != g->obj) {
+        PyErr_SetString(PyExc_RuntimeError, "this Group has been entered already");
+        return CORE_EXC;
+    }
+    shm_obj_ref(c, h->off);
+    g->ok = 1;
+    g->value.tag = SHM_VAL_NONE;
+    g->waitobj = h->off;
+    store_rel((_Atomic uint8_t *)&g->waitkind, SHM_OBJ_GROUP); /* after it, for a reaper */
+    return SHM_OK;
+}
+
+static PyObject *enter_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
+{
+    shm_obj_ref(c, g->waitobj);
+    return core_handle_wrap(prog, HANDLE_GROUP, g->waitobj);
 }
 
 static PyObject *group_aexit(PyObject *h, PyObject *args)
@@ -140,9 +165,11 @@ static PyObject *group_wait(CoreHandle *h, PyObject *_)
 static int wait_try(CorePark *pk, PyObject **result)
 {
     CoreHandle *h = (CoreHandle *)pk->a;
-    if (parent_of(h) == NULL)
+    struct core_proc *s = parent_of(h);
+    if (s == NULL)
         return -1;
-    if (load_acq(&group_of(h)->pending)) /* pairs with the commit of the last end */
+    if (load_acq(&group_of(h)->pending) ||
+        core_retried(s)) /* pairs with the commit of the last end */
         return 0;
     *result = Py_NewRef(Py_None);
     return 1;
@@ -237,6 +264,7 @@ int core_group_init(PyObject *mod)
         PyModule_AddObjectRef(mod, "Group", (PyObject *)&Group_Type) < 0)
         return -1;
     core_park_tries[PK_GROUP_ENTER] = enter_try;
+    core_park_ops[PK_GROUP_ENTER] = (struct core_park_op){enter_park, enter_resume, NULL};
     core_park_ops[PK_GROUP] = (struct core_park_op){wait_park, wait_resume, NULL};
     core_park_tries[PK_GROUP] = wait_try;
     return core_handle_kind(&Group_Type, HANDLE_GROUP);

@@ -28,6 +28,10 @@
  * chan().recv()`): the request's handle dies with the local copy, so a park on a counted object takes
  * a reference for g->waitobj and the resume gives it back.
  *
+ * WITH RETRIES (shm/retry.c) step 2 keeps what it reads as the checkpoint, and step 3 works on a copy; step
+ * 4 yields at every await, and step 5 carries the operation out in one transaction with the next
+ * checkpoint: park_retry().
+ *
  * A goroutine that must stay here is kept by cont.c; when SHM_ATTN_OFFLOAD asks for one, a heavy one that
  * comes up is encoded whole and given to the global queue. */
 #include "proc.h"
@@ -188,6 +192,7 @@ int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, sh
         struct shm_join *j = shm_at(c, join);
         j->g = gr;
         j->goid = shm_g(c, gr)->goid;
+        shm_g(c, gr)->retries = j->retry != 0;
         shm_join_give(c, shm_g(c, gr), join);
         /* After g is known: who cancels a group's children finds it. */
         if (j->group != 0 && (r = shm_group_add(c, j->group, join)) < 0) {
@@ -312,8 +317,8 @@ static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
             }
         }
         shm_join_finish(s->c, g->obj, state, &val);
-        shm_obj_unref(s->c, g->obj);
-        g->obj = 0;
+        shm_retry_drop(s->c, g->obj);
+        shm_obj_unref_word(s->c, &g->obj);
     }
     Py_XDECREF(value);
     Py_XDECREF(exc);
@@ -351,8 +356,8 @@ static void killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *p
     core_wait_end(c, g);
     shm_sema_reap(c, g->goid);                       /* what it had locked nobody would unlock */
     shm_join_finish(c, g->obj, SHM_J_KILLED, &none); /* mostly done already */
-    shm_obj_unref(c, g->obj);
-    g->obj = 0;
+    shm_retry_drop(c, g->obj);
+    shm_obj_unref_word(c, &g->obj);
     if (h != NULL) {
         core_thread_end(s, h);
         core_home_drop(s, h);
@@ -446,6 +451,45 @@ void core_park_drop(struct shm_ctx *c, CorePark *pk)
 
 enum { GONE = 0, GO_ON = 1 };
 
+/* The operation of a goroutine with retries, its continuation stored: SHM_OK: its outcome is the
+ * checkpoint. Else as park(). */
+static int park_retry(struct core_proc *s, shm_gref gr, CorePark *pk, struct shm_join *j)
+{
+    struct shm_ctx *c = s->c;
+    struct shm_g *g = core_g(s, gr);
+    unsigned op = (unsigned)pk->kind;
+    bool users = op == PK_GOPARK || op == PK_MCALL; /* what runs there has awaits of nobody */
+    int r = SHM_OK;
+    if (load_acq(&j->cancel) == 1) { /* as cancel_due(), but taken with the checkpoint */
+        shm_retry_cancelled(c, gr);
+        core_park_drop(c, pk);
+        return SHM_OK;
+    }
+    if (op == PK_GOSCHED || op == PK_MCALL) /* runnable without a wait */
+        shm_retry_leave_(c, gr);
+    if (op == PK_GOSCHED) {
+        g->ok = 1;
+        shm_gosched(c, gr);
+        return SHM_PARKED;
+    }
+    c->retrying = users ? 0 : gr;
+    r = core_park_ops[op].park(c, pk, gr);
+    bool done = !users && c->retrying == 0;
+    c->retrying = 0;
+    if (r != SHM_OK)
+        return r;
+    if (done)
+        shm_retry_settle(c);
+    else
+        shm_retry_take(c, gr);
+    if (!core_preempt_due(s))
+        return SHM_OK;
+    own_add(&c->m->st.preempted, 1); /* owner only */
+    shm_retry_give(c, gr, false);
+    shm_gosched(c, gr);
+    return SHM_PARKED;
+}
+
 /* Step 5. `pk` (owned) came out of `root` (owned). GONE: the goroutine is parked, both are dropped or
  * kept at home. GO_ON: it goes on live; *value or *exc (owned) is for the await. */
 static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, PyObject **value,
@@ -466,7 +510,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
         *exc = core_take_exc();
         return GO_ON;
     }
-    bool inhand = s->inhand;
+    bool inhand = s->inhand, retry = g->retries;
     s->inhand = false;
     struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
     if (j != NULL && load_acq(&j->kill)) { /* pairs with shm_join_kill() */
@@ -475,7 +519,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
         killed(s, gr, root, (PyObject *)pk);
         return GONE;
     }
-    if (j != NULL && !inhand && cancel_due(j)) {
+    if (j != NULL && !inhand && (!retry || core_park_ops[op].home) && cancel_due(j)) {
         PyErr_SetNone(core_err.Cancelled);
         *exc = core_take_exc();
         core_park_drop(c, pk);
@@ -500,7 +544,9 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     int r = SHM_PARKED;
     s->curg = 0;
     struct core_home *home = s->curhome;
-    if (inhand || op == PK_GOSCHED) {
+    if (retry && how == CORE_LIGHT) {
+        r = park_retry(s, gr, pk, j);
+    } else if (inhand || op == PK_GOSCHED) {
         if (inhand && g->value.tag == SHM_VAL_HEAP)
             shm_publish(c, g->value.h.off); /* no more this M's own: g goes to anybody */
         if (inhand)
@@ -528,7 +574,12 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     }
     s->curg = gr;
     s->curhome = home;
-    core_unstore(s, gr, how);
+    if (retry && how == CORE_LIGHT && r == SHM_OK)
+        r = shm_retry_view(c, gr);
+    else
+        core_unstore(s, gr, how);
+    if (r < 0 && retry)
+        shm_retry_stay(c, gr);
     if (r == SHM_OK) {
         *value = resume_value(s, g, op);
     } else if (r != CORE_EXC) {
@@ -591,19 +642,22 @@ static int drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult 
 
 /* Enters the goroutine's own context, if its continuation has one; *chain: how many bytes of it are
  * the await chain or call. */
-static int open_cont(struct core_proc *s, const struct shm_g *g, const uint8_t *p, size_t *chain,
+static int open_cont(struct core_proc *s, const struct shm_g *g, const uint8_t **p, size_t *chain,
                      struct core_words *W)
 {
     size_t ctx;
     uint32_t n;
-    const uint64_t *h = shm_bytes_handles(s->c, g->cont_off, &n);
+    const struct shm_retry *y = shm_retry_of(s->c, g);
+    shm_off off = y ? y->cont_off : g->cont_off;
+    const uint64_t *h = shm_bytes_handles(s->c, off, &n);
+    *p = shm_at(s->c, off);
     if (core_words_open(W, h, n) < 0)
         return -1;
-    if (!core_cont_split(g, p, g->cont_len, chain, &ctx)) {
+    if (!core_cont_split(g, *p, y ? y->cont_len : g->cont_len, chain, &ctx)) {
         PyErr_SetString(core_err.BadContinuation, "the lengths in a continuation do not fit");
         return -1;
     }
-    return ctx == 0 ? 0 : core_context_enter(s, p + *chain, ctx, W);
+    return ctx == 0 ? 0 : core_context_enter(s, *p + *chain, ctx, W);
 }
 
 /* A goroutine's first turn. GONE: it waits at its group's limit, or was cancelled or stopped before it
@@ -644,18 +698,19 @@ static int admit(struct core_proc *s, shm_gref gr, int *r)
 static int start(struct core_proc *s, shm_gref gr)
 {
     struct shm_g *g = core_g(s, gr);
-    const uint8_t *p = shm_at(s->c, g->cont_off);
+    const uint8_t *p;
     size_t chain;
     PyObject *call = NULL, *v = NULL;
     struct core_words W;
     uint32_t none = 0;
-    if (g->obj != 0 && !cas_acqrel(&((struct shm_join *)shm_at(s->c, g->obj))->begun, &none, 1)) {
+    if (g->obj != 0 && !cas_acqrel(&((struct shm_join *)shm_at(s->c, g->obj))->begun, &none, 1) &&
+        !(none == 1 && g->retries)) { /* 1: run again from its start */
         /* Withdrawn (goroutine.c), which is the same CAS. */
         shm_gcont_drop(s->c, g);
         PyErr_SetNone(core_err.Cancelled);
         return finish(s, gr, NULL);
     }
-    if (open_cont(s, g, p, &chain, &W) == 0)
+    if (open_cont(s, g, &p, &chain, &W) == 0)
         call = core_value_decode(p, chain, &W);
     core_words_close(&W);
     shm_gcont_drop(s->c, g);
@@ -697,7 +752,10 @@ static bool waits_on(struct core_proc *s, shm_gref gr, struct shm_g *g)
         core_warm_stale(s, gr);
     s->curg = 0;
     s->curhome = NULL;
-    if (core_park_ops[g->op].again(c, gr) != SHM_PARKED) {
+    c->retrying = g->retries ? gr : 0;
+    int r = core_park_ops[g->op].again(c, gr);
+    c->retrying = 0;
+    if (r != SHM_PARKED) {
         s->curg = gr;
         s->curhome = home;
         return false;
@@ -743,7 +801,10 @@ int core_run_g(struct core_proc *s, shm_gref gr)
     if (g->op < CORE_PARK_KINDS && core_park_ops[g->op].again != NULL && waits_on(s, gr, g))
         return 0;
     unsigned op = g->op;
+    bool retry = g->retries;
     if (h != NULL && h->root != NULL) {
+        if (retry)
+            shm_retry_stay(c, gr);
         core_home_note_free(s, g);
         root = h->root;
         park = (PyObject *)h->park;
@@ -776,29 +837,36 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         if (warm.ctx != NULL && core_context_switch(s, warm.ctx) < 0)
             PyErr_Clear();
         Py_XDECREF(warm.ctx);
+        if (retry)
+            shm_retry_take(c, gr);
         core_cont_take(s, g);
     } else if (g->cont_off == 0) {
         PyErr_Format(core_err.BadContinuation, "goroutine %llu has no continuation here",
                      (unsigned long long)g->goid);
         return finish(s, gr, NULL);
     } else {
-        const uint8_t *p = shm_at(c, g->cont_off);
+        const uint8_t *p;
         size_t chain;
         int r;
         if (!(g->flags & SHM_GF_STARTED) && admit(s, gr, &r) == GONE)
             return r;
+        if (retry)
+            shm_retry_take(c, gr);
         if (!(g->flags & SHM_GF_STARTED))
             return start(s, gr);
         struct core_words W;
-        root = open_cont(s, g, p, &chain, &W) == 0 ? core_chain_decode(p, chain, &W, &park) : NULL;
+        root = open_cont(s, g, &p, &chain, &W) == 0 ? core_chain_decode(p, chain, &W, &park) : NULL;
         core_words_close(&W);
         core_cont_take(s, g);
         if (root == NULL)
             return finish(s, gr, NULL);
         Py_INCREF(park);
     }
-    PyObject *value = resume_value(s, g, op), *out;
+    int seen = retry && h == NULL ? shm_retry_view(c, gr) : SHM_OK;
+    PyObject *value = seen == SHM_OK ? resume_value(s, g, op) : NULL, *out;
     PySendResult res;
+    if (seen != SHM_OK)
+        core_shm_error(s->prog, seen);
     if (value != NULL) {
         res = core_chain_send(root, park, value, &out);
         Py_DECREF(value);

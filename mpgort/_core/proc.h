@@ -3,7 +3,9 @@
  * A primitive is three functions on the same verbs: a `try` that runs when its awaitable is first
  * awaited, a `park` that the loop calls once the continuation is stored, and a `resume` that turns
  * what the waker left in g (ok, value, waitobj) into the value of the await. Try and park may end
- * at once; resume runs on whichever M picks the goroutine up, so it may use nothing but g. */
+ * at once; resume runs on whichever M picks the goroutine up, so it may use nothing but g. Of a
+ * goroutine with retries the try does not carry anything out: the park does, in one transaction with
+ * its checkpoint (shm/retry.c). */
 #ifndef MPGORT_PROC_H
 #define MPGORT_PROC_H
 
@@ -177,6 +179,11 @@ PyObject *core_died(const struct shm_val *v); /* MDied, from what the reaper lef
 
 /* The loop of the calling thread, NULL in threads that run none. */
 extern CORE_TLS struct core_proc *core_proc_cur;
+/* The running goroutine has retries: a `try` prepares its operation and leaves it to the park. */
+static inline bool core_retried(struct core_proc *s)
+{
+    return core_g(s, s->curg)->retries;
+}
 /* For a `try`: the loop whose goroutine awaits pk on a handle of prog, or NULL with an exception. */
 struct core_proc *core_try_begin(CoreProg *prog);
 /* A `try` that is done has put ok and value into the running g: 1 and *result by its resume(); 0 if

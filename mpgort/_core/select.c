@@ -217,6 +217,21 @@ static void put_done(Select *sel, struct shm_g *g, uint32_t which, int r, const 
     put_result(g, sel->cs[which].tag, r == SHM_OK, v);
 }
 
+/* SHM_OK: a case, or default, is done; SHM_EAGAIN: none is ready. */
+static int look(struct shm_ctx *c, Select *sel, struct shm_g *g)
+{
+    struct shm_val v;
+    uint32_t which = 0;
+    int r = sel->n > 0 ? shm_select_try(c, sel->cs, sel->n, &which, &v) : SHM_EAGAIN;
+    if (r == SHM_EAGAIN && sel->defaults >= 0)
+        put_result(g, TAG(sel->defaults, 0), true, &(struct shm_val){.tag = SHM_VAL_NONE});
+    else if (r == SHM_OK || r == SHM_ECLOSED)
+        put_done(sel, g, which, r, &v);
+    else
+        return r;
+    return SHM_OK;
+}
+
 static int select_try(CorePark *pk, PyObject **result)
 {
     Select *sel = (Select *)pk->a;
@@ -224,20 +239,12 @@ static int select_try(CorePark *pk, PyObject **result)
     struct core_proc *s = prog ? core_try_begin(prog) : NULL;
     if (s == NULL || encode_values(sel) < 0)
         return -1;
-    struct shm_g *g = core_g(s, s->curg);
-    struct shm_val v;
-    uint32_t which = 0;
-    int r = sel->n > 0 ? shm_select_try(s->c, sel->cs, sel->n, &which, &v) : SHM_EAGAIN;
-    if (r == SHM_EAGAIN) {
-        if (sel->defaults < 0)
-            return 0;
-        put_result(g, TAG(sel->defaults, 0), true, &(struct shm_val){.tag = SHM_VAL_NONE});
-    } else if (r == SHM_OK || r == SHM_ECLOSED) {
-        put_done(sel, g, which, r, &v);
-    } else {
-        return core_shm_error(prog, r);
-    }
-    return core_try_done(s, pk, result);
+    if (core_retried(s))
+        return 0;
+    int r = look(s->c, sel, core_g(s, s->curg));
+    if (r == SHM_EAGAIN)
+        return 0;
+    return r == SHM_OK ? core_try_done(s, pk, result) : core_shm_error(prog, r);
 }
 
 static int select_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
@@ -245,6 +252,8 @@ static int select_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     Select *sel = (Select *)pk->a;
     struct shm_val v;
     uint32_t which;
+    if (sel->defaults >= 0) /* of a goroutine with retries */
+        return look(c, sel, shm_g(c, gr));
     int r = shm_select_park(c, sel->cs, sel->n, gr, &which, &v);
     if (r == SHM_PARKED) {
         sel->unsent = 0; /* the values are the wait's */

@@ -133,6 +133,8 @@ static int lock_try(CorePark *pk, PyObject **result)
     struct core_proc *s = core_try_begin(h->prog);
     if (s == NULL)
         return -1;
+    if (core_retried(s))
+        return 0;
     struct shm_g *g = core_g(s, s->curg);
     int r = shm_mutex_trylock(s->c, h->off, g->goid);
     if (r == SHM_EAGAIN)
@@ -180,6 +182,8 @@ static int sema_try(CorePark *pk, PyObject **result)
     struct core_proc *s = core_try_begin(h->prog);
     if (s == NULL)
         return -1;
+    if (core_retried(s))
+        return 0;
     struct shm_g *g = core_g(s, s->curg);
     int r = shm_sema_try(s->c, h->off, (int)pk->u[0], pk->u[1], g->goid);
     if (r == SHM_EAGAIN)
@@ -219,17 +223,17 @@ static PyObject *once_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
 }
 
 /* `async with` is left: what its end gives back. */
-static const char *give_back(CoreHandle *h, struct shm_ctx *c, int *r)
+static const char *give_back(CoreHandle *h, struct shm_ctx *c, uint64_t goid, int *r)
 {
     switch (h->kind) {
     case HANDLE_MUTEX:
         *r = shm_mutex_unlock(c, h->off);
         return "sync: unlock of unlocked mutex";
     case HANDLE_READER:
-        *r = shm_rwmutex_unlock(c, h->off, SHM_SY_READ, my_goid(h->prog));
+        *r = shm_rwmutex_unlock(c, h->off, SHM_SY_READ, goid);
         return "sync: RUnlock of unlocked RWMutex";
     case HANDLE_WRITER:
-        *r = shm_rwmutex_unlock(c, h->off, SHM_SY_WRITE, my_goid(h->prog));
+        *r = shm_rwmutex_unlock(c, h->off, SHM_SY_WRITE, goid);
         return "sync: Unlock of unlocked RWMutex";
     default:
         *r = shm_semaphore_release(c, h->off, 1);
@@ -246,31 +250,42 @@ static bool not_mine(CoreHandle *h, uint64_t goid)
            (w & ~SHM_SY_SLOW) != (goid << 8 | SHM_SY_LOCKED);
 }
 
+/* SHM_OK: as resume() finds it. Else CORE_EXC. */
+static int leave(struct shm_ctx *c, CorePark *pk, struct shm_g *g)
+{
+    CoreHandle *h = (CoreHandle *)pk->a;
+    const char *misuse = "sync: unlock of unlocked mutex";
+    bool raises = pk->u[0];
+    int r = SHM_EAGAIN;
+    if (!not_mine(h, g->goid))
+        misuse = give_back(h, c, g->goid, &r);
+    else if (raises)
+        r = SHM_OK;
+    if (r != SHM_OK) {
+        outcome(h, r, misuse);
+        return CORE_EXC;
+    }
+    put_done(g, SHM_OK, 0);
+    return SHM_OK;
+}
+
 static int exit_try(CorePark *pk, PyObject **result)
 {
     CoreHandle *h = (CoreHandle *)pk->a;
     struct core_proc *s = core_try_begin(h->prog);
     if (s == NULL)
         return -1;
-    struct shm_g *g = core_g(s, s->curg);
-    const char *misuse = "sync: unlock of unlocked mutex";
-    bool raises = pk->u[0];
-    int r = SHM_EAGAIN;
-    if (!not_mine(h, g->goid))
-        misuse = give_back(h, s->c, &r);
-    else if (raises)
-        r = SHM_OK;
-    if (r != SHM_OK) {
-        outcome(h, r, misuse);
+    if (core_retried(s))
+        return 0;
+    if (leave(s->c, pk, core_g(s, s->curg)) != SHM_OK)
         return -1;
-    }
-    put_done(g, SHM_OK, 0);
     return core_try_done(s, pk, result);
 }
 
+/* Of a goroutine with retries: it never waits. */
 static int exit_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
-    shm_throw("sync: the end of an async with cannot wait");
+    return leave(c, pk, shm_g(c, gr));
 }
 
 /* ---- cond ------------------------------------------------------------------------------------ */
@@ -318,13 +333,14 @@ static int cond_again(struct shm_ctx *c, shm_gref gr)
     shm_off off = g->waitobj;
     if (g->waitkind != SHM_OBJ_SEMA)
         return SHM_OK;
+    const struct shm_sema *sy = shm_at(c, off);
     if (g->ok == SHM_OK_CANCELLED)
         g->op = PK_COND_CANCELLED;
     else if (g->op == PK_COND)
         g->op = PK_COND_LOCK;
-    else
+    else if (sy->what == SHM_SY_MUTEX)
         return lock_again(c, gr);
-    const struct shm_sema *sy = shm_at(c, off);
+    g->ok = SHM_OK_COMPETE; /* what it is if this M dies on the way, and it comes up once more */
     return cond_lock(c, gr, off, sy->what == SHM_SY_COND ? sy->other : off);
 }
 
@@ -354,7 +370,7 @@ static PyObject *unlock_now(CoreHandle *h, PyObject *_)
     int r;
     if (c == NULL)
         return NULL;
-    const char *misuse = give_back(h, c, &r);
+    const char *misuse = give_back(h, c, my_goid(h->prog), &r);
     return outcome(h, r, misuse);
 }
 

@@ -21,6 +21,12 @@ static PyObject *mod_lock_os_thread(PyObject *mod, PyObject *_)
     if (core_current("lock_os_thread()") == NULL)
         return NULL;
     struct core_proc *s = core_proc_cur;
+    if (core_retried(s)) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "lock_os_thread(): a goroutine with retries is to outlive its process: "
+                        "spawn it without");
+        return NULL;
+    }
     if (s->curhome == NULL && (s->curhome = core_home_make(s, s->curg)) == NULL)
         return NULL;
     if (s->curhome->locks == UINT32_MAX) {
