@@ -110,8 +110,13 @@ static bool given(struct shm_ctx *c, const struct shm_g *g)
     switch (g->waitkind) {
     case 0:
         return g->ok != SHM_OK_NONE;
-    case SHM_WAIT_SELECT:
-        return ((struct shm_selblk *)shm_at(c, g->waitobj))->winner != 0;
+    case SHM_WAIT_SELECT: {
+        const struct shm_selblk *b = shm_at(c, g->waitobj);
+        bool linked = b->n == 0;
+        for (uint32_t i = 0; i < b->n && !linked; i++)
+            linked = b->cs[i].sudog.linked;
+        return b->winner != 0 || !linked; /* none is: it was cancelled, all was taken out */
+    }
     default:
         return g->sudog.linked == 0;
     }
