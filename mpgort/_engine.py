@@ -127,13 +127,15 @@ class Nobody:
 
 
 class Engine:
-    def __init__(self, plan: Plan, terminate_at_exit: bool = False) -> None:
+    def __init__(self, plan: Plan, terminate_at_exit: bool = False, retries: int = 0) -> None:
+        """retries: of each task, as those of spawn."""
         if _exiting:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         self.runtime = Runtime(**plan._asdict())
         self.procs = max(1, self.runtime._prog.procs)
         self.queue = _core.done_queue(self.runtime._prog)
         self.pid = os.getpid()
+        self.retries = retries
         self.pending: dict[Handle, Task] = {}
         self.jobs: set[Any] = set()  # maps that have more to give out than `pending` says
         self.inbox: collections.deque[Handle] = collections.deque()
@@ -173,7 +175,7 @@ class Engine:
         self, task: Task, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Handle:
         """Starts fn(*args, **kwargs) for task. Raises what the arguments' crossing raises."""
-        h = self.queue.spawn(fn, args, kwargs)
+        h = self.queue.spawn(fn, args, kwargs, self.retries)
         if self.pending.setdefault(h, task) is ENDED:
             del self.pending[h]
             task.ended(h)

@@ -176,6 +176,9 @@ class Executor(concurrent.futures.Executor):
     max_pending: at so many futures that are not done, the next submit() waits until one is, or
     raises queue.Full (when_full="raise"); what done-callbacks submit is counted, but never waits.
 
+    retries: when a worker dies, the task that it ran is run again so often, a coroutine from its
+    last await, another from its start (of map() with all of its chunk), before it fails with MDied.
+
     Nothing is started before the first submit(). Safe in several threads. A child made by
     os.fork() starts workers of its own."""
 
@@ -196,7 +199,9 @@ class Executor(concurrent.futures.Executor):
         name: str | None = None,
         max_pending: int | None = None,
         when_full: str = "block",
+        retries: int = 0,
     ) -> None:
+        self._retries = whole("retries", retries, 0, (1 << 31) - 1)
         most = check_bound(max_pending, when_full)
         if max_workers is not None:
             if max_workers <= 0:
@@ -247,7 +252,7 @@ class Executor(concurrent.futures.Executor):
                     raise RuntimeError("cannot schedule new futures after shutdown")
                 engine = self._engine
                 if engine is None:
-                    engine = self._engine = Engine(self._plan)
+                    engine = self._engine = Engine(self._plan, retries=self._retries)
                     engine.runtime._host.bound = self._room
                     weakref.finalize(self, engine.close).atexit = False
                 elif not engine.alive:

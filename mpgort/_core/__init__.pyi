@@ -223,7 +223,12 @@ def cause(ctx: Context, /) -> BaseException | None: ...
 # pool.c
 class DoneQueue:
     def spawn(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] = ..., /
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] = ...,
+        retries: int = 0,
+        /,
     ) -> Goroutine[Any]: ...
     def start(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], go: bool, /

@@ -296,7 +296,8 @@ static PyObject *do_go(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *k
     Py_RETURN_NONE;
 }
 
-PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off doneq)
+PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off doneq,
+                     uint32_t retries)
 {
     struct shm_ctx *c = core_ctx(prog);
     shm_off off;
@@ -308,7 +309,9 @@ PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw,
         return NULL;
     }
     shm_doneq_attach(c, doneq, off);
-    if (core_newproc(prog, fn, args, kw, off, 0) < 0) {
+    if (retries > 0 && (r = shm_retry_new(c, off, retries)) < 0)
+        core_shm_error(prog, r);
+    if (r < 0 || core_newproc(prog, fn, args, kw, off, 0) < 0) {
         shm_doneq_detach(c, off);
         shm_obj_unref(c, off);
         shm_obj_unref(c, off);

@@ -85,9 +85,11 @@ static PyObject *doneq_take(CoreHandle *q, PyObject *args, PyObject *kw)
 static PyObject *doneq_spawn(CoreHandle *q, PyObject *args)
 {
     PyObject *fn, *a, *kw = NULL;
-    if (!PyArg_ParseTuple(args, "OO!|O!:spawn", &fn, &PyTuple_Type, &a, &PyDict_Type, &kw))
+    unsigned retries = 0;
+    if (!PyArg_ParseTuple(args, "OO!|O!I:spawn", &fn, &PyTuple_Type, &a, &PyDict_Type, &kw,
+                          &retries))
         return NULL;
-    return core_spawn(q->prog, fn, a, kw, q->off);
+    return core_spawn(q->prog, fn, a, kw, q->off, retries);
 }
 
 static PyObject *doneq_start(CoreHandle *q, PyObject *args)
@@ -172,8 +174,8 @@ static PyObject *mod_exc_from(PyObject *mod, PyObject *args)
 
 static PyMethodDef doneq_methods[] = {
     {"spawn", (PyCFunction)doneq_spawn, METH_VARARGS,
-     "spawn(fn, args, kwargs={})\n--\n\nStarts fn(*args, **kwargs); the handle comes out of take() "
-     "once it has ended."},
+     "spawn(fn, args, kwargs={}, retries=0)\n--\n\nStarts fn(*args, **kwargs); the handle comes "
+     "out of take() once it has ended."},
     {"start", (PyCFunction)doneq_start, METH_VARARGS,
      "start(fn, args, kwargs, go)\n--\n\nThe same, kwargs being read as those of the public spawn, "
      "or with `go` as those of go."},

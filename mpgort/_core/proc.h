@@ -336,7 +336,8 @@ int core_group_init(PyObject *mod);
 int core_timer_init(PyObject *mod);
 int core_ctxtree_init(PyObject *mod);
 /* goroutine.c: spawn, for a queue of ended goroutines; the handle. */
-PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off doneq);
+PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off doneq,
+                     uint32_t retries);
 /* spawn with its own keywords taken out of kw (a dict of this call's own); doneq 0: none. go: as go does. */
 PyObject *core_spawn_options(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw,
                              shm_off group, shm_off doneq, bool go);

@@ -417,6 +417,49 @@ def test_with_procs_0_it_is_a_goroutine_like_another(program):
     assert (r.status, r.out) == (0, "like another\n"), r.err
 
 
+def test_an_executor_with_retries_runs_again_what_its_dead_worker_ran(program, tmp_path):
+    r = program(
+        """
+        import os, sys
+        import mpgort
+
+        def turns(x):
+            path = os.path.join(sys.argv[1], str(x))
+            with open(path, "a") as f:
+                f.write(".")
+            return os.path.getsize(path)
+
+        def plain(x, retries=None):
+            n = turns(x)
+            if n <= x:
+                os._exit(1)
+            return x, n, retries
+
+        async def coroutine(x):
+            await mpgort.sleep(0)
+            return plain(x)
+
+        if __name__ == "__main__":
+            with mpgort.Executor(2, retries=2) as e:
+                fs = [e.submit(plain, n, retries="its own") for n in range(4)]
+                assert [f.result() for f in fs[:3]] == [(n, n + 1, "its own") for n in range(3)]
+                assert isinstance(fs[3].exception(), mpgort.MDied) and turns(3) == 4
+                assert e.submit(coroutine, 11 - 9).result() == (2, 4, None)
+                assert list(e.map(plain, [0, 1, 2])) == [(0, 2, None), (1, 3, None), (2, 5, None)]
+            for bad in (-1, "2", 1.5):
+                try:
+                    mpgort.Executor(retries=bad)
+                except (ValueError, TypeError) as e:
+                    assert "retries" in str(e)
+                else:
+                    raise AssertionError(bad)
+            print("again")
+    """,
+        str(tmp_path),
+    )
+    assert (r.status, r.out) == (0, "again\n"), r.err
+
+
 STORM = (
     DIE
     + """
