@@ -424,6 +424,6 @@ def test_mpgort_stack_shows_the_leaks_of_a_running_program(program: Any) -> None
         argv = [sys.executable, "-m", "mpgort", "stack", str(running.pid), "--leaks"]
         out = subprocess.run(argv, capture_output=True, text=True, timeout=30).stdout
     assert out.startswith("goroutine 2 [chan send (leaked)]:\nsend_late(...)\n")
-    assert out.count("goroutine ") == 1 and "\twaits on channel " in out
+    assert out.count("leaked") == 1 and "\twaits on channel " in out
     running.end()
     running.popen.communicate()
