@@ -106,15 +106,21 @@ void shm_chan_free(struct shm_ctx *c, shm_off off)
     uint32_t n = load_rlx(&ch->qcount), x = ch->recvx; /* nobody else knows it any more */
     for (; n > 0; n--, x = after(ch, x))
         shm_val_drop(c, slot(c, ch, x));
-    shm_off buf = ch->buf;
+    shm_off context = ch->done ? ch->buf : 0, buf = ch->done ? 0 : ch->buf;
+    if (context)
+        shm_context_undone(c, context, off);
     shm_tx_begin(c);
     shm_obj_gone(c, off);
     if (buf)
         shm_adopt(c, buf);
+    if (context)
+        shm_hand(c, context);
     shm_tx_commit(c);
     if (buf)
         shm_free(c, buf);
     shm_free(c, off);
+    if (context)
+        shm_obj_unref(c, context);
 }
 
 /* ---- send and receive, lock held ------------------------------------------------------------- */

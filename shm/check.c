@@ -647,7 +647,9 @@ static void check_chan(struct check *k, shm_off off)
             LLU(nr), LLU(ns));
     if (load_acq(&ch->closed) && (nr || ns) && !drained(k, off))
         say(k, "channel %#llx: closed, and %llu wait", LLU(off), LLU(nr + ns));
-    if (ch->cap == 0 && (n || ch->buf))
+    if (ch->done)
+        mark_object(k, ch->buf, true, "context of a channel");
+    if (ch->cap == 0 && (n || (ch->buf && !ch->done)))
         say(k, "channel %#llx: no capacity, %u values", LLU(off), n);
     if (ch->cap == 0)
         return;
@@ -687,7 +689,7 @@ static void check_context(struct check *k, shm_off off)
     mark_value(k, &x->key, "key of a context");
     mark_value(k, &x->value, "value of a context");
     if (load_acq(&x->done))
-        mark_object(k, load_acq(&x->done), true, "done of a context");
+        mark_object(k, load_acq(&x->done), false, "done of a context");
     if (x->node.kind)
         check_in_heap(k, &x->node, "context", off);
     shm_off prev = 0, at = x->first;

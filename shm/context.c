@@ -27,7 +27,11 @@
  * node out, and hold the object: who drops the last handle meanwhile leaves it to who fires (`dead`).
  * Rejected: a reference for the time. The count is no word of a transaction, and a death would leak it.
  *
- * The channel is made when somebody asks for it first. */
+ * THE CHANNEL is made when somebody asks for it, and goes when nobody has it any more: the next who asks
+ * gets another. It holds its context: who waits for a context's end, and knows nothing else of it, is
+ * told when the deadline comes. (Go's timer holds the context; here what nobody can reach has no timer.)
+ * The context knows it without holding it: a look takes a reference if there still is one, under
+ * the tree's lock, which who frees the channel takes first. */
 #include "internal.h"
 
 static struct shm_context *ctx_at(const struct shm_ctx *c, shm_off off)
@@ -220,7 +224,6 @@ static void release(struct shm_ctx *c, shm_off off)
             unlink_child(c, x);
             shm_unlock(c, tree(c, x));
         }
-        shm_obj_unref_word(c, (shm_off *)&x->done); /* nobody else knows it any more */
         shm_val_drop(c, &x->cause);
         shm_val_drop(c, &x->key);
         shm_val_drop(c, &x->value);
@@ -370,30 +373,64 @@ unsigned shm_context_state(const struct shm_ctx *c, shm_off off, shm_off *why)
     return state;
 }
 
-int shm_context_done(struct shm_ctx *c, shm_off off, shm_off *ch)
+/* The tree locked. Its channel, with one more reference; 0: it has none, or one that goes. */
+static shm_off done_of(struct shm_ctx *c, struct shm_context *x)
+{
+    shm_off off = load_rlx(&x->done); /* under the lock */
+    struct shm_obj *ch = off ? shm_at(c, off) : NULL;
+    uint32_t refs = ch ? load_rlx(&ch->refs) : 0;
+    while (refs && !cas_acqrel(&ch->refs, &refs, refs + 1)) /* 0: its end waits for this lock */
+        ;
+    return refs ? off : 0;
+}
+
+int shm_context_done(struct shm_ctx *c, shm_off off, shm_off *out)
 {
     struct shm_context *x = owner(c, ctx_at(c, off));
-    *ch = x ? load_acq(&x->done) : 0; /* pairs with the store below */
-    if (x == NULL || *ch)
+    *out = 0;
+    if (x == NULL)
         return SHM_OK;
-    int e = shm_chan_new(c, 0, ch);
+    shm_lock(c, tree(c, x));
+    *out = done_of(c, x);
+    shm_unlock(c, tree(c, x));
+    if (*out)
+        return SHM_OK;
+    shm_off fresh;
+    int e = shm_chan_new(c, 0, &fresh);
     if (e)
         return e;
+    struct shm_chan *ch = shm_at(c, fresh);
     shm_lock(c, tree(c, x));
-    if (load_rlx(&x->done)) { /* under the lock */
-        shm_off spare = *ch;
-        *ch = load_rlx(&x->done);
-        shm_unlock(c, tree(c, x));
-        shm_obj_unref(c, spare);
-        return SHM_OK;
+    *out = done_of(c, x);
+    if (*out == 0) {
+        if (load_rlx(&x->state))         /* under the lock */
+            store_rlx(&ch->closed, 1);   /* not yet reachable */
+        shm_obj_ref(c, shm_offof(c, x)); /* before it is named: a death in between leaks it */
+        ch->buf = shm_offof(c, x);
+        ch->done = 1;
+        FAILPOINT("context.done.made");
+        shm_tx_begin(c);
+        shm_tx_store64(c, &x->done, fresh); /* the reference stays in the hand, for the caller */
+        shm_tx_commit(c);
+        *out = fresh;
+        fresh = 0;
     }
-    if (load_rlx(&x->state))                                        /* under the lock */
-        store_rlx(&((struct shm_chan *)shm_at(c, *ch))->closed, 1); /* not yet reachable */
-    shm_tx_begin(c);
-    shm_tx_store64(c, &x->done, *ch); /* pairs with the look above */
-    shm_hand_given(c, *ch);
-    shm_tx_commit(c);
-    FAILPOINT("context.done.made");
     shm_unlock(c, tree(c, x));
+    if (fresh)
+        shm_obj_unref(c, fresh);
     return SHM_OK;
+}
+
+/* Nobody has a reference on its channel any more; it may have got another one meanwhile. */
+void shm_context_undone(struct shm_ctx *c, shm_off off, shm_off ch)
+{
+    struct shm_context *x = ctx_at(c, off);
+    shm_lock(c, tree(c, x));
+    if (load_rlx(&x->done) == ch) { /* under the lock */
+        shm_tx_begin(c);
+        shm_tx_store64(c, &x->done, 0);
+        shm_tx_commit(c);
+    }
+    FAILPOINT("context.undone");
+    shm_unlock(c, tree(c, x));
 }

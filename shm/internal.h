@@ -148,6 +148,7 @@ void shm_timer_poll(struct shm_ctx *c, struct shm_chan *ch);
 /* context.c. In a heap's lock: to be carried out after it; 0: nothing. */
 shm_off shm_context_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n);
 void shm_context_carry(struct shm_ctx *c, shm_off x);
+void shm_context_undone(struct shm_ctx *c, shm_off x, shm_off ch); /* the channel goes */
 /* A channel that is made by timer is looked at: what is due comes first (Go's maybeRunChan). */
 static inline void shm_chan_glance(struct shm_ctx *c, struct shm_chan *ch)
 {

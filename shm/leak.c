@@ -260,6 +260,8 @@ static void chan(struct walk *w, uint32_t at, const struct shm_chan *ch)
     sign(&w->nodes[at], (uint64_t)ch->sendx << 32 | first);
     if (ch->timer && pending(&((const struct shm_timer *)(const void *)ch)->node))
         w->nodes[at].live = true;
+    if (ch->done)
+        holds(w, at, ch->buf);
     if (!ch->buf || n > cap || first >= cap ||
         !readable(w, ch->buf, (uint64_t)cap * sizeof(struct shm_val)))
         return;
@@ -300,7 +302,8 @@ static void group(struct walk *w, uint32_t at, const struct shm_group *gr)
 static void context(struct walk *w, uint32_t at, const struct shm_context *x)
 {
     holds(w, at, x->parent);
-    holds(w, at, load_acq(&x->done)); /* pairs with shm_context_done() */
+    if (load_acq(&x->done)) /* pairs with shm_context_done() */
+        lead(w, at, node(w, load_acq(&x->done)), false);
     value(w, at, &x->cause);
     value(w, at, &x->key);
     value(w, at, &x->value);

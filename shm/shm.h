@@ -828,7 +828,7 @@ struct shm_chan {
     uint32_t sendx, recvx;
     _Atomic uint32_t closed;
     uint32_t timer; /* 1: it is the first part of a struct shm_timer */
-    uint32_t pad_;
+    uint32_t done;  /* 1: it is a context's, which buf names, and holds it (context.c) */
     shm_off recvq_first, recvq_last, sendq_first, sendq_last; /* sudogs, FIFO */
     uint64_t id;
     shm_off buf; /* cap values, 0 for cap 0 */
@@ -1175,7 +1175,7 @@ struct shm_context {
     shm_off parent;         /* one reference, 0: the background */
     shm_off up, root;       /* nearest one above that can be cancelled, or 0; top one */
     shm_off first, next, prev; /* children that can be cancelled; its neighbours; under lock */
-    _Atomic uint64_t done;     /* channel, one reference; 0: nobody has asked yet */
+    _Atomic uint64_t done;     /* channel, which holds this; 0: nobody has one; under lock */
     shm_off why;               /* whose cause it is: itself or one above; before state */
     uint64_t deadline_ns;      /* the earliest of its own and those above, UINT64_MAX: none */
     struct shm_tnode node;     /* of its own deadline */
@@ -1194,7 +1194,7 @@ SHM_MUSTUSE int shm_context_value(struct shm_ctx *c, shm_off parent, const struc
 void shm_context_cancel(struct shm_ctx *c, shm_off x, unsigned state, struct shm_val *cause);
 /* Without a lock. *why: whose cause it is, when not live. */
 unsigned shm_context_state(const struct shm_ctx *c, shm_off x, shm_off *why);
-/* *ch 0: it can never be cancelled. No reference is given. */
+/* *ch: the channel that is closed at its end, with a reference; 0: it can never be cancelled. */
 SHM_MUSTUSE int shm_context_done(struct shm_ctx *c, shm_off x, shm_off *ch);
 void shm_context_free(struct shm_ctx *c, shm_off x); /* at the last unref */
 

@@ -56,7 +56,6 @@ static PyObject *context_done(CoreHandle *x, PyObject *_)
     }
     if (ch == 0)
         return Py_NewRef(nilchan);
-    shm_obj_ref(c, ch);
     return core_handle_wrap(x->prog, HANDLE_CHAN + 2, ch); /* to receive only */
 }
 

@@ -35,8 +35,8 @@ static PyObject *handle_get(CoreProg *prog, uint64_t key)
 static bool timed(CoreProg *prog, const CoreHandle *h)
 {
     const struct shm_obj *o = shm_at(&prog->loop, h->off);
-    return o->kind == SHM_OBJ_CHAN ? ((const struct shm_chan *)(const void *)o)->timer
-                                   : o->kind == SHM_OBJ_CONTEXT;
+    const struct shm_chan *ch = (const struct shm_chan *)(const void *)o;
+    return o->kind == SHM_OBJ_CHAN ? ch->timer || ch->done : o->kind == SHM_OBJ_CONTEXT;
 }
 
 static int handle_put(CoreProg *prog, uint64_t key, PyObject *o)

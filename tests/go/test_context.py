@@ -494,6 +494,45 @@ def test_contexts_nobody_can_reach_do_not_hide_a_deadlock(procs: int) -> None:
         mpgort.run(abandoned, procs=procs)
 
 
+async def recv_ok(done: Chan[None]) -> tuple[Any, bool]:
+    pair: tuple[Any, bool] = await done.recv_ok()
+    return pair
+
+
+def done_only(parent: context.Context, seconds: float) -> Chan[None]:
+    below = context.with_cancel(context.with_timeout(parent, seconds)[0])[0]
+    return context.with_value(below, "key", "value").done()
+
+
+async def who_knows_the_channel_only() -> list[Any]:
+    root, cancel = context.with_cancel(context.background())
+    ended = [await recv_ok(done_only(root, 0.01)), await spawn(recv_ok, done_only(root, 0.01))]
+    waiting = spawn(recv_ok, done_only(root, LONG))
+    while waiting.status() != "chan receive":
+        await gosched()
+    cancel()
+    return [*ended, await waiting]
+
+
+def test_a_channel_is_closed_at_its_contexts_end_whoever_still_has_the_context(run: Run) -> None:
+    """In Go its parent and its timer hold a context; here its channel does."""
+    assert run(who_knows_the_channel_only) == [(None, False)] * 3
+
+
+async def abandoned_channels() -> None:
+    root, _ = context.with_cancel(context.background())
+    for _ in range(50):
+        done_only(root, LONG)
+        assert root.done() == root.done()
+    await chan().recv()
+
+
+@pytest.mark.parametrize("procs", [0, 1, 2])
+def test_channels_of_contexts_nobody_waits_on_do_not_hide_a_deadlock(procs: int) -> None:
+    with pytest.raises(mpgort.Deadlock):
+        mpgort.run(abandoned_channels, procs=procs)
+
+
 async def canceled_leaves_no_timer() -> None:
     root, cancel = context.with_cancel(context.background())
     kids = [context.with_timeout(root, LONG)[0] for _ in range(5)]

@@ -59,7 +59,10 @@ static shm_off done(struct shm_ctx *c, shm_off x)
 static bool closed(struct shm_ctx *c, shm_off x)
 {
     struct shm_val v;
-    return shm_chan_tryrecv(c, done(c, x), &v) == SHM_ECLOSED;
+    shm_off ch = done(c, x);
+    bool is = shm_chan_tryrecv(c, ch, &v) == SHM_ECLOSED;
+    shm_obj_unref(c, ch);
+    return is;
 }
 
 static void test_a_cancel_ends_all_below_and_nothing_else(void)
@@ -69,7 +72,10 @@ static void test_a_cancel_ends_all_below_and_nothing_else(void)
     shm_off root = child(&c, 0), a = child(&c, root), b = child(&c, root), aa = child(&c, a),
             v = value(&c, aa, 1), av = child(&c, v), free_v = value(&c, 0, 2);
     CHECK_EQ(done(&c, free_v), 0);
-    CHECK(!closed(&c, v) && done(&c, v) == done(&c, aa));
+    shm_off of_value = done(&c, v), above = done(&c, aa);
+    CHECK(!closed(&c, v) && of_value == above);
+    shm_obj_unref(&c, of_value);
+    shm_obj_unref(&c, above);
     CHECK_SEGMENT(&c);
     cancel(&c, a);
     CHECK_SEGMENT(&c);
@@ -139,6 +145,7 @@ static void test_a_deadline_ends_a_context_and_the_earliest_counts(void)
     CHECK_EQ(l_next(&c), r);
     CHECK_EQ(shm_g(&c, r)->ok, 0);
     l_end(&c, r);
+    shm_obj_unref(&c, ch);
     shm_off b = deadline(&c, 0, t0);
     cancel(&c, b);
     CHECK_EQ(shm_timer_next(&c), UINT64_MAX); /* a cancel takes it out of the heap */
@@ -246,10 +253,12 @@ static void all_in_one_tree(struct shm_ctx *c, int i, void *arg)
                     shm_checktimers(c, &c->ptab[h_rand(c) % c->hdr->max_p], shm_now_ns(), &ran);
                     break;
                 case 5:
-                    if (o_recv(c, r, done(c, x), &v, (int64_t)(h_rand(c) % 20000)) == SHM_ECLOSED) {
+                    y = done(c, x);
+                    if (o_recv(c, r, y, &v, (int64_t)(h_rand(c) % 20000)) == SHM_ECLOSED) {
                         CHECK(state(c, x) != SHM_CTX_LIVE);
                         add_rlx(&f->seen, 1);
                     }
+                    shm_obj_unref(c, y);
                 }
             }
             add_acqrel(&f->ready, 1);
@@ -321,10 +330,10 @@ static bool die_at(const char *point, uint32_t nth, bool fire)
     v->x[4] = child(&c, v->x[3]);
     v->x[5] = child(&c, v->x[0]);
     shm_gref r[2] = {l_new(&c), 0};
-    CHECK_EQ(shm_chan_recv_park(&c, done(&c, v->x[2]), &val, r[0]), SHM_PARKED);
+    shm_off ch[3] = {done(&c, v->x[2]), done(&c, v->x[0]), done(&c, v->x[4])};
+    CHECK_EQ(shm_chan_recv_park(&c, ch[0], &val, r[0]), SHM_PARKED);
     r[1] = l_new(&c);
-    CHECK_EQ(shm_chan_recv_park(&c, done(&c, v->x[0]), &val, r[1]), SHM_PARKED);
-    done(&c, v->x[4]);
+    CHECK_EQ(shm_chan_recv_park(&c, ch[1], &val, r[1]), SHM_PARKED);
     int status = h_wait(h_fork(cancel_and_die, 0, v));
     bool died = WIFSIGNALED(status);
     CHECK(died || status == 0);
@@ -355,6 +364,8 @@ static bool die_at(const char *point, uint32_t nth, bool fire)
     }
     for (int i = 0; i < 6; i++)
         shm_obj_unref(&c, v->x[i]);
+    for (int i = 0; i < 3; i++)
+        shm_obj_unref(&c, ch[i]);
     struct shm_heap_stats s;
     shm_heap_stats(&c, &s);
     CHECK_EQ(s.live_blocks, 1); /* the array of the heap */
@@ -383,7 +394,39 @@ static void test_a_cancel_that_dies_at_any_store_is_none_or_whole(void)
     CHECK(deaths > 150);
 }
 
-H_MAIN(T(test_a_cancel_ends_all_below_and_nothing_else),
+static void test_who_has_a_channel_only_is_told_of_the_deadline(void)
+{
+    struct shm_ctx c;
+    struct shm_val v;
+    uint64_t t0 = shm_now_ns() + 10000 * SEC;
+    uint32_t ran;
+    begin(&c);
+    shm_off x = deadline(&c, 0, t0), y = child(&c, x), ch = done(&c, y), again = done(&c, y);
+    CHECK_EQ(ch, again);
+    shm_obj_unref(&c, again);
+    shm_obj_unref(&c, x);
+    shm_obj_unref(&c, y);
+    CHECK_SEGMENT(&c);
+    CHECK_EQ(shm_chan_tryrecv(&c, ch, &v), SHM_EAGAIN);
+    shm_checktimers(&c, c.p, t0, &ran);
+    CHECK_EQ(shm_chan_tryrecv(&c, ch, &v), SHM_ECLOSED);
+    shm_obj_unref(&c, ch);
+    x = deadline(&c, 0, t0 + SEC); /* and its end takes the deadline away */
+    ch = done(&c, x);
+    shm_obj_unref(&c, ch);
+    ch = done(&c, x); /* the next who asks has another, or one at the same place */
+    shm_obj_unref(&c, x);
+    CHECK_EQ(shm_timer_next(&c), t0 + SEC);
+    shm_obj_unref(&c, ch);
+    CHECK_EQ(shm_timer_next(&c), UINT64_MAX);
+    struct shm_heap_stats s;
+    shm_heap_stats(&c, &s);
+    CHECK_EQ(s.live_blocks, 1); /* the array of the heap */
+    h_seg_end(&c);
+}
+
+H_MAIN(T(test_who_has_a_channel_only_is_told_of_the_deadline),
+       T(test_a_cancel_ends_all_below_and_nothing_else),
        T(test_the_first_cause_stays_and_is_that_of_all_below),
        T(test_a_deadline_ends_a_context_and_the_earliest_counts),
        T(test_a_child_nobody_can_reach_leaves_its_parent),

@@ -92,9 +92,12 @@ static void build_all(bool in_body)
     O->child = context(c, O->root, O->t0 + 2000 * SEC);
     O->grandchild = context(c, O->child, UINT64_MAX);
     O->soon = context(c, 0, O->t0 - 3);
-    waits(done(c, O->root));
-    waits(done(c, O->grandchild));
-    waits(done(c, O->soon));
+    shm_off with[] = {O->root, O->grandchild, O->soon};
+    for (size_t i = 0; i < sizeof with / sizeof *with; i++) {
+        shm_off ch = done(c, with[i]);
+        waits(ch);
+        shm_obj_unref(c, ch);
+    }
     O->timer = timer(O->t0 - 2, 0);
     O->ticker = timer(O->t0 - 1, 1000 * SEC);
     O->later = timer(O->t0 + 3000 * SEC, 0);
@@ -228,7 +231,7 @@ static void make_child_contexts(struct shm_ctx *c)
 }
 static void make_done(struct shm_ctx *c)
 {
-    done(c, O->child);
+    hold(c, done(c, O->child));
 }
 static void make_func(struct shm_ctx *c)
 {
@@ -342,11 +345,10 @@ static void drop_contexts(struct shm_ctx *c)
     x[1] = context(c, x[0], O->t0 + SEC / 2);
     CHECK_EQ(shm_context_value(c, x[1], &key, &value, &x[2]), SHM_OK);
     x[3] = context(c, x[2], UINT64_MAX);
-    done(c, x[1]);
-    done(c, x[3]);
-    for (int i = 0; i < 3; i++) /* each holds the one above */
+    shm_off ch[2] = {done(c, x[1]), done(c, x[3])};
+    for (int i = 0; i < 4; i++) /* each holds the one above, its channel the last */
         shm_obj_unref(c, x[i]);
-    drop(c, &x[3], 1, die);
+    drop(c, ch, 2, die);
 }
 static void drop_others(struct shm_ctx *c)
 {

@@ -179,6 +179,7 @@ async def a_timer_will_fire() -> Case:
     child, _ = context.with_cancel(ctx)
     go(receive, after(100))
     go(until_done, child)
+    go(receive, child.done())
     mpgort.after_func(100, receive, c := chan())
     go(receive, c)
     return 0, None
