@@ -267,7 +267,7 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
     struct shm_hdr *hdr = s->c->hdr;
     struct core_home *h = s->curhome;
     bool retry = g->retries;
-    bool whole = hdr->migrate == 1 || retry || (g->flags & SHM_GF_DURABLE);
+    bool whole = hdr->migrate == 1 || retry || (g->flags & SHM_GF_DURABLE) || s->retiring;
     if (g->flags & SHM_GF_MAIN)
         return core_keep(s, gr, root, pk, SHM_HOME_MAIN, NULL);
     if (h != NULL && h->locks > 0)

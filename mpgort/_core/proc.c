@@ -32,8 +32,8 @@
  * 4 yields at every await, and step 5 carries the operation out in one transaction with the next
  * checkpoint: park_retry().
  *
- * A goroutine that must stay here is kept by cont.c; when SHM_ATTN_OFFLOAD asks for one, a heavy one that
- * comes up is encoded whole and given to the global queue. */
+ * A goroutine that must stay here is kept by cont.c; when SHM_ATTN_OFFLOAD asks for one, or this M is to
+ * leave, a heavy one that comes up is encoded whole and given to the global queue. */
 #include "proc.h"
 #include <stdio.h>
 #include <string.h>
@@ -812,7 +812,8 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         h->park = NULL;
         if (core_context_switch(s, h->ctx ? h->ctx : s->base_ctx) < 0)
             PyErr_Clear();
-        if (h->why == SHM_HOME_HEAVY && load_rlx(&c->m->attn) & SHM_ATTN_OFFLOAD) { /* a hint */
+        if (h->why == SHM_HOME_HEAVY &&
+            (s->retiring || load_rlx(&c->m->attn) & SHM_ATTN_OFFLOAD)) { /* a hint */
             and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_OFFLOAD);
             core_enc_reset(&s->enc);
             s->enc.budget = SIZE_MAX;
