@@ -37,7 +37,7 @@ PATIENCE_S = 30.0
 ROUND = 150  # tasks
 SLACK_BYTES = 256 << 10  # of the heap; what a magazine or a warm chain may keep
 SLACK_RSS = 16 << 20
-DEADLY = (9, 11, 18)  # of the ways in task(): those that cost a worker
+DEADLY = (9, 11, 20)  # of the ways in task(): those that cost a worker
 Died = mpgort.MDied
 GROUP = (ExceptionGroup,)  # of a worker that died under a child
 
@@ -109,6 +109,15 @@ async def heavy(n: int) -> int:
     return sum(held)
 
 
+async def steps(n: int) -> int:
+    ch, got = chan(1), 0
+    for i in range(n):
+        await ch.send(i)
+        await gosched()
+        got += await ch.recv()
+    return got
+
+
 async def wait_long(x: int) -> int:
     await sleep(3600)
     return x
@@ -162,7 +171,7 @@ class Soak:
         def end() -> Any:
             return h.result(timeout=max(1.0, deadline - time.monotonic()))
 
-        entry = Entry(kind, end, right, (Died, *may))
+        entry = Entry(kind, end, right, may if "retries" in how else (Died, *may))
         if kind == "cancelled":
             h.cancel()
         elif kind == "killed":
@@ -192,6 +201,8 @@ class Soak:
             lambda: self.spawned("hog", (TimeoutError,), never, compute, 10_000, timeout=0.05),
             lambda: self.spawned("fails", (ValueError,), never, fail, x),
             lambda: self.spawned("dies", (), never, die, x),
+            lambda: self.spawned("again", (), lambda v: v == 5, nap, 5, retries=99),
+            lambda: self.spawned("goes on", (), lambda v: v == 435, steps, 30, retries=99),
             lambda: self.submitted("future", (), lambda v: v == 2 * x, double, x),
             lambda: self.submitted("compute", (), lambda v: v == 3, compute, 3),
             lambda: self.submitted("nap", (), lambda v: v == 5, nap, 5),
