@@ -1,8 +1,8 @@
 """joblib's own tests of backends, as installed with it, with backend "mpgort" (joblib 1.6.0).
 
 All tests of joblib.test.test_parallel that are written for any backend (37); the others are
-joblib's own affair or name one of its backends. Of each, the first parameters, with two jobs;
-MPGORT_STORM=1: all.
+joblib's own affair or name one of its backends. Of each but the five slowest, the first
+parameters, with two jobs; MPGORT_STORM=1: all.
 
 | test                                          | not applicable, and why                          |
 | --------------------------------------------- | ------------------------------------------------ |
@@ -33,6 +33,13 @@ NOT_APPLICABLE = {
     "test_auto_memmap_on_arrays_from_generator",
     "test_memmapping_leaks",
     "test_error_capture",
+}
+SLOW = {
+    "test_dispatch_multiprocessing",
+    "test_njobs_converted_to_int",
+    "test_nested_backend_context_manager",
+    "test_error_in_task_iterator",
+    "test_thread_bomb_mitigation",
 }
 ALL = os.environ.get("MPGORT_STORM", "0") not in ("", "0")
 
@@ -66,8 +73,9 @@ def takes_backend(fn: Any) -> bool:
 
 
 found = {n: f for n, f in vars(theirs).items() if n.startswith("test_") and takes_backend(f)}
-globals().update({n: with_ours(f) for n, f in found.items() if n not in NOT_APPLICABLE})
+left_out = NOT_APPLICABLE if ALL else NOT_APPLICABLE | SLOW
+globals().update({n: with_ours(f) for n, f in found.items() if n not in left_out})
 
 
 def test_what_does_not_apply_is_there() -> None:
-    assert NOT_APPLICABLE <= set(found)
+    assert NOT_APPLICABLE | SLOW <= set(found)
