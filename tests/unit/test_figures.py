@@ -1,6 +1,6 @@
 """bench/figures.py: what it makes of the figures, not the figures themselves."""
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +12,22 @@ BENCH = Path(__file__).parents[2] / "bench"
 
 
 @pytest.fixture(scope="module")
-def figures() -> Iterator[ModuleType]:
+def bench() -> Iterator[None]:
     sys.path.insert(0, str(BENCH))
-    spec = importlib.util.spec_from_file_location("figures", BENCH / "figures.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["figures"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield
     sys.path.remove(str(BENCH))
-    del sys.modules["figures"]
+    for name in ("figures", "gobench", "peers"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def figures(bench: None) -> ModuleType:
+    return importlib.import_module("figures")
+
+
+@pytest.fixture(scope="module")
+def gobench(bench: None) -> ModuleType:
+    return importlib.import_module("gobench")
 
 
 def test_measures_are_taken_in_turn_and_their_medians_compared(figures: ModuleType) -> None:
@@ -75,3 +82,30 @@ def test_quantities_are_short(figures: ModuleType, value: float, unit: str, text
 
 def test_every_row_has_a_name_of_its_own(figures: ModuleType) -> None:
     assert len(set(figures.ROWS.values())) == len(figures.ROWS)
+
+
+GOBENCH = {
+    "chan_sync": (2000,),
+    "prod_cons": (4000, 10),
+    "select_uncontended": (200,),
+    "pingpong_hog": (50,),
+    "create": (200, 2),
+    "wakeup_parallel": (20, 5),
+    "mutexes": (200, True),
+    "timer_latency": (3,),
+}
+
+
+@pytest.mark.parametrize("name", GOBENCH)
+def test_gos_benchmarks_come_to_their_end(gobench: ModuleType, name: str) -> None:
+    assert gobench.ours(getattr(gobench, name), *GOBENCH[name]) > 0
+
+
+def test_gos_benchmarks_that_go_does_not_run_are_said_to_be_missing(
+    gobench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gobench.peers, "GO", None)
+    row = gobench.row("k", "what", lambda: 2e-6, lambda: gobench.golang("mutex", 10), lambda: 1e-6)
+    assert [(b.peer, b.value) for b in row.beside] == [("Go", None), ("asyncio", 1e-6)]
+    shown = gobench.figures.lines(row)
+    assert "Go (not installed)" in shown[0] and "0.5 x as fast" in shown[1]
