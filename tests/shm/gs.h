@@ -88,6 +88,20 @@ H_UNUSED static void l_worker_end(struct shm_ctx *c)
     shm_mexit(c);
 }
 
+/* A segment with the calling thread as its one worker; its end, with nothing left in it. */
+H_UNUSED static void l_seg(struct shm_ctx *c)
+{
+    h_seg(c, (struct shm_opts){0});
+    l_worker(c);
+}
+
+H_UNUSED static void l_seg_end(struct shm_ctx *c)
+{
+    CHECK_QUIET(c);
+    l_worker_end(c);
+    h_seg_end(c);
+}
+
 /* A G that runs here, with a continuation stored, as before a park. */
 H_UNUSED static shm_gref l_new(struct shm_ctx *c)
 {
@@ -122,6 +136,20 @@ H_UNUSED static void l_end(struct shm_ctx *c, shm_gref r)
 }
 
 /* ---- outside --------------------------------------------------------------------------------- */
+
+/* A segment with the calling thread as M0, which runs nothing; its end, with nothing left in it. */
+H_UNUSED static void o_seg(struct shm_ctx *c)
+{
+    h_seg(c, (struct shm_opts){0});
+    CHECK_EQ(shm_minit(c, SHM_M_M0), SHM_OK);
+}
+
+H_UNUSED static void o_seg_end(struct shm_ctx *c)
+{
+    CHECK_QUIET(c);
+    shm_mexit(c);
+    h_seg_end(c);
+}
 
 H_UNUSED static shm_gref o_new(struct shm_ctx *c)
 {

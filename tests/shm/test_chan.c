@@ -6,8 +6,7 @@
 static void test_values_leave_a_buffer_in_the_order_in_which_they_came(void)
 {
     struct shm_ctx c;
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     for (uint32_t cap = 1; cap <= 70; cap++) {
         shm_off ch;
         struct shm_val v;
@@ -29,17 +28,14 @@ static void test_values_leave_a_buffer_in_the_order_in_which_they_came(void)
         CHECK_EQ(load_acq(&p->qcount), in - out);
         shm_obj_unref(&c, ch); /* with what is in it */
     }
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
 }
 
 /* Go runtime/chan_test.go TestChan, its non-blocking part. */
 static void test_operations_fail_exactly_when_they_would_block_or_the_channel_is_closed(void)
 {
     struct shm_ctx c;
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     for (uint32_t cap = 0; cap < 20; cap++) {
         shm_off ch;
         struct shm_val v = v_int(7);
@@ -61,9 +57,7 @@ static void test_operations_fail_exactly_when_they_would_block_or_the_channel_is
         CHECK_EQ(shm_chan_tryrecv(&c, ch, &v), SHM_ECLOSED);
         shm_obj_unref(&c, ch);
     }
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_sender_hands_its_value_to_the_receiver_that_waits_longest(void)
@@ -73,8 +67,7 @@ static void test_a_sender_hands_its_value_to_the_receiver_that_waits_longest(voi
     shm_gref r[N];
     shm_off ch;
     struct shm_val v;
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     for (uint32_t cap = 0; cap < 3; cap++) {
         CHECK_EQ(shm_chan_new(&c, cap, &ch), SHM_OK);
         for (int i = 0; i < N; i++) {
@@ -95,9 +88,7 @@ static void test_a_sender_hands_its_value_to_the_receiver_that_waits_longest(voi
         CHECK_EQ(l_next(&c), 0);
         shm_obj_unref(&c, ch);
     }
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_receiver_from_a_full_buffer_lets_the_first_parked_sender_in_at_the_end(void)
@@ -107,8 +98,7 @@ static void test_a_receiver_from_a_full_buffer_lets_the_first_parked_sender_in_a
     shm_gref r[N];
     shm_off ch;
     struct shm_val v;
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     CHECK_EQ(shm_chan_new(&c, CAP, &ch), SHM_OK);
     for (uint64_t i = 0; i < CAP; i++) {
         v = v_big(&c, i);
@@ -133,9 +123,7 @@ static void test_a_receiver_from_a_full_buffer_lets_the_first_parked_sender_in_a
     }
     CHECK_EQ(shm_chan_tryrecv(&c, ch, &v), SHM_EAGAIN);
     shm_obj_unref(&c, ch);
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
 }
 
 static void test_close_wakes_every_parked_receiver_with_none_in_their_order(void)
@@ -145,8 +133,7 @@ static void test_close_wakes_every_parked_receiver_with_none_in_their_order(void
     shm_gref r[N];
     shm_off ch;
     struct shm_val v;
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     CHECK_EQ(shm_chan_new(&c, 2, &ch), SHM_OK);
     for (int i = 0; i < N; i++) {
         r[i] = l_new(&c);
@@ -161,9 +148,7 @@ static void test_close_wakes_every_parked_receiver_with_none_in_their_order(void
         l_end(&c, r[i]);
     }
     shm_obj_unref(&c, ch);
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
 }
 
 static void test_close_fails_every_parked_sender_and_leaves_it_its_value(void)
@@ -173,8 +158,7 @@ static void test_close_fails_every_parked_sender_and_leaves_it_its_value(void)
     shm_gref r[N];
     shm_off ch;
     struct shm_val v;
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     CHECK_EQ(shm_chan_new(&c, 1, &ch), SHM_OK);
     v = v_int(1000);
     CHECK_EQ(shm_chan_trysend(&c, ch, &v), SHM_OK);
@@ -195,9 +179,7 @@ static void test_close_fails_every_parked_sender_and_leaves_it_its_value(void)
         l_end(&c, r[i]);
     }
     shm_obj_unref(&c, ch);
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_cancelled_waiter_leaves_the_queue_from_any_place_in_it(void)
@@ -207,8 +189,7 @@ static void test_a_cancelled_waiter_leaves_the_queue_from_any_place_in_it(void)
     shm_gref r[N];
     shm_off ch;
     struct shm_val v;
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     CHECK_EQ(shm_chan_new(&c, 0, &ch), SHM_OK);
     for (int gone = 0; gone < N; gone++) {
         uint64_t epoch[N];
@@ -236,9 +217,7 @@ static void test_a_cancelled_waiter_leaves_the_queue_from_any_place_in_it(void)
         }
     }
     shm_obj_unref(&c, ch);
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
 }
 
 /* What a canceller leaves between its claim and its lock. */
@@ -248,8 +227,7 @@ static void test_a_stale_waiter_is_unlinked_and_passed_over(void)
     shm_gref r[3];
     shm_off ch;
     struct shm_val v;
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     CHECK_EQ(shm_chan_new(&c, 0, &ch), SHM_OK);
     for (int i = 0; i < 3; i++) {
         r[i] = l_new(&c);
@@ -269,9 +247,7 @@ static void test_a_stale_waiter_is_unlinked_and_passed_over(void)
         l_end(&c, r[i]);
     }
     shm_obj_unref(&c, ch);
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
 }
 
 static void test_handles_in_values_keep_their_objects_until_the_value_is_read_or_dropped(void)
@@ -279,8 +255,7 @@ static void test_handles_in_values_keep_their_objects_until_the_value_is_read_or
     struct shm_ctx c;
     shm_off outer, inner, last;
     struct shm_val v;
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     CHECK_EQ(shm_chan_new(&c, 2, &outer), SHM_OK);
     CHECK_EQ(shm_chan_new(&c, 1, &inner), SHM_OK);
     CHECK_EQ(shm_chan_new(&c, 0, &last), SHM_OK);
@@ -294,9 +269,7 @@ static void test_handles_in_values_keep_their_objects_until_the_value_is_read_or
     struct shm_chan *p = shm_at(&c, last);
     CHECK_EQ(load_acq(&p->obj.refs), 1);
     shm_obj_unref(&c, outer); /* and with it inner, and last */
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
 }
 
 /* ---- many Ms --------------------------------------------------------------------------------- */
@@ -396,8 +369,7 @@ static uint64_t run_traffic(uint32_t cap, uint32_t senders, uint32_t receivers, 
                             bool cancel)
 {
     struct shm_ctx c;
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     struct traffic *t = traffic_new(senders, receivers, each);
     t->big = true;
     t->cancel = cancel;
@@ -511,8 +483,7 @@ static void test_a_buffered_value_is_there_for_who_does_not_wait_while_the_chann
 {
     struct shm_ctx c;
     struct nonblock *t = h_shared(sizeof *t);
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     t->n = (uint32_t)H_N(1000, 2000);
     for (uint32_t k = 0; k < t->n; k++)
         CHECK_EQ(shm_chan_new(&c, 1, &t->ch[k]), SHM_OK);

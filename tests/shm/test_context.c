@@ -3,18 +3,10 @@
 
 #define SEC 1000000000ULL
 
-static void begin(struct shm_ctx *c)
-{
-    h_seg(c, (struct shm_opts){0});
-    l_worker(c);
-}
-
-static void end(struct shm_ctx *c)
+static void end_all(struct shm_ctx *c)
 {
     CHECK_EQ(shm_timer_next(c), UINT64_MAX);
-    CHECK_QUIET(c);
-    l_worker_end(c);
-    h_seg_end(c);
+    l_seg_end(c);
 }
 
 static shm_off child(struct shm_ctx *c, shm_off parent)
@@ -68,7 +60,7 @@ static bool closed(struct shm_ctx *c, shm_off x)
 static void test_a_cancel_ends_all_below_and_nothing_else(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off root = child(&c, 0), a = child(&c, root), b = child(&c, root), aa = child(&c, a),
             v = value(&c, aa, 1), av = child(&c, v), free_v = value(&c, 0, 2);
     CHECK_EQ(done(&c, free_v), 0);
@@ -100,13 +92,13 @@ static void test_a_cancel_ends_all_below_and_nothing_else(void)
         shm_obj_unref(&c, left[i]);
         CHECK_SEGMENT(&c);
     }
-    end(&c);
+    end_all(&c);
 }
 
 static void test_the_first_cause_stays_and_is_that_of_all_below(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off a = child(&c, 0), b = child(&c, a), why;
     struct shm_val v = v_big(&c, 5), w = v_big(&c, 6);
     shm_context_cancel(&c, a, SHM_CTX_CANCELED, &v);
@@ -117,7 +109,7 @@ static void test_the_first_cause_stays_and_is_that_of_all_below(void)
     shm_obj_unref(&c, a);
     CHECK_EQ(v_num(&c, &((struct shm_context *)shm_at(&c, why))->cause), 5);
     shm_obj_unref(&c, b);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_deadline_ends_a_context_and_the_earliest_counts(void)
@@ -125,7 +117,7 @@ static void test_a_deadline_ends_a_context_and_the_earliest_counts(void)
     struct shm_ctx c;
     uint64_t t0 = shm_now_ns() + 10000 * SEC;
     uint32_t ran;
-    begin(&c);
+    l_seg(&c);
     shm_off a = deadline(&c, 0, t0 + 10), later = deadline(&c, a, t0 + 20),
             sooner = deadline(&c, a, t0), past = deadline(&c, a, 1);
     CHECK_EQ(state(&c, past), SHM_CTX_DEADLINE);
@@ -156,7 +148,7 @@ static void test_a_deadline_ends_a_context_and_the_earliest_counts(void)
     shm_off all[] = {a, later, sooner, past, b};
     for (int i = 0; i < 5; i++)
         shm_obj_unref(&c, all[i]);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_child_nobody_can_reach_leaves_its_parent(void)
@@ -164,7 +156,7 @@ static void test_a_child_nobody_can_reach_leaves_its_parent(void)
     enum { N = 200 };
     struct shm_ctx c;
     shm_off kid[N], root;
-    begin(&c);
+    l_seg(&c);
     root = child(&c, 0);
     for (int i = 0; i < N; i++)
         kid[i] = child(&c, root);
@@ -178,13 +170,13 @@ static void test_a_child_nobody_can_reach_leaves_its_parent(void)
     }
     CHECK_EQ(((struct shm_context *)shm_at(&c, root))->first, 0);
     shm_obj_unref(&c, root);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_long_chain_is_cancelled_and_freed_without_a_stack(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off root = child(&c, 0), at = root;
     shm_obj_ref(&c, root);
     for (int i = 0; i < 100000; i++) {
@@ -196,7 +188,7 @@ static void test_a_long_chain_is_cancelled_and_freed_without_a_stack(void)
     CHECK_EQ(state(&c, at), SHM_CTX_CANCELED);
     shm_obj_unref(&c, root);
     shm_obj_unref(&c, at);
-    end(&c);
+    end_all(&c);
 }
 
 /* ---- many Ms --------------------------------------------------------------------------------- */
@@ -283,9 +275,7 @@ static void test_nobody_sees_a_live_child_of_a_cancelled_parent(void)
     h_ms(MS, all_in_one_tree, f);
     CHECK(f->seen > 0);
     CHECK_EQ(shm_timer_next(&c), UINT64_MAX);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
     munmap(f, sizeof *f);
 }
 
@@ -318,7 +308,7 @@ static bool die_at(const char *point, uint32_t nth, bool fire)
     struct shm_ctx c;
     struct victim *v = h_shared(sizeof *v);
     struct shm_val val;
-    begin(&c);
+    l_seg(&c);
     v->point = point;
     v->nth = nth;
     v->fire = fire;

@@ -1,19 +1,6 @@
 /* Tests of doneq.c: every end comes out once, in order, however takers and ends meet. */
 #include "gs.h"
 
-static void begin(struct shm_ctx *c)
-{
-    h_seg(c, (struct shm_opts){0});
-    l_worker(c);
-}
-
-static void end(struct shm_ctx *c)
-{
-    CHECK_QUIET(c);
-    l_worker_end(c);
-    h_seg_end(c);
-}
-
 static shm_off new_join(struct shm_ctx *c, shm_off q)
 {
     shm_off j;
@@ -34,7 +21,7 @@ static void test_ends_come_out_once_and_in_their_order(void)
     enum { N = 300 }; /* more than two batches */
     struct shm_ctx c;
     shm_off q, j[N], out[SHM_DONEQ_BATCH];
-    begin(&c);
+    l_seg(&c);
     CHECK_EQ(shm_doneq_new(&c, &q), SHM_OK);
     for (int i = 0; i < N; i++)
         j[i] = new_join(&c, q);
@@ -53,7 +40,7 @@ static void test_ends_come_out_once_and_in_their_order(void)
     }
     CHECK_EQ(shm_doneq_take(&c, q, out, SHM_DONEQ_BATCH), 0);
     shm_obj_unref(&c, q);
-    end(&c);
+    l_seg_end(&c);
 }
 
 static void test_an_end_wakes_one_waiter_and_a_taker_the_next(void)
@@ -61,7 +48,7 @@ static void test_an_end_wakes_one_waiter_and_a_taker_the_next(void)
     struct shm_ctx c;
     shm_off q, out[2];
     shm_gref r[2];
-    begin(&c);
+    l_seg(&c);
     CHECK_EQ(shm_doneq_new(&c, &q), SHM_OK);
     shm_off a = new_join(&c, q), b = new_join(&c, q);
     for (int i = 0; i < 2; i++) {
@@ -88,28 +75,28 @@ static void test_an_end_wakes_one_waiter_and_a_taker_the_next(void)
         shm_obj_unref(&c, out[i]);
     }
     shm_obj_unref(&c, q);
-    end(&c);
+    l_seg_end(&c);
 }
 
 static void test_who_never_starts_is_taken_off_again(void)
 {
     struct shm_ctx c;
     shm_off q;
-    begin(&c);
+    l_seg(&c);
     CHECK_EQ(shm_doneq_new(&c, &q), SHM_OK);
     shm_off j = new_join(&c, q);
     shm_doneq_detach(&c, j);
     shm_obj_unref(&c, j);
     shm_obj_unref(&c, j);
     shm_obj_unref(&c, q);
-    end(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_reaper_that_comes_late_puts_nothing_twice(void)
 {
     struct shm_ctx c;
     shm_off q, out[2];
-    begin(&c);
+    l_seg(&c);
     CHECK_EQ(shm_doneq_new(&c, &q), SHM_OK);
     shm_off j = new_join(&c, q);
     finish(&c, j, 1);
@@ -120,7 +107,7 @@ static void test_a_reaper_that_comes_late_puts_nothing_twice(void)
     shm_obj_unref(&c, j);
     shm_obj_unref(&c, j);
     shm_obj_unref(&c, q);
-    end(&c);
+    l_seg_end(&c);
 }
 
 struct race {
@@ -162,8 +149,7 @@ static void test_no_end_is_lost_or_taken_twice_under_a_race(void)
     uint32_t n = (uint32_t)H_N(3000, 100000);
     size_t bytes = sizeof(struct race) + n * sizeof(shm_off);
     struct race *t = h_shared(bytes);
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     t->n = n;
     CHECK_EQ(shm_doneq_new(&c, &t->q), SHM_OK);
     for (uint32_t k = 0; k < n; k++)
@@ -173,9 +159,7 @@ static void test_no_end_is_lost_or_taken_twice_under_a_race(void)
     CHECK_EQ(t->sum, (uint64_t)n * (n - 1) / 2);
     CHECK_SEGMENT(&c);
     shm_obj_unref(&c, t->q);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
     munmap(t, bytes);
 }
 
@@ -210,7 +194,7 @@ static bool die_at(const char *point, uint32_t nth, bool waits)
     struct victim *v = h_shared(sizeof *v);
     shm_off out[2];
     shm_gref r = 0;
-    begin(&c);
+    l_seg(&c);
     *v = (struct victim){.point = point, .nth = nth};
     CHECK_EQ(shm_doneq_new(&c, &v->q), SHM_OK);
     v->j = new_join(&c, v->q);

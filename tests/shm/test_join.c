@@ -1,26 +1,13 @@
 /* Tests of join.c: a result is set once, every waiter sees it, none is forgotten. */
 #include "gs.h"
 
-static void begin(struct shm_ctx *c)
-{
-    h_seg(c, (struct shm_opts){0});
-    l_worker(c);
-}
-
-static void end(struct shm_ctx *c)
-{
-    CHECK_QUIET(c);
-    l_worker_end(c);
-    h_seg_end(c);
-}
-
 static void test_finish_wakes_every_waiter_in_their_order_and_the_value_stays(void)
 {
     enum { N = 75 }; /* more than two wake batches */
     struct shm_ctx c;
     shm_gref r[N];
     shm_off j;
-    begin(&c);
+    l_seg(&c);
     CHECK_EQ(shm_join_new(&c, &j), SHM_OK);
     struct shm_join *p = shm_at(&c, j);
     for (int i = 0; i < N; i++) {
@@ -46,14 +33,14 @@ static void test_finish_wakes_every_waiter_in_their_order_and_the_value_stays(vo
     shm_obj_unref(&c, j);
     CHECK_EQ(v_num(&c, &p->value), 42);
     shm_obj_unref(&c, j);
-    end(&c);
+    l_seg_end(&c);
 }
 
 static void test_the_first_end_of_a_goroutine_stands(void)
 {
     struct shm_ctx c;
     shm_off j;
-    begin(&c);
+    l_seg(&c);
     CHECK_EQ(shm_join_new(&c, &j), SHM_OK);
     struct shm_val v = v_big(&c, 1), w = v_big(&c, 2);
     shm_join_finish(&c, j, SHM_J_ERROR, &v);
@@ -63,7 +50,7 @@ static void test_the_first_end_of_a_goroutine_stands(void)
     CHECK_EQ(v_num(&c, &p->value), 1);
     shm_obj_unref(&c, j);
     shm_obj_unref(&c, j);
-    end(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_cancelled_waiter_leaves_and_the_others_are_woken(void)
@@ -71,7 +58,7 @@ static void test_a_cancelled_waiter_leaves_and_the_others_are_woken(void)
     struct shm_ctx c;
     shm_gref r[3];
     shm_off j;
-    begin(&c);
+    l_seg(&c);
     CHECK_EQ(shm_join_new(&c, &j), SHM_OK);
     for (int i = 0; i < 3; i++) {
         r[i] = l_new(&c);
@@ -91,7 +78,7 @@ static void test_a_cancelled_waiter_leaves_and_the_others_are_woken(void)
     }
     shm_obj_unref(&c, j);
     shm_obj_unref(&c, j);
-    end(&c);
+    l_seg_end(&c);
 }
 
 struct race {
@@ -136,8 +123,7 @@ static void test_no_waiter_is_forgotten_however_it_meets_the_end(void)
     uint32_t n = (uint32_t)H_N(1500, 60000);
     size_t bytes = sizeof(struct race) + n * sizeof(shm_off);
     struct race *t = h_shared(bytes);
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     t->n = n;
     t->waiters = 3;
     for (uint32_t k = 0; k < n; k++)
@@ -149,9 +135,7 @@ static void test_no_waiter_is_forgotten_however_it_meets_the_end(void)
         shm_obj_unref(&c, t->j[k]);
         shm_obj_unref(&c, t->j[k]);
     }
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
     munmap(t, bytes);
 }
 

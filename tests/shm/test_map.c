@@ -36,8 +36,7 @@ static int count(void *arg, const uint8_t *key, uint32_t len, const struct shm_v
 static void test_a_map_that_grows_keeps_all_it_has(void)
 {
     struct shm_ctx c;
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     shm_off m = map_new(&c);
     uint64_t n = 0, key = 3;
     struct shm_val v = v_int(99), old;
@@ -60,16 +59,13 @@ static void test_a_map_that_grows_keeps_all_it_has(void)
     CHECK_EQ(n, 500);
     CHECK_SEGMENT(&c);
     shm_obj_unref(&c, m);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
 }
 
 static void test_cas_replaces_what_is_the_same_bytes_and_nothing_else(void)
 {
     struct shm_ctx c;
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     shm_off m = map_new(&c), obj = map_new(&c), other = map_new(&c);
     uint64_t key = 3;
     struct shm_val small = v_int(1), big = v_big(&c, 1), ref = v_ref(&c, 1, obj),
@@ -96,9 +92,7 @@ static void test_cas_replaces_what_is_the_same_bytes_and_nothing_else(void)
     shm_obj_unref(&c, m);
     shm_obj_unref(&c, obj);
     shm_obj_unref(&c, other);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
 }
 
 /* ---- deaths ---------------------------------------------------------------------------------- */
@@ -139,8 +133,7 @@ static bool die_at(const char *point, uint32_t nth)
 {
     struct shm_ctx c;
     struct scene *s = h_shared(sizeof *s);
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     *s = (struct scene){.point = point, .nth = nth, .m = map_new(&c)};
     for (uint64_t k = 0; k < 8; k++)
         CHECK_EQ(store(&c, s->m, k, v_big(&c, k)), SHM_OK);
@@ -160,9 +153,7 @@ static bool die_at(const char *point, uint32_t nth)
     for (uint64_t k = 4; k < 8; k++)
         CHECK_EQ(load(&c, s->m, k), k);
     shm_obj_unref(&c, s->m);
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
     munmap(s, sizeof *s);
     return died;
 }
@@ -206,8 +197,7 @@ static void test_many_store_and_delete_and_each_key_has_one_first(void)
     struct shm_ctx c;
     struct traffic *t = h_shared(sizeof *t);
     uint64_t n = 0;
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     t->m = map_new(&c);
     h_ms(4, storm, t);
     CHECK_EQ(t->first, 2000);
@@ -215,9 +205,7 @@ static void test_many_store_and_delete_and_each_key_has_one_first(void)
     CHECK_EQ(n, 2000 + 4 * 1000);
     CHECK_SEGMENT(&c);
     shm_obj_unref(&c, t->m);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
     munmap(t, sizeof *t);
 }
 

@@ -12,19 +12,6 @@ static shm_off chan_with(struct shm_ctx *c, uint32_t cap, uint32_t values)
     return ch;
 }
 
-static void begin(struct shm_ctx *c)
-{
-    h_seg(c, (struct shm_opts){0});
-    l_worker(c);
-}
-
-static void end(struct shm_ctx *c)
-{
-    CHECK_QUIET(c);
-    l_worker_end(c);
-    h_seg_end(c);
-}
-
 /* ---- one M ----------------------------------------------------------------------------------- */
 
 /* Go runtime/chan_test.go TestSelectFairness: |r - p| < 4.89 sqrt(p (1 - p) / n), one false alarm in
@@ -33,7 +20,7 @@ static void test_of_the_ready_cases_each_is_chosen_equally_often(void)
 {
     struct shm_ctx c;
     uint32_t rounds = (uint32_t)H_N(10000, 300000);
-    begin(&c);
+    l_seg(&c);
     for (uint32_t ready = 1; ready <= 6; ready++) {
         struct shm_case cases[9];
         uint32_t n = ready + 3, count[9] = {0};
@@ -55,14 +42,14 @@ static void test_of_the_ready_cases_each_is_chosen_equally_often(void)
         for (uint32_t i = 0; i < n; i++)
             shm_obj_unref(&c, cases[i].ch);
     }
-    end(&c);
+    l_seg_end(&c);
 }
 
 /* Go test/chan/select3.go: what blocks, what does not, what fails. */
 static void test_a_case_is_ready_exactly_when_its_operation_would_not_wait(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     struct {
         uint32_t cap, values;
         bool closed;
@@ -89,13 +76,13 @@ static void test_a_case_is_ready_exactly_when_its_operation_would_not_wait(void)
     uint32_t which;
     struct shm_val v;
     CHECK_EQ(shm_select_try(&c, NULL, 0, &which, &v), SHM_EAGAIN);
-    end(&c);
+    l_seg_end(&c);
 }
 
 static void test_whoever_wakes_a_select_decides_its_case_and_the_losers_leave_their_queues(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     for (uint32_t winner = 0; winner < 6; winner++) {
         struct shm_case cases[6];
         struct shm_val v;
@@ -135,7 +122,7 @@ static void test_whoever_wakes_a_select_decides_its_case_and_the_losers_leave_th
         }
         l_end(&c, r);
     }
-    end(&c);
+    l_seg_end(&c);
 }
 
 /* Go test/chan/select6.go (issue 2075): a loser that was last in a queue. */
@@ -144,7 +131,7 @@ static void test_a_losing_case_at_the_end_of_a_queue_leaves_the_queue_whole(void
     struct shm_ctx c;
     struct shm_val v;
     uint32_t which;
-    begin(&c);
+    l_seg(&c);
     shm_off c1 = chan_with(&c, 0, 0), c2 = chan_with(&c, 0, 0);
     shm_gref first = l_new(&c);
     CHECK_EQ(shm_chan_recv_park(&c, c1, &v, first), SHM_PARKED);
@@ -168,7 +155,7 @@ static void test_a_losing_case_at_the_end_of_a_queue_leaves_the_queue_whole(void
     }
     shm_obj_unref(&c, c1);
     shm_obj_unref(&c, c2);
-    end(&c);
+    l_seg_end(&c);
 }
 
 /* Go runtime/chan_test.go TestSelfSelect and TestSelectDuplicateChannel. */
@@ -177,7 +164,7 @@ static void test_a_select_never_meets_itself_and_may_name_a_channel_twice(void)
     struct shm_ctx c;
     struct shm_val v;
     uint32_t which;
-    begin(&c);
+    l_seg(&c);
     shm_off ch = chan_with(&c, 0, 0);
     struct shm_case cases[4] = {s_send(ch, v_int(5)), s_recv(ch), s_recv(ch), s_send(ch, v_int(6))};
     for (uint32_t i = 0; i < 4; i++)
@@ -216,13 +203,13 @@ static void test_a_select_never_meets_itself_and_may_name_a_channel_twice(void)
     CHECK(shm_execute(&c, r2, false));
     l_end(&c, r2);
     shm_obj_unref(&c, ch);
-    end(&c);
+    l_seg_end(&c);
 }
 
 static void test_close_ends_a_select_in_either_direction(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     for (int send = 0; send < 2; send++) {
         struct shm_val v;
         uint32_t which;
@@ -241,7 +228,7 @@ static void test_close_ends_a_select_in_either_direction(void)
         shm_obj_unref(&c, c1);
         shm_obj_unref(&c, c2);
     }
-    end(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_cancelled_select_has_no_case_and_drops_what_it_would_have_sent(void)
@@ -249,7 +236,7 @@ static void test_a_cancelled_select_has_no_case_and_drops_what_it_would_have_sen
     struct shm_ctx c;
     struct shm_val v;
     uint32_t which;
-    begin(&c);
+    l_seg(&c);
     shm_off c1 = chan_with(&c, 0, 0), c2 = chan_with(&c, 0, 0);
     struct shm_case cases[3] = {s_send(c1, v_ref(&c, 1, c2)), s_recv(c2), s_send(c2, v_big(&c, 2))};
     shm_gref r = l_new(&c);
@@ -263,7 +250,7 @@ static void test_a_cancelled_select_has_no_case_and_drops_what_it_would_have_sen
     l_end(&c, r);
     shm_obj_unref(&c, c1);
     shm_obj_unref(&c, c2);
-    end(&c);
+    l_seg_end(&c);
 }
 
 /* Go reflect/all_test.go TestSelect has up to a dozen cases; its limit is ours. Around where locks and
@@ -276,7 +263,7 @@ static void test_a_select_may_have_as_many_cases_as_gos(void)
     for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
         uint32_t n = sizes[k], which, at = n * 5 / 8;
         struct shm_val v;
-        begin(&c);
+        l_seg(&c);
         for (uint32_t i = 0; i < n; i++) {
             shm_off ch = i % 10 == 9 ? cases[n - i].ch : chan_with(&c, 0, 0);
             if (i % 10 == 9)
@@ -316,7 +303,7 @@ static void test_a_select_may_have_as_many_cases_as_gos(void)
         }
         for (uint32_t i = 0; i < n; i++)
             shm_obj_unref(&c, cases[i].ch);
-        end(&c);
+        l_seg_end(&c);
     }
     free(cases);
 }
@@ -329,7 +316,7 @@ static void test_of_many_ready_cases_each_is_chosen_about_equally_often(void)
     uint32_t count[N] = {0}, which;
     struct shm_val v;
     double off = 0;
-    begin(&c);
+    l_seg(&c);
     for (uint32_t i = 0; i < N; i++)
         cases[i] = s_recv(chan_with(&c, 1, 1));
     for (uint32_t k = 0; k < ROUNDS; k++) {
@@ -342,7 +329,7 @@ static void test_of_many_ready_cases_each_is_chosen_about_equally_often(void)
     CHECK(off < 155);
     for (uint32_t i = 0; i < N; i++)
         shm_obj_unref(&c, cases[i].ch);
-    end(&c);
+    l_seg_end(&c);
 }
 
 /* ---- many Ms --------------------------------------------------------------------------------- */
@@ -430,8 +417,7 @@ static void run(uint32_t cap, uint32_t each, bool cancel)
     struct shm_ctx c;
     size_t bytes = sizeof(struct traffic) + (size_t)PARTIES * each;
     struct traffic *t = h_shared(bytes);
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     t->each = each;
     t->cancel = cancel;
     t->other = chan_with(&c, 0, 0);
@@ -447,9 +433,7 @@ static void run(uint32_t cap, uint32_t each, bool cancel)
     for (uint32_t i = 0; i < CHANS; i++)
         shm_obj_unref(&c, t->ch[i]);
     shm_obj_unref(&c, t->other);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
     munmap(t, bytes);
 }
 
@@ -494,8 +478,7 @@ static void test_select_sees_all_its_channels_at_one_moment(void)
 {
     struct shm_ctx c;
     struct race *t = h_shared(sizeof *t);
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     for (uint32_t k = 0; k < 1000; k++) {
         t->c1[k] = chan_with(&c, 1, 0);
         t->c2[k] = chan_with(&c, 0, 0);
@@ -505,9 +488,7 @@ static void test_select_sees_all_its_channels_at_one_moment(void)
         shm_obj_unref(&c, t->c1[k]);
         shm_obj_unref(&c, t->c2[k]);
     }
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
     munmap(t, sizeof *t);
 }
 

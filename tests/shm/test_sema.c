@@ -1,18 +1,10 @@
 /* Tests of sema.c and mutex.c: who gets in, in which order, who is told, and that nothing is lost. */
 #include "gs.h"
 
-static void begin(struct shm_ctx *c)
-{
-    h_seg(c, (struct shm_opts){0});
-    l_worker(c);
-}
-
-static void end(struct shm_ctx *c)
+static void end_all(struct shm_ctx *c)
 {
     CHECK_EQ(c->hdr->sema_first, 0);
-    CHECK_QUIET(c);
-    l_worker_end(c);
-    h_seg_end(c);
+    l_seg_end(c);
 }
 
 static shm_off make(struct shm_ctx *c, uint32_t what, uint64_t n)
@@ -61,7 +53,7 @@ static void l_cancel(struct shm_ctx *c, shm_gref r)
 static void test_an_uncontended_mutex_is_one_word(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off m = make(&c, SHM_SY_MUTEX, 0);
     CHECK_EQ(shm_mutex_unlock(&c, m), SHM_EAGAIN);
     CHECK_EQ(shm_mutex_trylock(&c, m, 7), SHM_OK);
@@ -70,13 +62,13 @@ static void test_an_uncontended_mutex_is_one_word(void)
     CHECK_EQ(shm_mutex_unlock(&c, m), SHM_OK);
     CHECK_EQ(load_acq(&sema(&c, m)->word), 0);
     shm_obj_unref(&c, m);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_unlock_wakes_the_first_waiter_who_competes(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off m = make(&c, SHM_SY_MUTEX, 0);
     CHECK_EQ(shm_mutex_trylock(&c, m, 1), SHM_OK);
     shm_gref a = l_lock(&c, m), b = l_lock(&c, m);
@@ -104,7 +96,7 @@ static void test_unlock_wakes_the_first_waiter_who_competes(void)
     CHECK_EQ(load_acq(&sema(&c, m)->word), 0); /* fast again */
     l_end(&c, b);
     shm_obj_unref(&c, m);
-    end(&c);
+    end_all(&c);
 }
 
 /* Makes a waiter that has lost once believe that it has waited for long. */
@@ -122,7 +114,7 @@ static void starve(struct shm_ctx *c, shm_off m, shm_gref r)
 static void test_a_starving_mutex_is_handed_over(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off m = make(&c, SHM_SY_MUTEX, 0);
     CHECK_EQ(shm_mutex_trylock(&c, m, 1), SHM_OK);
     shm_gref a = l_lock(&c, m), b = l_lock(&c, m);
@@ -141,14 +133,14 @@ static void test_a_starving_mutex_is_handed_over(void)
     CHECK_EQ(load_acq(&sema(&c, m)->word), 0);
     l_end(&c, b);
     shm_obj_unref(&c, m);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_cancelled_waiter_is_passed_over_in_either_mode(void)
 {
     struct shm_ctx c;
     for (int starving = 0; starving < 2; starving++) {
-        begin(&c);
+        l_seg(&c);
         shm_off m = make(&c, SHM_SY_MUTEX, 0);
         CHECK_EQ(shm_mutex_trylock(&c, m, 1), SHM_OK);
         shm_gref a = l_lock(&c, m), b = l_lock(&c, m);
@@ -171,7 +163,7 @@ static void test_a_cancelled_waiter_is_passed_over_in_either_mode(void)
                 l_end(&c, (uint64_t)SHM_ST_GEN(w) << 32 | i);
         }
         shm_obj_unref(&c, m);
-        end(&c);
+        end_all(&c);
     }
 }
 
@@ -180,7 +172,7 @@ static void test_a_cancelled_waiter_is_passed_over_in_either_mode(void)
 static void test_a_writer_that_waits_keeps_readers_out_and_they_go_before_the_next(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off rw = make(&c, SHM_SY_RWMUTEX, 0);
     CHECK_EQ(shm_sema_try(&c, rw, SHM_SY_READ, 0, 1), SHM_OK);
     CHECK_EQ(shm_sema_try(&c, rw, SHM_SY_READ, 0, 2), SHM_OK);
@@ -210,14 +202,14 @@ static void test_a_writer_that_waits_keeps_readers_out_and_they_go_before_the_ne
     l_end(&c, r1);
     l_end(&c, r2);
     shm_obj_unref(&c, rw);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_hundred_readers_get_in_after_a_writer(void)
 {
     struct shm_ctx c;
     shm_gref r[100];
-    begin(&c);
+    l_seg(&c);
     shm_off rw = make(&c, SHM_SY_RWMUTEX, 0);
     CHECK_EQ(shm_sema_try(&c, rw, SHM_SY_WRITE, 0, 1), SHM_OK);
     for (int i = 0; i < 100; i++)
@@ -235,13 +227,13 @@ static void test_a_hundred_readers_get_in_after_a_writer(void)
     CHECK_EQ(*(uint64_t *)shm_at(&c, sema(&c, rw)->holders), 0);
     CHECK_EQ(shm_sema_try(&c, rw, SHM_SY_WRITE, 0, 1), SHM_OK);
     shm_obj_unref(&c, rw);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_semaphore_serves_in_order_whatever_they_want(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off s = make(&c, SHM_SY_SEMAPHORE, 5);
     CHECK_EQ(shm_sema_try(&c, s, SHM_SY_WRITE, 3, 0), SHM_OK);
     CHECK_EQ(shm_sema_try(&c, s, SHM_SY_WRITE, 3, 0), SHM_EAGAIN);
@@ -261,13 +253,13 @@ static void test_a_semaphore_serves_in_order_whatever_they_want(void)
     l_end(&c, b);
     l_end(&c, d);
     shm_obj_unref(&c, s);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_round_of_a_waitgroup_wakes_its_own_waiters_only(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off wg = make(&c, SHM_SY_WAITGROUP, 0);
     CHECK_EQ(shm_sema_try(&c, wg, SHM_SY_WRITE, 0, 0), SHM_OK);
     CHECK_EQ(shm_waitgroup_add(&c, wg, -1), SHM_EAGAIN);
@@ -287,7 +279,7 @@ static void test_a_round_of_a_waitgroup_wakes_its_own_waiters_only(void)
     l_end(&c, a);
     l_end(&c, b);
     shm_obj_unref(&c, wg);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_cond_gives_back_its_mutex_and_wakes_who_waits_now(void)
@@ -295,7 +287,7 @@ static void test_a_cond_gives_back_its_mutex_and_wakes_who_waits_now(void)
     struct shm_ctx c;
     shm_gref r[40];
     shm_off m, cond;
-    begin(&c);
+    l_seg(&c);
     m = make(&c, SHM_SY_MUTEX, 0);
     CHECK_EQ(shm_sema_new(&c, SHM_SY_COND, 0, m, &cond), SHM_OK);
     r[0] = l_new(&c);
@@ -329,13 +321,13 @@ static void test_a_cond_gives_back_its_mutex_and_wakes_who_waits_now(void)
     shm_obj_unref(&c, m);
     CHECK_SEGMENT(&c);
     shm_obj_unref(&c, cond); /* and its mutex with it */
-    end(&c);
+    end_all(&c);
 }
 
 static void test_of_a_once_one_runs_and_the_others_wait(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off once = make(&c, SHM_SY_ONCE, 0);
     CHECK_EQ(shm_sema_try(&c, once, SHM_SY_WRITE, 0, 9), SHM_OK);
     CHECK(shm_once_mine(&c, once, 9) && !shm_once_mine(&c, once, 8));
@@ -346,7 +338,7 @@ static void test_of_a_once_one_runs_and_the_others_wait(void)
     CHECK(!shm_once_mine(&c, once, 9));
     l_end(&c, a);
     shm_obj_unref(&c, once);
-    end(&c);
+    end_all(&c);
 }
 
 /* ---- the dead -------------------------------------------------------------------------------- */
@@ -355,7 +347,7 @@ static void test_all_are_told_of_a_dead_holder_until_recover(void)
 {
     static const uint32_t whats[] = {SHM_SY_MUTEX, SHM_SY_RWMUTEX, SHM_SY_RWMUTEX, SHM_SY_ONCE};
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     for (int i = 0; i < 4; i++) {
         shm_off sy = make(&c, whats[i], 0);
         int how = i == 2 ? SHM_SY_READ : SHM_SY_WRITE;
@@ -387,13 +379,13 @@ static void test_all_are_told_of_a_dead_holder_until_recover(void)
                  SHM_OK);
         shm_obj_unref(&c, sy);
     }
-    end(&c);
+    end_all(&c);
 }
 
 static void test_if_the_waiter_on_its_way_dies_the_reaper_wakes_the_next(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_off m = make(&c, SHM_SY_MUTEX, 0);
     CHECK_EQ(shm_mutex_trylock(&c, m, 1), SHM_OK);
     shm_gref a = l_lock(&c, m), b = l_lock(&c, m);
@@ -417,7 +409,7 @@ static void test_if_the_waiter_on_its_way_dies_the_reaper_wakes_the_next(void)
     CHECK_EQ(shm_mutex_unlock(&c, m), SHM_OK);
     l_end(&c, d);
     shm_obj_unref(&c, m);
-    end(&c);
+    end_all(&c);
 }
 
 /* ---- many Ms --------------------------------------------------------------------------------- */
@@ -496,8 +488,7 @@ static void hammer_all(uint32_t what, uint64_t n, bool cancel)
 {
     struct shm_ctx c;
     struct traffic *t = h_shared(sizeof *t);
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     *t = (struct traffic){.what = what, .each = (uint32_t)H_N(2000, 100000), .cancel = cancel};
     t->sy = make(&c, what, n);
     h_ms(6, hammer, t);
@@ -508,9 +499,7 @@ static void hammer_all(uint32_t what, uint64_t n, bool cancel)
                                   : shm_sema_try(&c, t->sy, SHM_SY_WRITE, 3, 1),
              SHM_OK);
     shm_obj_unref(&c, t->sy);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
     munmap(t, sizeof *t);
 }
 
@@ -561,8 +550,7 @@ static void test_a_cond_loses_no_broadcast(void)
 {
     struct shm_ctx c;
     struct traffic *t = h_shared(sizeof *t);
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     *t = (struct traffic){.what = SHM_SY_MUTEX, .each = (uint32_t)H_N(1000, 50000)};
     t->sy = make(&c, SHM_SY_MUTEX, 0);
     CHECK_EQ(shm_sema_new(&c, SHM_SY_COND, 0, t->sy, &t->cond), SHM_OK);
@@ -571,9 +559,7 @@ static void test_a_cond_loses_no_broadcast(void)
     CHECK_EQ(t->plain, 0);
     shm_obj_unref(&c, t->sy);
     shm_obj_unref(&c, t->cond);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
     munmap(t, sizeof *t);
 }
 

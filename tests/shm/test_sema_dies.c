@@ -194,8 +194,7 @@ static bool die_at(enum op op, const char *point, uint32_t nth)
     struct shm_ctx c;
     struct scene *s = h_shared(sizeof *s);
     *s = (struct scene){.op = op, .point = point, .nth = nth};
-    h_seg(&c, (struct shm_opts){0});
-    l_worker(&c);
+    l_seg(&c);
     uint32_t n = set_up(&c, s), ended;
     int status = h_wait(h_fork(act, 0, s));
     bool died = WIFSIGNALED(status);
@@ -232,9 +231,7 @@ static bool die_at(enum op op, const char *point, uint32_t nth)
         if (sy)
             shm_obj_unref(&c, sy);
     }
-    CHECK_QUIET(&c);
-    l_worker_end(&c);
-    h_seg_end(&c);
+    l_seg_end(&c);
     munmap(s, sizeof *s);
     return died;
 }

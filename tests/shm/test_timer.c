@@ -3,18 +3,10 @@
 
 #define SEC 1000000000ULL
 
-static void begin(struct shm_ctx *c)
-{
-    h_seg(c, (struct shm_opts){0});
-    l_worker(c);
-}
-
-static void end(struct shm_ctx *c)
+static void end_all(struct shm_ctx *c)
 {
     CHECK_EQ(shm_timer_next(c), UINT64_MAX);
-    CHECK_QUIET(c);
-    l_worker_end(c);
-    h_seg_end(c);
+    l_seg_end(c);
 }
 
 static shm_gref sleeper(struct shm_ctx *c, uint64_t when)
@@ -35,7 +27,7 @@ static void test_sleepers_wake_in_the_order_of_their_times(void)
     struct shm_ctx c;
     enum { N = 200 };
     uint64_t t0 = shm_now_ns() + 10000 * SEC, perm[N];
-    begin(&c);
+    l_seg(&c);
     for (uint64_t i = 0; i < N; i++) {
         uint64_t j = h_rand(&c) % (i + 1);
         perm[i] = perm[j];
@@ -61,7 +53,7 @@ static void test_sleepers_wake_in_the_order_of_their_times(void)
             l_end(&c, at[k]);
         }
     }
-    end(&c);
+    end_all(&c);
 }
 
 static void test_nobody_wakes_before_his_time_and_all_do_after_it(void)
@@ -70,7 +62,7 @@ static void test_nobody_wakes_before_his_time_and_all_do_after_it(void)
     enum { N = 50 };
     uint64_t when[N];
     shm_gref r[N];
-    begin(&c);
+    l_seg(&c);
     for (int i = 0; i < N; i++) {
         when[i] = shm_now_ns() + h_rand(&c) % 3000000;
         r[i] = sleeper(&c, when[i]);
@@ -84,13 +76,13 @@ static void test_nobody_wakes_before_his_time_and_all_do_after_it(void)
         CHECK(shm_now_ns() >= when[i]);
         l_end(&c, g);
     }
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_time_that_has_passed_is_a_turn_for_the_others(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_gref other = l_new(&c);
     shm_gosched(&c, other);
     shm_gref r = sleeper(&c, shm_now_ns() - 5);
@@ -100,13 +92,13 @@ static void test_a_time_that_has_passed_is_a_turn_for_the_others(void)
     CHECK_EQ(l_next(&c), r);
     CHECK_EQ(shm_g(&c, r)->ok, 1);
     l_end(&c, r);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_the_end_of_time_never_comes_and_can_be_cancelled(void)
 {
     struct shm_ctx c;
-    begin(&c);
+    l_seg(&c);
     shm_gref r = sleeper(&c, UINT64_MAX);
     CHECK_EQ(shm_timer_next(&c), UINT64_MAX);
     uint32_t ran;
@@ -118,7 +110,7 @@ static void test_the_end_of_time_never_comes_and_can_be_cancelled(void)
     CHECK_EQ(l_next(&c), r);
     CHECK_EQ(shm_g(&c, r)->ok, 2);
     l_end(&c, r);
-    end(&c);
+    end_all(&c);
 }
 
 /* So a program all of whose timeouts were cancelled is seen to be asleep at once. */
@@ -128,7 +120,7 @@ static void test_a_cancelled_sleeper_leaves_no_entry_wherever_it_stood(void)
     enum { N = 300 };
     shm_gref r[N];
     uint64_t t0 = shm_now_ns() + 10000 * SEC;
-    begin(&c);
+    l_seg(&c);
     for (int round = 0; round < 4; round++) {
         for (int i = 0; i < N; i++)
             r[i] = sleeper(&c, t0 + h_rand(&c) % 1000);
@@ -147,7 +139,7 @@ static void test_a_cancelled_sleeper_leaves_no_entry_wherever_it_stood(void)
         }
         CHECK_EQ(shm_timer_next(&c), UINT64_MAX);
     }
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_sleeper_claimed_by_a_canceller_is_taken_out_once(void)
@@ -155,7 +147,7 @@ static void test_a_sleeper_claimed_by_a_canceller_is_taken_out_once(void)
     struct shm_ctx c;
     uint32_t ran;
     uint64_t t0 = shm_now_ns() + 10000 * SEC;
-    begin(&c);
+    l_seg(&c);
     shm_gref r = sleeper(&c, t0), other = sleeper(&c, t0 + 1);
     CHECK(shm_wait_claim(&c, r, SHM_W_EPOCH(load_acq(&shm_g(&c, r)->wait))));
     CHECK_EQ(shm_checktimers(&c, c.p, t0, &ran), t0 + 1);
@@ -169,7 +161,7 @@ static void test_a_sleeper_claimed_by_a_canceller_is_taken_out_once(void)
     CHECK_EQ(ran, 1);
     CHECK_EQ(l_next(&c), other);
     l_end(&c, other);
-    end(&c);
+    end_all(&c);
 }
 
 /* ---- with a channel -------------------------------------------------------------------------- */
@@ -208,7 +200,7 @@ static void test_a_timer_sends_once_and_to_who_waits_directly(void)
     struct shm_ctx c;
     struct shm_val v;
     uint64_t t0 = shm_now_ns() + 10000 * SEC;
-    begin(&c);
+    l_seg(&c);
     shm_off t = timer(&c, t0, 0);
     CHECK_EQ(shm_timer_next(&c), t0);
     CHECK_EQ(run_until(&c, t0 - 1), 0);
@@ -236,7 +228,7 @@ static void test_a_timer_sends_once_and_to_who_waits_directly(void)
     CHECK_EQ(l_next(&c), other);
     l_end(&c, other);
     shm_obj_unref(&c, t);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_after_stop_or_reset_nothing_of_before_is_received(void)
@@ -245,7 +237,7 @@ static void test_after_stop_or_reset_nothing_of_before_is_received(void)
     struct shm_val v;
     uint64_t t0 = shm_now_ns() + 10000 * SEC;
     bool was;
-    begin(&c);
+    l_seg(&c);
     shm_off t = timer(&c, t0, 0);
     CHECK(shm_timer_stop(&c, t));
     CHECK(!shm_timer_stop(&c, t));
@@ -268,7 +260,7 @@ static void test_after_stop_or_reset_nothing_of_before_is_received(void)
     CHECK(seconds(&v) == (double)(t0 + 10) / 1e9);
     CHECK(!shm_timer_stop(&c, t));
     shm_obj_unref(&c, t);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_ticker_drops_what_nobody_takes_and_keeps_its_beat(void)
@@ -277,7 +269,7 @@ static void test_a_ticker_drops_what_nobody_takes_and_keeps_its_beat(void)
     struct shm_val v;
     uint64_t t0 = shm_now_ns() + 10000 * SEC;
     bool was;
-    begin(&c);
+    l_seg(&c);
     shm_off t = timer(&c, t0 + 10, 10);
     for (uint64_t at = 10; at <= 50; at += 10)
         run_until(&c, t0 + at);
@@ -296,7 +288,7 @@ static void test_a_ticker_drops_what_nobody_takes_and_keeps_its_beat(void)
     shm_timer_stop(&c, t);
     CHECK_EQ(shm_chan_tryrecv(&c, t, &v), SHM_EAGAIN);
     shm_obj_unref(&c, t);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_a_timer_nobody_can_reach_leaves_its_heap(void)
@@ -304,7 +296,7 @@ static void test_a_timer_nobody_can_reach_leaves_its_heap(void)
     struct shm_ctx c;
     uint64_t t0 = shm_now_ns() + 10000 * SEC;
     shm_off t[100];
-    begin(&c);
+    l_seg(&c);
     for (int i = 0; i < 100; i++)
         t[i] = timer(&c, t0 + h_rand(&c) % 50, i % 2 ? 1000 : 0);
     shm_obj_ref(&c, t[7]); /* as a handle on its channel */
@@ -316,7 +308,7 @@ static void test_a_timer_nobody_can_reach_leaves_its_heap(void)
     }
     CHECK_EQ(c.p->timers_n, 1);
     shm_obj_unref(&c, t[7]);
-    end(&c);
+    end_all(&c);
 }
 
 static void test_who_looks_at_the_channel_sees_what_is_due(void)
@@ -324,7 +316,7 @@ static void test_who_looks_at_the_channel_sees_what_is_due(void)
     struct shm_ctx c;
     struct shm_val v;
     uint32_t which;
-    begin(&c);
+    l_seg(&c);
     shm_off t = timer(&c, shm_now_ns() - 1, 0);
     CHECK_EQ(shm_chan_tryrecv(&c, t, &v), SHM_OK);
     bool was;
@@ -336,7 +328,7 @@ static void test_who_looks_at_the_channel_sees_what_is_due(void)
     CHECK_EQ(shm_chan_tryrecv(&c, t, &v), SHM_EAGAIN);
     CHECK(shm_timer_stop(&c, t));
     shm_obj_unref(&c, t);
-    end(&c);
+    end_all(&c);
 }
 
 /* ---- after_func ------------------------------------------------------------------------------ */
@@ -371,7 +363,7 @@ static void test_after_func_starts_its_goroutine_once_unless_it_is_stopped(void)
     uint64_t t0 = shm_now_ns() + 10000 * SEC;
     shm_off t, u;
     bool was;
-    begin(&c);
+    l_seg(&c);
     shm_gref r = func(&c, t0, &t);
     func(&c, t0 + 1, &u);
     CHECK_SEGMENT(&c);
@@ -403,7 +395,7 @@ static void test_after_func_starts_its_goroutine_once_unless_it_is_stopped(void)
     shm_obj_unref(&c, t); /* the goroutine is independent of it */
     CHECK_EQ(run_until(&c, t0 + 20), 1);
     CHECK_EQ(next_ok(&c), 1);
-    end(&c);
+    end_all(&c);
 }
 
 /* ---- many Ms --------------------------------------------------------------------------------- */
@@ -465,9 +457,7 @@ static void test_a_sleeper_wakes_exactly_once_whoever_runs_timers_and_cancels(vo
     CHECK_EQ(t->slept + t->cancelled, (uint64_t)MS * t->rounds);
     CHECK(t->slept > 0 && t->cancelled > 0);
     CHECK_EQ(shm_timer_next(&c), UINT64_MAX);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
     munmap(t, sizeof *t);
 }
 
@@ -546,9 +536,7 @@ static void test_every_arming_ends_in_one_value_or_one_stop(void)
     shm_obj_unref(&c, h->t);
     shm_obj_unref(&c, h->f);
     CHECK_EQ(shm_timer_next(&c), UINT64_MAX);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
     munmap(h, sizeof *h);
 }
 
@@ -621,7 +609,7 @@ static bool die_at(int what, const char *point, uint32_t nth, uint32_t with)
     struct victim *v = h_shared(sizeof *v);
     struct shm_val val;
     int begun, stopped;
-    begin(&c);
+    l_seg(&c);
     *v = (struct victim){point, nth, what, shm_now_ns() + 10000 * SEC, 0};
     uint64_t period = with & 1 ? 1000 : 0;
     shm_gref r = 0;

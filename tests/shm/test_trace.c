@@ -7,8 +7,7 @@
 static void test_events_come_back_in_the_order_in_which_they_were_written(void)
 {
     struct shm_ctx c;
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     static struct shm_event ev[CAP];
     CHECK_EQ(shm_trace_stop(&c), SHM_EAGAIN);
     CHECK_EQ(shm_trace_start(&c, CAP), SHM_OK);
@@ -26,16 +25,13 @@ static void test_events_come_back_in_the_order_in_which_they_were_written(void)
         CHECK(i == 0 || ev[i].ns >= ev[i - 1].ns);
     }
     CHECK_EQ(c.trace_stack, 0);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
 }
 
 static void test_a_full_ring_keeps_the_last_events(void)
 {
     struct shm_ctx c;
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     static struct shm_event ev[CAP];
     CHECK_EQ(shm_trace_start(&c, CAP), SHM_OK);
     for (unsigned i = 0; i < 1000; i++)
@@ -50,9 +46,7 @@ static void test_a_full_ring_keeps_the_last_events(void)
     CHECK_EQ(shm_trace_read(&c, c.m->index, ev), 0);
     shm_trace(&c, SHM_TR_END, 5, 0, 0);
     CHECK_EQ(shm_trace_read(&c, c.m->index, ev), 1);
-    CHECK_QUIET(&c);
-    shm_mexit(&c);
-    h_seg_end(&c);
+    o_seg_end(&c);
 }
 
 struct race {
@@ -95,8 +89,7 @@ static void write_or_read(struct shm_ctx *c, int i, void *arg)
 static void test_a_reader_beside_the_writer_sees_whole_events_in_order(void)
 {
     struct shm_ctx c;
-    h_seg(&c, (struct shm_opts){0});
-    CHECK_EQ(shm_minit(&c, SHM_M_M0), SHM_OK);
+    o_seg(&c);
     CHECK_EQ(shm_trace_start(&c, CAP), SHM_OK);
     struct race *r = h_shared(sizeof *r);
     h_ms(2, write_or_read, r);
