@@ -226,6 +226,12 @@ def segment() -> Iterator[Callable[..., object]]:
         prog.detach()
 
 
+@pytest.fixture(params=[0, 1, 2, 4], ids=lambda n: f"procs={n}")
+def procs(request: pytest.FixtureRequest) -> int:
+    """A number of workers: none, one, as many as processors, more."""
+    return int(request.param)
+
+
 @pytest.fixture(
     params=[(p, m) for m in ("auto", "always") for p in (0, 1, 2, 4)],
     ids=lambda x: f"procs={x[0]}-{x[1]}",

@@ -25,16 +25,6 @@ LONG = 3600.0
 SHORT = 0.002
 
 
-@pytest.fixture(
-    params=[(p, m) for m in ("auto", "always") for p in (0, 1, 2, 4)],
-    ids=lambda x: f"procs={x[0]}-{x[1]}",
-)
-def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
-    procs, migrate = request.param
-    monkeypatch.setenv("MPGORT_MIGRATE", migrate)
-    return lambda main, *args: mpgort.run(main, *args, procs=procs)
-
-
 async def is_done(ctx: Context) -> bool:
     i, _ = await select(ctx.done().recv, default)
     return i == 0

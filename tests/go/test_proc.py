@@ -36,11 +36,6 @@ from mpgort.sync import AtomicInt
 LIMIT = 20.0
 
 
-@pytest.fixture(params=[0, 1, 2, 4], ids=lambda n: f"procs={n}")
-def procs(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
-
 # ---- who runs --------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from goroutines import parked
 
 import mpgort
 from mpgort import Chan, _core, chan, default, go, gosched, nilchan, select, shared, sleep, spawn
@@ -372,11 +373,6 @@ async def thrice(c: Chan[int]) -> None:
 async def wait_once(cond: Cond, m: Mutex) -> None:
     async with m:
         await cond.wait()
-
-
-async def parked(reason: str, *handles: mpgort.Goroutine[Any]) -> None:
-    while any(h.status() != reason for h in handles):
-        await gosched()
 
 
 async def sudogs(rounds: int) -> int:

@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from goroutines import parked
 
 import mpgort
 from mpgort import (
     Chan,
     ChanError,
-    Goroutine,
     _core,
     chan,
     default,
@@ -28,11 +28,6 @@ from mpgort import (
 )
 
 Run = Callable[..., Any]
-
-
-async def parked(reason: str, *handles: Goroutine[Any]) -> None:
-    while any(h.status() != reason for h in handles):
-        await gosched()
 
 
 # ---- exactly one case, of one waiter ---------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from goroutines import parked
 
 import mpgort
 from mpgort import (
@@ -27,11 +28,6 @@ from mpgort import (
 )
 
 Run = Callable[..., Any]
-
-
-async def parked(reason: str, *handles: Goroutine[Any]) -> None:
-    while any(h.status() != reason for h in handles):
-        await gosched()
 
 
 async def ready(c: Chan[Any]) -> bool:

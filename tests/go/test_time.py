@@ -42,16 +42,6 @@ Run = Callable[..., Any]
 HOUR = 3600.0
 
 
-@pytest.fixture(
-    params=[(p, m) for m in ("auto", "always") for p in (0, 1, 2, 4)],
-    ids=lambda x: f"procs={x[0]}-{x[1]}",
-)
-def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
-    procs, migrate = request.param
-    monkeypatch.setenv("MPGORT_MIGRATE", migrate)
-    return lambda main, *args: mpgort.run(main, *args, procs=procs)
-
-
 async def pending(ch: Chan[Any]) -> bool:
     """Is there something to receive now?"""
     i, _ = await select(ch.recv, default)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from goroutines import until
 
 import mpgort
 from mpgort import Chan, Runtime, chan, go, goid, gosched, num_goroutine, sleep, spawn, sync
@@ -31,13 +32,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "the condition did not come true"
         time.sleep(0.001)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true"
-        await gosched()
 
 
 # ---- context variables ---------------------------------------------------------------------------

@@ -10,23 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from goroutines import until
 
 import mpgort
 from mpgort import Cancelled, Chan, Goroutine, Group, chan, go, goexit, gosched, sleep, spawn
-
-LIMIT = 20.0
-
-
-@pytest.fixture(params=[0, 1, 2, 4], ids=lambda n: f"procs={n}")
-def procs(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true"
-        await gosched()
 
 
 async def value(x: Any, parks: int = 3) -> Any:

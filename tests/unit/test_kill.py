@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from goroutines import until
 
 import mpgort
 from mpgort import (
@@ -27,18 +28,6 @@ from mpgort import (
 )
 
 LIMIT = 20.0
-
-
-@pytest.fixture(params=[0, 1, 2, 4], ids=lambda n: f"procs={n}")
-def procs(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true"
-        await gosched()
 
 
 async def outcome(h: Goroutine) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from goroutines import until
 
 import mpgort
 from mpgort import (
@@ -30,20 +31,7 @@ from mpgort import (
     unlock_os_thread,
 )
 
-LIMIT = 20.0
 VAR = contextvars.ContextVar("VAR", default="unset")
-
-
-@pytest.fixture(params=[0, 1, 2, 4], ids=lambda n: f"procs={n}")
-def procs(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true"
-        await gosched()
 
 
 # ---- lock_os_thread --------------------------------------------------------------------------
