@@ -10,16 +10,10 @@ int shm_array_new(struct shm_ctx *c, uint64_t bytes, shm_off *off)
 {
     if (bytes > c->hdr->heap_bytes)
         return SHM_ENOMEM;
-    int e = shm_alloc(c, sizeof(struct shm_array) + bytes, off);
+    int e = shm_obj_alloc(c, SHM_OBJ_ARRAY, sizeof(struct shm_array), bytes, off);
     if (e)
         return e;
-    struct shm_array *a = shm_at(c, *off);
-    memset(a, 0, sizeof *a);
-    a->obj.kind = SHM_OBJ_ARRAY;
-    store_rlx(&a->obj.refs, 1); /* nobody else knows it yet */
-    a->bytes = bytes;
-    shm_tx_begin(c);
-    shm_obj_made(c, *off);
-    shm_tx_commit(c);
+    ((struct shm_array *)shm_at(c, *off))->bytes = bytes;
+    shm_obj_born(c, *off);
     return SHM_OK;
 }

@@ -34,17 +34,10 @@ static struct shm_doneq *doneq_at(const struct shm_ctx *c, shm_off off)
 
 int shm_doneq_new(struct shm_ctx *c, shm_off *off)
 {
-    int e = shm_alloc(c, sizeof(struct shm_doneq), off);
-    if (e)
-        return e;
-    struct shm_doneq *q = shm_at(c, *off);
-    memset(q, 0, sizeof *q);
-    q->obj.kind = SHM_OBJ_DONEQ;
-    store_rlx(&q->obj.refs, 1); /* nobody else knows it yet */
-    shm_tx_begin(c);
-    shm_obj_made(c, *off);
-    shm_tx_commit(c);
-    return SHM_OK;
+    int e = shm_obj_alloc(c, SHM_OBJ_DONEQ, sizeof(struct shm_doneq), 0, off);
+    if (e == SHM_OK)
+        shm_obj_born(c, *off);
+    return e;
 }
 
 /* At the last unref: no join is linked (a linked one has a reference), nobody waits. */

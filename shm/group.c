@@ -84,17 +84,11 @@ static void let_in(struct shm_ctx *c, struct shm_group *gr, struct shm_join *j)
 
 int shm_group_new(struct shm_ctx *c, uint32_t limit, shm_off *out)
 {
-    int e = shm_alloc(c, sizeof(struct shm_group), out);
+    int e = shm_obj_alloc(c, SHM_OBJ_GROUP, sizeof(struct shm_group), 0, out);
     if (e)
         return e;
-    struct shm_group *gr = shm_at(c, *out);
-    memset(gr, 0, sizeof *gr);
-    gr->obj.kind = SHM_OBJ_GROUP;
-    store_rlx(&gr->obj.refs, 1); /* nobody else knows it yet */
-    gr->limit = limit;
-    shm_tx_begin(c);
-    shm_obj_made(c, *out);
-    shm_tx_commit(c);
+    ((struct shm_group *)shm_at(c, *out))->limit = limit;
+    shm_obj_born(c, *out);
     return SHM_OK;
 }
 

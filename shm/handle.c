@@ -60,6 +60,25 @@ void shm_hand_given(struct shm_ctx *c, shm_off obj)
         shm_tx_store64(c, &c->m->hand_join, 0);
 }
 
+int shm_obj_alloc(struct shm_ctx *c, uint32_t kind, size_t bytes, size_t behind, shm_off *off)
+{
+    int e = shm_alloc(c, bytes + behind, off);
+    if (e)
+        return e;
+    struct shm_obj *o = shm_at(c, *off);
+    memset(o, 0, bytes);
+    o->kind = kind;
+    store_rlx(&o->refs, 1); /* nobody else knows it yet */
+    return SHM_OK;
+}
+
+void shm_obj_born(struct shm_ctx *c, shm_off obj)
+{
+    shm_tx_begin(c);
+    shm_obj_made(c, obj);
+    shm_tx_commit(c);
+}
+
 void shm_obj_made(struct shm_ctx *c, shm_off obj)
 {
     shm_publish(c, obj);

@@ -32,6 +32,11 @@ void shm_obj_made(struct shm_ctx *c, shm_off obj);
 void shm_obj_gone(struct shm_ctx *c, shm_off obj);
 void shm_going(struct shm_ctx *c, shm_off obj);     /* this M is to free it */
 void shm_going_not(struct shm_ctx *c, shm_off obj); /* another will */
+/* A new object of `bytes` that are zero, but for kind and one reference, and others behind that are not.
+ * It is this M's own block until it is complete and born (or made, in a tx). */
+SHM_MUSTUSE int shm_obj_alloc(struct shm_ctx *c, uint32_t kind, size_t bytes, size_t behind,
+                              shm_off *off);
+void shm_obj_born(struct shm_ctx *c, shm_off obj);
 /* The last act on an object that goes. */
 void shm_obj_end(struct shm_ctx *c, shm_off obj);
 void shm_hand_reap(struct shm_ctx *c, struct shm_m *dead);

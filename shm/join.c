@@ -28,12 +28,10 @@ static struct shm_waitq *waiters(struct shm_join *j)
 
 int shm_join_new(struct shm_ctx *c, shm_off *out)
 {
-    int e = shm_alloc(c, sizeof(struct shm_join), out);
+    int e = shm_obj_alloc(c, SHM_OBJ_JOIN, sizeof(struct shm_join), 0, out);
     if (e)
         return e;
     struct shm_join *j = shm_at(c, *out);
-    memset(j, 0, sizeof *j);
-    j->obj.kind = SHM_OBJ_JOIN;
     store_rlx(&j->obj.refs, 2); /* nobody else knows it yet */
     j->value.tag = SHM_VAL_NONE;
     shm_tx_begin(c);

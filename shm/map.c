@@ -28,17 +28,10 @@ static struct shm_ment *ment(const struct shm_ctx *c, shm_off off)
 
 int shm_map_new(struct shm_ctx *c, shm_off *out)
 {
-    int e = shm_alloc(c, sizeof(struct shm_map), out);
-    if (e)
-        return e;
-    struct shm_map *m = shm_at(c, *out);
-    memset(m, 0, sizeof *m);
-    m->obj.kind = SHM_OBJ_MAP;
-    store_rlx(&m->obj.refs, 1); /* nobody else knows it yet */
-    shm_tx_begin(c);
-    shm_obj_made(c, *out);
-    shm_tx_commit(c);
-    return SHM_OK;
+    int e = shm_obj_alloc(c, SHM_OBJ_MAP, sizeof(struct shm_map), 0, out);
+    if (e == SHM_OK)
+        shm_obj_born(c, *out);
+    return e;
 }
 
 /* At the last unref. */

@@ -86,13 +86,10 @@ static uint64_t first_mark(const struct shm_ctx *c, const struct shm_waitq *q)
 int shm_sema_new(struct shm_ctx *c, uint32_t what, uint64_t n, shm_off mutex, shm_off *out)
 {
     struct shm_hdr *h = c->hdr;
-    int e = shm_alloc(c, sizeof(struct shm_sema), out);
+    int e = shm_obj_alloc(c, SHM_OBJ_SEMA, sizeof(struct shm_sema), 0, out);
     if (e)
         return e;
     struct shm_sema *sy = shm_at(c, *out);
-    memset(sy, 0, sizeof *sy);
-    sy->obj.kind = SHM_OBJ_SEMA;
-    store_rlx(&sy->obj.refs, 1); /* nobody else knows it yet */
     sy->what = what;
     sy->n = n;
     store_rlx(&sy->word, n);
@@ -142,16 +139,11 @@ void shm_sema_free(struct shm_ctx *c, shm_off off)
 
 int shm_atomic_new(struct shm_ctx *c, int64_t value, shm_off *out)
 {
-    int e = shm_alloc(c, sizeof(struct shm_atomic), out);
+    int e = shm_obj_alloc(c, SHM_OBJ_ATOMIC, sizeof(struct shm_atomic), 0, out);
     if (e)
         return e;
-    struct shm_atomic *a = shm_at(c, *out);
-    a->obj.kind = SHM_OBJ_ATOMIC;
-    store_rlx(&a->obj.refs, 1); /* nobody else knows it yet */
-    atomic_init(&a->value, value);
-    shm_tx_begin(c);
-    shm_obj_made(c, *out);
-    shm_tx_commit(c);
+    atomic_init(&((struct shm_atomic *)shm_at(c, *out))->value, value);
+    shm_obj_born(c, *out);
     return SHM_OK;
 }
 

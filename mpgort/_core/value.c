@@ -87,17 +87,16 @@ static int value_store(CoreProg *prog, struct shm_ctx *c, struct core_enc *e, st
     return 0;
 }
 
-int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val)
+static int encode_with(int (*encode)(PyObject *, struct core_enc *), CoreProg *prog, PyObject *o,
+                       struct shm_val *val)
 {
-    if ((val->tag = (uint8_t)core_value_encode_small(v, val->b, sizeof val->b)) != 0)
-        return 0;
     struct core_proc *s = core_proc_get(prog);
     struct shm_ctx *c = core_ctx(prog);
     struct core_enc spare, *e;
     if (s == NULL || c == NULL || (e = core_venc_take(s, &spare)) == NULL)
         return -1;
     struct core_entered was = core_enter(prog);
-    int r = core_value_encode(v, e);
+    int r = encode(o, e);
     if (r == ENC_OK)
         r = value_store(prog, c, e, val);
     else
@@ -107,22 +106,16 @@ int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val)
     return r == 0 ? 0 : -1;
 }
 
+int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val)
+{
+    if ((val->tag = (uint8_t)core_value_encode_small(v, val->b, sizeof val->b)) != 0)
+        return 0;
+    return encode_with(core_value_encode, prog, v, val);
+}
+
 int core_exc_store(CoreProg *prog, PyObject *exc, struct shm_val *val)
 {
-    struct core_proc *s = core_proc_get(prog);
-    struct shm_ctx *c = core_ctx(prog);
-    struct core_enc spare, *e;
-    if (s == NULL || c == NULL || (e = core_venc_take(s, &spare)) == NULL)
-        return -1;
-    struct core_entered was = core_enter(prog);
-    int r = core_exc_encode(exc, e);
-    if (r == ENC_OK)
-        r = value_store(prog, c, e, val);
-    else
-        core_enc_undo(c, e);
-    core_leave(was);
-    core_venc_give(s, e);
-    return r == 0 ? 0 : -1;
+    return encode_with(core_exc_encode, prog, exc, val);
 }
 
 typedef PyObject *(*decoder)(const uint8_t *p, size_t n, struct core_words *W);
