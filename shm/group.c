@@ -180,12 +180,13 @@ static bool failed(struct shm_join *j)
     return state == SHM_J_ERROR || state == SHM_J_KILLED || state == SHM_J_DIED;
 }
 
-/* The lock held. The next child is let in, if there is a place for it; claimed, if it waits for that:
- * then the caller readies it. 0: nobody to be readied. */
+/* The lock held. The next child is let in, if there is a place for it, and claimed, if it waits for that:
+ * then the caller readies it. 0: nobody to be readied. In an abort nobody is let in: who still waits is
+ * cancelled where he waits, and never begins. */
 static shm_gref admit_next(struct shm_ctx *c, struct shm_group *gr)
 {
     struct shm_join *j = gr->next ? join_at(c, gr->next) : NULL;
-    if (j == NULL || gr->running >= gr->limit)
+    if (j == NULL || gr->running >= gr->limit || load_rlx(&gr->aborting)) /* under the lock */
         return 0;
     struct shm_sudog *s = &shm_g(c, j->g)->sudog; /* its own: it has not ended */
     struct shm_waitq *q = SHM_WAITQ(&gr->queue_first);
@@ -270,7 +271,8 @@ void shm_group_drain(struct shm_ctx *c, shm_off off)
         cancelled(c, gr, child);
     }
     shm_lock(c, &gr->lock);
-    while (gr->next && gr->running < gr->limit) { /* who made room for them has died */
+    while (gr->next && gr->running < gr->limit && !load_rlx(&gr->aborting)) { /* under the lock */
+        /* Who made room for them has died. */
         shm_gref next = admit_next(c, gr);
         shm_unlock(c, &gr->lock);
         if (next)

@@ -176,6 +176,34 @@ static void test_a_failure_cancels_the_others_and_the_parent_once(void)
     end(&c, gr);
 }
 
+static void test_a_failure_lets_nobody_in_who_waits_at_the_limit(void)
+{
+    struct shm_ctx c;
+    shm_gref r[3];
+    shm_off j[3], gr = begin(&c, 1);
+    for (int i = 0; i < 3; i++)
+        j[i] = child(&c, gr, &r[i]);
+    for (int i = 0; i < 3; i++) {
+        shm_gref n = l_next(&c);
+        CHECK_EQ(shm_group_admit(&c, shm_g(&c, n)->obj, n), n == r[0] ? SHM_OK : SHM_PARKED);
+    }
+    finish(&c, r[0], SHM_J_ERROR);
+    for (int i = 0; i < 2; i++) {
+        shm_gref n = l_next(&c);
+        CHECK(n == r[1] || n == r[2]);
+        CHECK_EQ(shm_g(&c, n)->ok, SHM_OK_CANCELLED);
+        shm_obj_unref(&c, gr); /* the wait's hold */
+        shm_g(&c, n)->waitkind = 0;
+        finish(&c, n, SHM_J_CANCELLED);
+    }
+    CHECK(shm_group_exiting(&c, gr));
+    shm_join_uncancel(&c, parent);
+    shm_group_finish(&c, gr);
+    for (int i = 0; i < 3; i++)
+        shm_obj_unref(&c, j[i]);
+    end(&c, gr);
+}
+
 static void test_a_parent_that_ends_inside_its_blocks_aborts_them(void)
 {
     struct shm_ctx c;
@@ -282,5 +310,6 @@ static void test_ends_on_many_ms_are_counted_once_each(void)
 H_MAIN(T(test_the_last_child_wakes_the_parent),
        T(test_the_limit_lets_in_by_the_order_of_the_spawns),
        T(test_a_failure_cancels_the_others_and_the_parent_once),
+       T(test_a_failure_lets_nobody_in_who_waits_at_the_limit),
        T(test_a_parent_that_ends_inside_its_blocks_aborts_them),
        T(test_ends_on_many_ms_are_counted_once_each))
