@@ -634,11 +634,15 @@ class Runtime:
             if opts.procs == 0:
                 start_loop_thread(self._host)
 
-    def _check(self) -> _core.Program:
+    def _program(self) -> _core.Program:
         if self._host.stopped:
             raise Killed("the runtime was shut down")
-        self._host.tick()
         return self._prog
+
+    def _check(self) -> _core.Program:
+        prog = self._program()
+        self._host.tick()
+        return prog
 
     def spawn(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> _core.Goroutine[Any]:
         """Starts fn(*args, **kwargs) as a goroutine; its handle's result() waits for the value.
@@ -696,7 +700,7 @@ class Runtime:
         `problems`: what is not as it should be, in words, empty when all is well; `workers` that
         stand ready, `uptime_s`; `goroutines` that there are, `runnable` and `runnable_batch`: those
         that wait for a worker; `pending` of `max_pending`."""
-        stats = self._check().stats()
+        stats = self._program().stats()
         return stats | _service.health(self._host, stats)
 
     def recycle(self, timeout: float | None = None) -> bool:
@@ -713,7 +717,7 @@ class Runtime:
         """Every goroutine as Go prints it: id, [wait reason, minutes], the frames."""
         from mpgort import _traceback
 
-        return _traceback.dump(self._check())
+        return _traceback.dump(self._program())
 
     def shutdown(self, drain: bool = True, timeout: float | None = None) -> bool:
         """Ends the program. drain: first waits until every goroutine has ended, or all are asleep

@@ -673,6 +673,7 @@ def test_a_failed_initializer_reaches_every_thread_that_waits(program, procs):
                 h.result()
             except ValueError as e:
                 print(e)
+        assert rt.stack() and rt.stats()["procs"] == int(sys.argv[1])  # it can be looked at
         try:
             rt.shutdown()
         except ValueError as e:
