@@ -43,6 +43,7 @@ void shm_hand_reap(struct shm_ctx *c, struct shm_m *dead);
 void shm_heap_flush(struct shm_ctx *c); /* heap.c: this M's free blocks, to everybody */
 void shm_gfree_flush(struct shm_ctx *c, struct shm_m *m); /* g.c: its free slots, to everybody */
 void shm_m_give(struct shm_m *m);                         /* segment.c: the slot is free */
+void shm_notewakeup_anyway(_Atomic uint32_t *note);       /* lock_futex.c: for a dead waker */
 
 void shm_shake_begin(struct shm_ctx *c); /* shake.c: this M's generator */
 

@@ -296,8 +296,17 @@ void shm_noteclear(_Atomic uint32_t *note)
 void shm_notewakeup(_Atomic uint32_t *note)
 {
     /* Publishes what the waker did before; pairs with the loads in shm_notetsleep(). */
-    if (xchg_seq(note, 1) == 2)
+    uint32_t was = xchg_seq(note, 1);
+    FAILPOINT("note.set");
+    if (was == 2)
         shm_futex_wake(note, INT32_MAX);
+}
+
+/* By a reaper: the dead may have set the note and not come to the wake. */
+void shm_notewakeup_anyway(_Atomic uint32_t *note)
+{
+    store_seq(note, 1); /* as in shm_notewakeup() */
+    shm_futex_wake(note, INT32_MAX);
 }
 
 bool shm_notetsleep(_Atomic uint32_t *note, int64_t timeout_ns)

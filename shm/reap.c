@@ -697,7 +697,7 @@ void shm_reap(struct shm_ctx *c, struct shm_m *dead, int32_t wait_status)
     for (uint32_t i = 0; i < load_acq(&h->max_m); i++) { /* pairs with shm_minit() */
         uint32_t kind = load_acq(&c->mtab[i].kind);      /* as above */
         if (kind == SHM_M_WORKER || kind == SHM_M_M0)
-            shm_notewakeup(&c->mtab[i].note);
+            shm_notewakeup_anyway(&c->mtab[i].note);
     }
     if (shm_anywork(c))
         shm_wakeone(c, true);
