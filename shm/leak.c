@@ -426,6 +426,10 @@ static void walk(struct walk *w, const struct walk *before)
 {
     struct shm_hdr *h = w->c->hdr;
     uint64_t ng = load_acq(&h->g_next), pages = load_acq(&h->g_committed); /* as in dump.c */
+    if (!more_nodes(w)) { /* there is a node 0 for who finds no room for more */
+        w->full = true;
+        return;
+    }
     for (uint64_t i = 1; i < ng && i < pages && !w->full; i++)
         goroutine(w, &w->c->gtab[i]);
     for (uint32_t i = 0; i < w->n && !w->full; i++) /* those that are found on the way, too */

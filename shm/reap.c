@@ -312,7 +312,7 @@ static bool look_around(struct shm_ctx *c, struct names *l)
 {
     struct shm_hdr *h = c->hdr;
     uint64_t moved[SHM_MAX_M], tail[SHM_MAX_P];
-    uint32_t nm = load_acq(&h->max_m); /* pairs with shm_minit() */
+    uint32_t nm = load_acq(&h->max_m), np = load_acq(&h->max_p); /* pairs with minit, procs.c */
     bool still = true;
     memset(l->queued, 0, sizeof l->queued);
     memset(l->inhand, 0, sizeof l->inhand);
@@ -321,7 +321,7 @@ static bool look_around(struct shm_ctx *c, struct names *l)
         still &= load_seq(&c->mtab[i].turning) == 0 || !shm_m_alive(c, i + 1);
     }
     look_at_names(c, l);
-    for (uint32_t i = 0; i < h->max_p; i++) {
+    for (uint32_t i = 0; i < np; i++) {
         uint64_t head = load_seq(&c->ptab[i].runqhead);
         tail[i] = load_seq(&c->ptab[i].runqtail);
         look_at_ring(&c->ptab[i], l, head, tail[i]);
@@ -333,7 +333,7 @@ static bool look_around(struct shm_ctx *c, struct names *l)
         look_at_list(c, l, load_seq((_Atomic uint64_t *)&c->mtab[i].homeq_fifo));
     }
     look_at_names(c, l);
-    for (uint32_t i = 0; i < h->max_p; i++) {
+    for (uint32_t i = 0; i < np; i++) {
         uint64_t now = load_seq(&c->ptab[i].runqtail);
         still &= now - tail[i] <= SHM_RUNQ;
         look_at_ring(&c->ptab[i], l, tail[i], now);
@@ -341,7 +341,7 @@ static bool look_around(struct shm_ctx *c, struct names *l)
     for (uint32_t i = 0; i < nm; i++)
         still &= load_seq(&c->mtab[i].moved) == moved[i] &&
                  (load_seq(&c->mtab[i].turning) == 0 || !shm_m_alive(c, i + 1));
-    return still && load_acq(&h->max_m) == nm;
+    return still && load_acq(&h->max_m) == nm && load_acq(&h->max_p) == np; /* as above */
 }
 
 /* Queues what is nowhere, keeps what has to be looked for again. */

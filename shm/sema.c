@@ -173,7 +173,7 @@ static void make_room(struct shm_ctx *c, struct shm_sema *sy)
         was = sy->holders;
         w[0] = 0;
         if (was)
-            memcpy(w, holders(c, sy), (sy->holders_cap + 1) * sizeof *w);
+            memcpy(w, shm_at(c, was), (sy->holders_cap + 1) * sizeof *w);
         shm_tx_begin(c);
         shm_publish(c, fresh);
         if (was)
