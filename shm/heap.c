@@ -602,13 +602,6 @@ void shm_val_take(struct shm_ctx *c, struct shm_val *to, struct shm_val *from)
     val_leaves(c, from, &off);
 }
 
-void shm_val_consumed(struct shm_ctx *c, struct shm_val *v)
-{
-    shm_off off;
-    if (val_leaves(c, v, &off))
-        shm_free(c, off);
-}
-
 void shm_val_drop(struct shm_ctx *c, struct shm_val *v)
 {
     shm_off off;
@@ -654,12 +647,6 @@ int shm_cont_of_val(struct shm_ctx *c, const struct shm_val *v, shm_off *off, ui
     for (uint32_t i = 0; !e && i < nh; i++)
         shm_obj_ref(c, SHM_HANDLE_OFF(h[i]));
     return e;
-}
-
-void shm_cont_consumed(struct shm_ctx *c, shm_off off)
-{
-    shm_free(c, off);
-    own_add(&c->m->st.cont_frees, 1); /* last, as count_free() */
 }
 
 void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len)

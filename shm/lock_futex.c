@@ -137,15 +137,6 @@ static bool try_take(shm_lockword *l, uint32_t as)
     return load_rlx(l) == 0 && cas_acq(l, &free, as);
 }
 
-bool shm_trylock(struct shm_ctx *c, shm_lockword *l)
-{
-    held_add(c, l);
-    if (try_take(l, mine(c)))
-        return true;
-    held_remove(c, l);
-    return false;
-}
-
 static void tell_keeper(struct shm_ctx *c)
 {
     uint64_t one = 1;

@@ -359,7 +359,7 @@ void shm_ready(struct shm_ctx *c, shm_gref r, bool next)
     FAILPOINT("sched.ready.runnable");
     shm_shake(c); /* the status | the queue */
     if (outside)
-        /* The status is the low half: shm_outside_wait() sleeps on it. */
+        /* The status is the low half: the thread that it stands for sleeps on it. */
         shm_futex_wake((_Atomic uint32_t *)&g->status, 1);
     else
         queue(c, r, home, batch, next);
@@ -966,34 +966,6 @@ bool shm_wait_abort(struct shm_ctx *c, shm_gref r, uint64_t epoch, uint8_t ok)
     store_rel(&m->inflight[SHM_IF_READY], r); /* after ok, for the reaper */
     store_rel(&m->inflight[SHM_IF_ABORT], 0); /* after the other name */
     return true;
-}
-
-int shm_outside_wait(struct shm_ctx *c, shm_gref r, int64_t timeout_ns)
-{
-    struct shm_g *g = shm_g(c, r);
-    uint64_t until = timeout_ns < 0 ? UINT64_MAX : shm_now_ns() + (uint64_t)timeout_ns;
-    for (;;) {
-        uint64_t w = load_acq(&g->status); /* pairs with the CAS in shm_ready() */
-        if (shm_gclaim_runnable(c, r))
-            return SHM_OK;
-        uint64_t now = until == UINT64_MAX ? 0 : shm_now_ns();
-        if (now >= until) {
-            /* The epoch of our own wait: it changes by our arming only. */
-            if (shm_wait_abort(c, r, SHM_W_EPOCH(load_acq(&g->wait)), 3)) {
-                bool back = shm_casgstatus(c, r, Gwaiting, Grunnable) && shm_gclaim_runnable(c, r);
-                store_rlx(&c->m->inflight[SHM_IF_READY], 0);
-                if (!back)
-                    shm_throw("outside wait: goroutine slot %u was taken away", shm_gidx(r));
-                return SHM_ETIME;
-            }
-            until = UINT64_MAX; /* somebody has it in hand and will ready it */
-            continue;
-        }
-        /* Status and owner are in the low half; nobody changes it but who readies. */
-        if (shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)w,
-                           until == UINT64_MAX ? -1 : (int64_t)(until - now)) == SHM_EINTR)
-            return SHM_EINTR;
-    }
 }
 
 /* ---- deadlock -------------------------------------------------------------------------------- */

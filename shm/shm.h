@@ -559,7 +559,6 @@ const struct shm_field *shm_layout(size_t *n);
 /* ---- lock_futex.c ---------------------------------------------------------------------------- */
 
 void shm_lock(struct shm_ctx *c, shm_lockword *l);
-bool shm_trylock(struct shm_ctx *c, shm_lockword *l);
 void shm_unlock(struct shm_ctx *c, shm_lockword *l);
 /* Gives back what a dead M held. By its reaper, after the rollback. */
 void shm_lock_reap(struct shm_ctx *c, struct shm_m *dead);
@@ -616,9 +615,7 @@ const uint8_t *shm_val_bytes(const struct shm_ctx *c, const struct shm_val *v, u
 const uint64_t *shm_bytes_handles(const struct shm_ctx *c, shm_off off, uint32_t *n);
 /* Out of the segment, into the caller's hands. */
 void shm_val_take(struct shm_ctx *c, struct shm_val *to, struct shm_val *from);
-/* Frees the block of a value that was read (handles taken over by the reader)... */
-void shm_val_consumed(struct shm_ctx *c, struct shm_val *v);
-/* ... or never read (handles given back). */
+/* Frees its block and gives its handles back. */
 void shm_val_drop(struct shm_ctx *c, struct shm_val *v);
 /* A second, independent value with the same bytes; its handles count once more. */
 SHM_MUSTUSE int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *from);
@@ -627,7 +624,6 @@ SHM_MUSTUSE int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes
 /* A continuation with the bytes and handles of a value, which stays. */
 SHM_MUSTUSE int shm_cont_of_val(struct shm_ctx *c, const struct shm_val *v, shm_off *off,
                                 uint32_t *len);
-void shm_cont_consumed(struct shm_ctx *c, shm_off off);
 void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len);
 /* g's continuation, published; and its end, with what it refers to: by the owner of g. */
 void shm_gcont_set(struct shm_ctx *c, struct shm_g *g, shm_off off, uint32_t len);
@@ -773,9 +769,6 @@ bool shm_preempt_requested(const struct shm_ctx *c); /* cheap: every runtime cal
 /* A timer was put into the heap of a P that is not the caller's own: somebody who is awake, or the
  * keeper, must come to know of it. Go's wakeNetPoller. */
 void shm_wakepoller(struct shm_ctx *c);
-/* An outside thread's G (SHM_GF_OUTSIDE, status running): sleeps until readied. SHM_OK and
- * SHM_ETIME (unlinked, g->ok 3): running again; SHM_EINTR on a signal, still parked: call again. */
-SHM_MUSTUSE int shm_outside_wait(struct shm_ctx *c, shm_gref g, int64_t timeout_ns);
 /* True when no M runs, nothing is runnable, no timer is pending and externs is 0. */
 bool shm_checkdead(struct shm_ctx *c);
 /* Sets hdr->ncpu, hdr->wake_cost_ns and hdr->spin_ns for this machine. Once, by M0 at start. */

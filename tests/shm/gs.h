@@ -12,7 +12,7 @@
 
 #include "harness.h"
 
-static void gs_say(void *arg, const char *text)
+H_UNUSED static void gs_say(void *arg, const char *text)
 {
     (void)arg;
     fprintf(stderr, "  check: %s\n", text);
@@ -166,11 +166,40 @@ H_UNUSED static void o_end(struct shm_ctx *c, shm_gref r)
     shm_goexit0(c, r);
 }
 
+/* An outside thread's G (SHM_GF_OUTSIDE, parked): sleeps until readied. SHM_OK and SHM_ETIME (unlinked,
+ * g->ok 3): running again; SHM_EINTR on a signal, still parked: call again. */
+H_UNUSED static int o_sleep(struct shm_ctx *c, shm_gref r, int64_t timeout_ns)
+{
+    struct shm_g *g = shm_g(c, r);
+    uint64_t until = timeout_ns < 0 ? UINT64_MAX : shm_now_ns() + (uint64_t)timeout_ns;
+    for (;;) {
+        uint64_t w = load_acq(&g->status); /* pairs with the CAS in shm_ready() */
+        if (shm_gclaim_runnable(c, r))
+            return SHM_OK;
+        uint64_t now = until == UINT64_MAX ? 0 : shm_now_ns();
+        if (now >= until) {
+            /* The epoch of our own wait: it changes by our arming only. */
+            if (shm_wait_abort(c, r, SHM_W_EPOCH(load_acq(&g->wait)), 3)) {
+                bool back = shm_casgstatus(c, r, Gwaiting, Grunnable) && shm_gclaim_runnable(c, r);
+                store_rlx(&c->m->inflight[SHM_IF_READY], 0);
+                CHECK(back);
+                return SHM_ETIME;
+            }
+            until = UINT64_MAX; /* somebody has it in hand and will ready it */
+            continue;
+        }
+        /* Status and owner are in the low half; nobody changes it but who readies. */
+        if (shm_futex_wait((_Atomic uint32_t *)&g->status, (uint32_t)w,
+                           until == UINT64_MAX ? -1 : (int64_t)(until - now)) == SHM_EINTR)
+            return SHM_EINTR;
+    }
+}
+
 /* After SHM_PARKED: until readied. SHM_OK, SHM_ECLOSED, SHM_ETIME. */
 H_UNUSED static int o_wait(struct shm_ctx *c, shm_gref r, int64_t timeout_ns)
 {
     int e;
-    while ((e = shm_outside_wait(c, r, timeout_ns)) == SHM_EINTR)
+    while ((e = o_sleep(c, r, timeout_ns)) == SHM_EINTR)
         ;
     if (e == SHM_ETIME)
         return e;

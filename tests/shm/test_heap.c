@@ -425,7 +425,7 @@ static void test_a_value_of_up_to_15_bytes_needs_no_block(void)
         CHECK(memcmp(shm_val_bytes(&c, &v, &n), bytes, len) == 0);
         CHECK_EQ(n, len);
         CHECK_EQ(shm_val_copy(&c, &w, &v), SHM_OK);
-        shm_val_consumed(&c, &v);
+        shm_val_drop(&c, &v);
         CHECK(memcmp(shm_val_bytes(&c, &w, &n), bytes, len) == 0);
         CHECK_EQ(n, len);
         shm_val_drop(&c, &w);
@@ -455,11 +455,9 @@ static void test_handles_in_a_value_are_counted_copied_and_given_back(void)
         CHECK_EQ(refs(&c, b), 3);
         shm_val_drop(&c, &v);
         CHECK_EQ(refs(&c, a), 3);
-        shm_val_consumed(&c, &w); /* the reader has them now */
-        CHECK_EQ(refs(&c, a), 3);
-        CHECK_EQ(refs(&c, b), 2);
-        shm_obj_unref(&c, a);
-        shm_obj_unref(&c, b);
+        shm_val_drop(&c, &w);
+        CHECK_EQ(refs(&c, a), 2);
+        CHECK_EQ(refs(&c, b), 1);
         CHECK_EQ(stats(&c).live_blocks, 2);
     }
     shm_off cont;
@@ -472,9 +470,9 @@ static void test_handles_in_a_value_are_counted_copied_and_given_back(void)
     CHECK_EQ(refs(&c, a), 1);
     CHECK_EQ(stats(&c).live_blocks, 1);
     CHECK_EQ(shm_cont_make(&c, &cont, "frames", 6, h, 1), SHM_OK);
-    shm_cont_consumed(&c, cont);
+    shm_publish(&c, cont);
+    shm_cont_drop(&c, cont, 6);
     CHECK_EQ(stats(&c).live_conts, 0);
-    shm_obj_unref(&c, a);
     CHECK_EQ(stats(&c).live_blocks, 0);
     shm_mexit(&c);
     h_seg_end(&c);

@@ -64,32 +64,6 @@ static void test_an_m_names_the_locks_it_holds_in_whatever_order_it_gives_them_b
     h_seg_end(&c);
 }
 
-static void try_it(struct shm_ctx *c, int i, void *arg)
-{
-    (void)i;
-    _Atomic uint32_t *got = arg;
-    store_rel(got, shm_trylock(c, &c->hdr->code_lock) ? 1 : 2);
-    CHECK_EQ(load_acq(&c->m->held_n), load_acq(got) == 1);
-    if (load_acq(got) == 1)
-        shm_unlock(c, &c->hdr->code_lock);
-}
-
-static void test_trylock_takes_a_free_lock_only(void)
-{
-    struct shm_ctx c;
-    seg_with_m(&c);
-    _Atomic uint32_t *got = h_shared(sizeof *got);
-    h_ms(1, try_it, got);
-    CHECK_EQ(load_acq(got), 1);
-    shm_lock(&c, &c.hdr->code_lock);
-    h_ms(1, try_it, got);
-    CHECK_EQ(load_acq(got), 2);
-    shm_unlock(&c, &c.hdr->code_lock);
-    munmap(got, sizeof *got);
-    shm_mexit(&c);
-    h_seg_end(&c);
-}
-
 /* INV only-the-dead. */
 
 struct scene {
@@ -320,7 +294,6 @@ static void test_a_signal_ends_the_sleep_and_is_no_wakeup(void)
 
 H_MAIN(T(test_a_lock_excludes),
        T(test_an_m_names_the_locks_it_holds_in_whatever_order_it_gives_them_back),
-       T(test_trylock_takes_a_free_lock_only),
        T(test_a_waiter_waits_for_a_dead_owner_until_it_is_reaped),
        T(test_reaping_leaves_a_lock_that_the_dead_one_only_wanted),
        T(test_a_slot_given_to_a_new_m_does_not_own_the_former_ones_lock),

@@ -2,7 +2,7 @@
  *
  * A `goroutine` here is a G whose code is a C function of the test, called by the M that executes it;
  * what it waits on is a place: a slot in the heap that one G parks in and another takes out. */
-#include "harness.h"
+#include "gs.h"
 
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -902,7 +902,7 @@ static void outside(struct shm_ctx *c, int i, void *arg)
     store_rlx(&c->m->inflight[SHM_IF_NEW], 0);
     for (uint32_t k = 0; k < s->turns; k++) {
         CHECK_EQ(meet(c, &pl[0], r), 0);
-        int e = shm_outside_wait(c, r, k % 50 == 0 ? -1 : random() % 60000);
+        int e = o_sleep(c, r, k % 50 == 0 ? -1 : random() % 60000);
         CHECK(e == SHM_OK || e == SHM_ETIME);
         CHECK_EQ(shm_readgstatus(c, r), Grunning);
         CHECK_EQ(shm_g(c, r)->ok, e == SHM_OK ? 1 : 3);
@@ -979,7 +979,7 @@ static void test_a_deadlock_is_not_declared_while_anything_can_still_happen(void
     CHECK(!shm_checkdead(&c)); /* it is in its waker's hand */
     shm_ready(&x, born, false);
     CHECK(!shm_checkdead(&c)); /* its thread has not seen it yet */
-    CHECK_EQ(shm_outside_wait(&x, born, -1), SHM_OK);
+    CHECK_EQ(o_sleep(&x, born, -1), SHM_OK);
     CHECK(shm_casgstatus(&x, born, Grunning, Gdead));
     shm_gfree(&x, born);
     CHECK(shm_checkdead(&c));

@@ -430,7 +430,7 @@ static bool o_lock(struct shm_ctx *c, struct traffic *t, shm_gref r, int how, ui
     int e = mutex ? shm_mutex_lock_park(c, t->sy, r) : shm_sema_park(c, t->sy, how, want, r);
     while (e == SHM_PARKED) {
         int64_t limit = t->cancel ? (int64_t)(h_rand(c) % 200000) : -1;
-        while ((e = shm_outside_wait(c, r, limit)) == SHM_EINTR)
+        while ((e = o_sleep(c, r, limit)) == SHM_EINTR)
             ;
         if (e == SHM_ETIME) {
             shm_sema_left(c, t->sy);
