@@ -137,7 +137,7 @@ int shm_chan_send_locked(struct shm_ctx *c, struct shm_chan *ch, const struct sh
         shm_tx_begin(c);
         shm_val_publish(c, v);
         shm_tx_val(c, &shm_g(c, s->g)->value, v);
-        shm_sudog_win(c, recvq(ch), s, 1);
+        shm_sudog_win(c, recvq(ch), s, SHM_OK_VALUE);
         shm_retry_done(c, 1, NULL, c->retry_tag);
         shm_tx_commit(c);
         return SHM_OK;
@@ -184,7 +184,7 @@ int shm_chan_recv_locked(struct shm_ctx *c, struct shm_chan *ch, struct shm_val 
                 shm_tx_store32(c, &ch->sendx, x);
             }
             shm_tx_val(c, theirs, &(struct shm_val){.tag = SHM_VAL_NONE});
-            shm_sudog_win(c, sendq(ch), s, 1);
+            shm_sudog_win(c, sendq(ch), s, SHM_OK_VALUE);
             shm_tx_commit(c);
             return SHM_OK;
         }
@@ -293,8 +293,8 @@ int shm_chan_close(struct shm_ctx *c, shm_off off)
         shm_tx_store32(c, &ch->closed, 1);
         shm_tx_commit(c);
         FAILPOINT("chan.close.marked");
-        shm_sudog_drain(c, &ch->lock, recvq(ch), 0);
-        shm_sudog_drain(c, &ch->lock, sendq(ch), 0);
+        shm_sudog_drain(c, &ch->lock, recvq(ch), SHM_OK_CLOSED);
+        shm_sudog_drain(c, &ch->lock, sendq(ch), SHM_OK_CLOSED);
         e = SHM_OK;
     }
     shm_unlock(c, &ch->lock);

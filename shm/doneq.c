@@ -89,7 +89,7 @@ void shm_doneq_put(struct shm_ctx *c, shm_off join)
         shm_tx_store64(c, &q->last, join);
         if (s) {
             peer = s->g;
-            shm_sudog_win(c, SHM_WAITQ(&q->waiters_first), s, 1);
+            shm_sudog_win(c, SHM_WAITQ(&q->waiters_first), s, SHM_OK_VALUE);
         }
         shm_tx_commit(c);
         FAILPOINT("doneq.put.linked");
@@ -129,7 +129,7 @@ uint32_t shm_doneq_take(struct shm_ctx *c, shm_off off, shm_off *joins, uint32_t
     if (s) {
         peer = s->g;
         shm_tx_begin(c);
-        shm_sudog_win(c, SHM_WAITQ(&q->waiters_first), s, 1);
+        shm_sudog_win(c, SHM_WAITQ(&q->waiters_first), s, SHM_OK_VALUE);
         shm_tx_commit(c);
     }
     shm_unlock(c, &q->lock);

@@ -196,7 +196,7 @@ static shm_gref admit_next(struct shm_ctx *c, struct shm_group *gr)
     shm_tx_store64(c, &gr->next, j->gnext);
     let_in(c, gr, j);
     if (mine)
-        shm_sudog_win(c, q, s, 1);
+        shm_sudog_win(c, q, s, SHM_OK_VALUE);
     shm_tx_commit(c);
     return mine ? j->g : 0;
 }
@@ -280,7 +280,7 @@ void shm_group_drain(struct shm_ctx *c, shm_off off)
         shm_lock(c, &gr->lock);
     }
     if (load_rlx(&gr->pending) == 0) /* under the lock */
-        shm_sudog_drain(c, &gr->lock, SHM_WAITQ(&gr->waiters_first), 1);
+        shm_sudog_drain(c, &gr->lock, SHM_WAITQ(&gr->waiters_first), SHM_OK_VALUE);
     shm_unlock(c, &gr->lock);
 }
 

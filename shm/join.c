@@ -81,7 +81,7 @@ void shm_join_finish(struct shm_ctx *c, shm_off off, unsigned state, struct shm_
         shm_tx_commit(c);
         FAILPOINT("join.finish.marked");
     }
-    shm_sudog_drain(c, &j->lock, waiters(j), 1);
+    shm_sudog_drain(c, &j->lock, waiters(j), SHM_OK_VALUE);
     shm_unlock(c, &j->lock);
     shm_join_no_deadline(c, off);
     shm_group_done(c, off);
@@ -122,7 +122,8 @@ void shm_join_deliver(struct shm_ctx *c, shm_off off)
     shm_gref r = j->g;
     uint64_t w = r ? load_seq(&shm_g(c, r)->wait) : 0; /* tag: cancel */
     if (r == 0 || load_seq(&j->cancel) == 0 || SHM_W_STATE(w) != SHM_W_ARMED ||
-        shm_readgstatus(c, r) != Gwaiting || !shm_wait_abort(c, r, SHM_W_EPOCH(w), 2))
+        shm_readgstatus(c, r) != Gwaiting ||
+        !shm_wait_abort(c, r, SHM_W_EPOCH(w), SHM_OK_CANCELLED))
         return;
     store_seq(&j->cancel, 0); /* delivered with this wake-up */
     shm_ready(c, r, true);

@@ -214,7 +214,7 @@ static void look_for_cancel(struct shm_ctx *c, struct shm_m *dead)
         shm_off j = shm_g(c, r)->obj;
         _Atomic uint32_t *cancel = j ? &((struct shm_join *)shm_at(c, j))->cancel : NULL;
         if (cancel && load_seq(cancel) == 1 && /* tag: cancel */
-            shm_wait_abort(c, r, load_rlx(&dead->park_epoch), 2)) {
+            shm_wait_abort(c, r, load_rlx(&dead->park_epoch), SHM_OK_CANCELLED)) {
             store_seq(cancel, 0); /* delivered with this wake-up */
             shm_ready(c, r, false);
         }
@@ -508,7 +508,8 @@ static bool take(struct shm_ctx *c, struct shm_m *dead, shm_gref r)
                 continue;
             break;
         case Gwaiting:
-            if (SHM_W_STATE(w) == SHM_W_ARMED && shm_wait_abort(c, r, SHM_W_EPOCH(w), 2)) {
+            if (SHM_W_STATE(w) == SHM_W_ARMED &&
+                shm_wait_abort(c, r, SHM_W_EPOCH(w), SHM_OK_CANCELLED)) {
                 bool ours = shm_casgstatus(c, r, Gwaiting, Grunnable) && shm_gclaim_runnable(c, r);
                 store_rel(&c->m->inflight[SHM_IF_READY], 0); /* the table names it */
                 if (!ours)

@@ -148,7 +148,7 @@ bool shm_wait_give(struct shm_ctx *c, shm_gref r, uint64_t epoch, const struct s
     shm_tx_begin(c);
     shm_val_publish(c, v);
     shm_tx_val(c, &g->value, v);
-    shm_tx_ok(c, g, 1); /* for the reaper: it has all that it gets */
+    shm_tx_ok(c, g, SHM_OK_VALUE); /* for the reaper: it has all that it gets */
     shm_tx_commit(c);
     FAILPOINT("sudog.given");
     return true;
@@ -342,8 +342,8 @@ void shm_waiters_drain(struct shm_ctx *c, shm_off obj)
         struct shm_chan *ch = shm_at(c, obj);
         shm_lock(c, &ch->lock);
         if (load_rlx(&ch->closed)) { /* under the lock */
-            shm_sudog_drain(c, &ch->lock, SHM_WAITQ(&ch->recvq_first), 0);
-            shm_sudog_drain(c, &ch->lock, SHM_WAITQ(&ch->sendq_first), 0);
+            shm_sudog_drain(c, &ch->lock, SHM_WAITQ(&ch->recvq_first), SHM_OK_CLOSED);
+            shm_sudog_drain(c, &ch->lock, SHM_WAITQ(&ch->sendq_first), SHM_OK_CLOSED);
         }
         shm_unlock(c, &ch->lock);
         break;
@@ -352,7 +352,7 @@ void shm_waiters_drain(struct shm_ctx *c, shm_off obj)
         struct shm_join *j = shm_at(c, obj);
         shm_lock(c, &j->lock);
         if (load_rlx(&j->state) != SHM_J_PENDING) /* under the lock */
-            shm_sudog_drain(c, &j->lock, SHM_WAITQ(&j->waiters_first), 1);
+            shm_sudog_drain(c, &j->lock, SHM_WAITQ(&j->waiters_first), SHM_OK_VALUE);
         shm_unlock(c, &j->lock);
         if (load_acq(&j->state) != SHM_J_PENDING) { /* as above */
             shm_group_done(c, obj);

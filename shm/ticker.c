@@ -135,7 +135,7 @@ shm_gref shm_timer_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n,
     shm_timers_set(c, p, n, next);
     if (s) {
         shm_tx_val(c, &shm_g(c, peer)->value, &v);
-        shm_sudog_win(c, recvq(t), s, 1);
+        shm_sudog_win(c, recvq(t), s, SHM_OK_VALUE);
     } else if (alive) {
         shm_tx_store32(c, &t->ch.qcount, 1);
     }
@@ -222,7 +222,7 @@ int shm_afterfunc_new(struct shm_ctx *c, shm_gref r, uint64_t when_ns, shm_off *
 /* Lock held. */
 static bool stop(struct shm_ctx *c, struct shm_afterfunc *t)
 {
-    if (!shm_wait_abort(c, t->g, t->epoch, 2))
+    if (!shm_wait_abort(c, t->g, t->epoch, SHM_OK_CANCELLED))
         return false;
     own_add(&c->m->st.spawned, 1);                /* it begins, and ends at once */
     shm_g(c, t->g)->flags &= (uint8_t)~SHM_GF_GO; /* ours; should its M die meanwhile, no panic */

@@ -193,7 +193,7 @@ int shm_sleep_park(struct shm_ctx *c, shm_gref r, uint64_t when_ns)
     struct shm_g *g = shm_g(c, r);
     uint64_t epoch = shm_wait_next(g);
     g->value.tag = SHM_VAL_NONE;
-    g->ok = 1;
+    g->ok = SHM_OK_VALUE;
     g->waitkind = 0;
     if (when_ns == UINT64_MAX) {
         shm_park_commit(c, r, SHM_WR_SLEEP, epoch);
@@ -226,7 +226,7 @@ int shm_sleep_born(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t when
     if (e)
         return e;
     *epoch = shm_wait_next(g);
-    g->ok = 2;
+    g->ok = SHM_OK_CANCELLED;
     g->reason = SHM_WR_SLEEP;
     g->waitkind = 0;
     if (when_ns != UINT64_MAX)
@@ -307,12 +307,12 @@ static unsigned claim_due(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, s
         }
         struct shm_g *g = shm_g(c, e.what);
         bool mine = shm_claim_named(c, e.what, e.epoch, SHM_IF_WAKE + n);
-        bool born = mine && g->ok == 2;
+        bool born = mine && g->ok == SHM_OK_CANCELLED;
         shm_tx_begin(c);
         take_out(c, p, 0);
         shm_tx_linked(c, &g->sudog, 0);
         if (mine)
-            shm_tx_ok(c, g, 1);
+            shm_tx_ok(c, g, SHM_OK_VALUE);
         shm_tx_commit(c);
         FAILPOINT("timer.due.out");
         if (born) /* from now on it counts */

@@ -81,7 +81,7 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
                 continue;
             if (r == CORE_LATE && shm_now_ns() < s->deadline_ns)
                 continue;
-            if (r == CORE_LATE && !shm_wait_abort(c, gr, epoch, 3)) {
+            if (r == CORE_LATE && !shm_wait_abort(c, gr, epoch, SHM_OK_TIMEOUT)) {
                 s->deadline_ns = UINT64_MAX; /* its waker was first: it comes up next */
                 continue;
             }
@@ -105,7 +105,8 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
             break;
     }
     if (r == 1 || r < 0) { /* the program ends under it: no longer a waiter */
-        if (shm_wait_abort(c, gr, SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait)), 3)) /* own wait */
+        if (shm_wait_abort(c, gr, SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait)),
+                           SHM_OK_TIMEOUT)) /* own wait */
             break_wait(c, gr);
         else
             shm_execute(c, gr, true);
@@ -186,8 +187,9 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
         bool late = end != UINT64_MAX && shm_now_ns() >= end;
         if (look_up(prog, c) == 0 && !late) /* also when late: many short waits are one long one */
             continue;
-        if (!shm_wait_abort(c, gr, SHM_W_EPOCH(load_acq(&g->wait)), 3)) { /* own wait */
-            PyErr_Clear(); /* the waker was first: what it brought is taken */
+        if (!shm_wait_abort(c, gr, SHM_W_EPOCH(load_acq(&g->wait)),
+                            SHM_OK_TIMEOUT)) { /* own wait */
+            PyErr_Clear();                     /* the waker was first: what it brought is taken */
             continue;
         }
         break_wait(c, gr);
@@ -254,9 +256,9 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         store_seq(&c->m->spinning, SHM_M_BUSY);
     }
     PyObject *v = NULL;
-    if (r == SHM_PARKED && w == 0 && (g->ok == 2 || g->ok == 4)) { /* by cancel(), by kill() */
+    if (r == SHM_PARKED && w == 0 && (g->ok == SHM_OK_CANCELLED || g->ok == SHM_OK_KILLED)) {
         w = -1;
-        PyErr_SetNone(g->ok == 2 ? core_err.Cancelled : core_err.Killed);
+        PyErr_SetNone(g->ok == SHM_OK_CANCELLED ? core_err.Cancelled : core_err.Killed);
     } else if ((r == SHM_PARKED && w == 0) || r == SHM_OK)
         v = core_park_ops[pk->kind].resume(prog, c, g);
     else if (w == 1)

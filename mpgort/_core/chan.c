@@ -64,7 +64,7 @@ static int send_try(CorePark *pk, PyObject **result)
             core_shm_error(ch->prog, r);
         return -1;
     }
-    g->ok = 1;
+    g->ok = SHM_OK_VALUE;
     g->value.tag = SHM_VAL_NONE;
     return core_try_done(s, pk, result);
 }
@@ -98,7 +98,7 @@ static int send_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 
 static PyObject *send_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
 {
-    if (g->ok == 1)
+    if (g->ok == SHM_OK_VALUE)
         Py_RETURN_NONE;
     shm_val_drop(c, &g->value); /* what was not sent */
     g->value.tag = SHM_VAL_NONE;
@@ -153,7 +153,7 @@ static PyObject *recv_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
 
 static PyObject *recv_ok_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
 {
-    bool ok = g->ok == 1;
+    bool ok = g->ok == SHM_OK_VALUE;
     PyObject *v = core_val_take(prog, &g->value);
     if (v == NULL)
         return NULL;
@@ -164,7 +164,7 @@ static PyObject *recv_ok_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g 
 
 static PyObject *anext_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
 {
-    if (g->ok == 1)
+    if (g->ok == SHM_OK_VALUE)
         return core_val_take(prog, &g->value);
     PyErr_SetNone(PyExc_StopAsyncIteration);
     return NULL;

@@ -65,7 +65,7 @@ static int join_try(CorePark *pk, PyObject **result)
         struct shm_g *g = core_g(s, s->curg);
         shm_obj_ref(s->c, h->off);
         g->value.tag = SHM_VAL_NONE;
-        g->ok = 1;
+        g->ok = SHM_OK_VALUE;
         g->waitobj = h->off;
         g->waitkind = SHM_OBJ_JOIN;
         s->inhand = true;
@@ -85,7 +85,7 @@ static int join_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     if (r == SHM_PARKED)
         return r;
     if (r == SHM_OK) { /* ended meanwhile; the reference goes with the wait, as after a park */
-        g->ok = 1;
+        g->ok = SHM_OK_VALUE;
         g->waitobj = h->off;
         store_rel((_Atomic uint8_t *)&g->waitkind, SHM_OBJ_JOIN); /* after it, for a reaper */
     } else {
@@ -474,7 +474,7 @@ static int sleep_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
     struct shm_g *g = shm_g(c, gr);
     g->value.tag = SHM_VAL_NONE;
-    g->ok = 1;
+    g->ok = SHM_OK_VALUE;
     return shm_sleep_park(c, gr, pk->u[0]);
 }
 

@@ -106,7 +106,7 @@ static int enter_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
         return CORE_EXC;
     }
     shm_obj_ref(c, h->off);
-    g->ok = 1;
+    g->ok = SHM_OK_VALUE;
     g->value.tag = SHM_VAL_NONE;
     g->waitobj = h->off;
     store_rel((_Atomic uint8_t *)&g->waitkind, SHM_OBJ_GROUP); /* after it, for a reaper */
@@ -184,7 +184,7 @@ static int wait_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     if (r == SHM_PARKED)
         return r;
     shm_obj_unref(c, h->off);
-    g->ok = 1;
+    g->ok = SHM_OK_VALUE;
     g->value.tag = SHM_VAL_NONE;
     return r;
 }

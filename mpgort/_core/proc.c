@@ -173,7 +173,7 @@ int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, sh
         shm_gref me = core_curg(prog);
         g->flags = flags;
         g->op = PK_START;
-        g->ok = 0;
+        g->ok = SHM_OK_CLOSED;
         g->value.tag = SHM_VAL_NONE;
         g->waitkind = 0;
         g->home_m1 = 0;
@@ -385,7 +385,7 @@ void core_wait_end(struct shm_ctx *c, struct shm_g *g)
 static PyObject *resume_value(struct core_proc *s, struct shm_g *g, unsigned op)
 {
     PyObject *v = NULL;
-    if (g->ok == 2) { /* cancelled: shm_wait_abort by h.cancel() or by Ctrl-C */
+    if (g->ok == SHM_OK_CANCELLED) { /* cancelled: shm_wait_abort by h.cancel() or by Ctrl-C */
         shm_val_drop(s->c, &g->value);
         g->value.tag = SHM_VAL_NONE;
         if (s->interrupt == NULL || !(g->flags & SHM_GF_MAIN))
@@ -468,7 +468,7 @@ static int park_retry(struct core_proc *s, shm_gref gr, CorePark *pk, struct shm
     if (op == PK_GOSCHED || op == PK_MCALL) /* runnable without a wait */
         shm_retry_leave_(c, gr);
     if (op == PK_GOSCHED) {
-        g->ok = 1;
+        g->ok = SHM_OK_VALUE;
         shm_gosched(c, gr);
         return SHM_PARKED;
     }
@@ -552,7 +552,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
         if (inhand)
             own_add(&c->m->st.preempted, 1); /* owner only */
         else
-            g->ok = 1; /* its last wait may have ended by a cancel */
+            g->ok = SHM_OK_VALUE; /* its last wait may have ended by a cancel */
         shm_gosched(c, gr);
     } else {
         r = core_park_ops[op].park(c, pk, gr);
@@ -562,7 +562,8 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
          * between the look above and the arming saw a goroutine that was not waiting (tag: cancel,
          * in goroutine.c), so look again: the claim by epoch is ours only if it still waits. */
         s->curhome = NULL;
-        if (j != NULL && load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, 2)) {
+        if (j != NULL && load_seq(&j->cancel) == 1 &&
+            shm_wait_abort(c, gr, epoch, SHM_OK_CANCELLED)) {
             store_seq(&j->cancel, 0);
             shm_ready(c, gr, true);
         } else if (j != NULL && load_seq(&j->kill) && shm_wait_abort(c, gr, epoch, SHM_OK_KILLED)) {
@@ -668,21 +669,21 @@ static int admit(struct core_proc *s, shm_gref gr, int *r)
     struct shm_g *g = core_g(s, gr);
     struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
     *r = 0;
-    if (j == NULL && g->ok != 2)
+    if (j == NULL && g->ok != SHM_OK_CANCELLED)
         return GO_ON;
     if (j == NULL) { /* an after_func that was stopped */
         shm_gcont_drop(c, g);
         *r = finish(s, gr, Py_NewRef(Py_None));
         return GONE;
     }
-    bool cancelled = g->ok == 2 || cancel_due(j); /* 2: while it was queued */
+    bool cancelled = g->ok == SHM_OK_CANCELLED || cancel_due(j); /* while it was queued */
     uint64_t epoch = shm_wait_next(g);
     core_wait_end(c, g);
     if (!cancelled) {
         if (shm_group_admit(c, g->obj, gr) == SHM_OK)
             return GO_ON;
         s->curg = 0; /* as in park(): g is another's, and a cancel may have come in between */
-        if (load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, 2)) {
+        if (load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, SHM_OK_CANCELLED)) {
             store_seq(&j->cancel, 0);
             shm_ready(c, gr, true);
         }
@@ -919,7 +920,7 @@ static int interrupt_main(struct core_proc *s)
         return core_raise(exc);
     Py_XSETREF(s->interrupt, exc);
     uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm; our own */
-    if (shm_wait_abort(s->c, s->main_g, SHM_W_EPOCH(w), 2))
+    if (shm_wait_abort(s->c, s->main_g, SHM_W_EPOCH(w), SHM_OK_CANCELLED))
         shm_ready(s->c, s->main_g, true);
     return 0;
 }

@@ -264,7 +264,7 @@ static uint64_t wait_begin(struct shm_ctx *c, shm_gref gr, unsigned reason)
 /* Takes a parked G back to running on this M, if nobody has readied it. */
 static bool take_back(struct shm_ctx *c, shm_gref gr, uint64_t epoch)
 {
-    if (!shm_wait_abort(c, gr, epoch, 1))
+    if (!shm_wait_abort(c, gr, epoch, SHM_OK_VALUE))
         return false;
     if (shm_tracing(c))
         shm_trace(c, SHM_TR_UNPARK, shm_g(c, gr)->goid, shm_g(c, gr)->reason, 0);
@@ -580,7 +580,7 @@ static PyObject *mod_casgstatus(PyObject *mod, PyObject *args)
     struct shm_g *g = shm_g(c, o->g);
     uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm */
     if (from == Gwaiting &&
-        !(SHM_W_STATE(w) == SHM_W_ARMED && shm_wait_abort(c, o->g, SHM_W_EPOCH(w), 1)))
+        !(SHM_W_STATE(w) == SHM_W_ARMED && shm_wait_abort(c, o->g, SHM_W_EPOCH(w), SHM_OK_VALUE)))
         return runtime_error("casgstatus: Gwaiting -> Grunnable: somebody else is readying it");
     uint64_t epoch = shm_wait_next(g);
     if (to == Gwaiting && core_proc_cur != NULL && core_proc_cur->on_g0 > 0) {

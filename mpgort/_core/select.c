@@ -270,7 +270,7 @@ static PyObject *select_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *
     uint32_t tag = (uint32_t)g->waitobj;
     if (g->waitkind == SHM_WAIT_SELECT)
         shm_select_done(c, core_gref(c, g), &tag);
-    if (TAG_OP(tag) == PK_SEND && g->ok != 1) {
+    if (TAG_OP(tag) == PK_SEND && g->ok != SHM_OK_VALUE) {
         PyErr_SetString(core_err.ChanError, "send on closed channel");
         return NULL;
     }
@@ -278,7 +278,8 @@ static PyObject *select_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *
     if (v == NULL)
         return NULL;
     if (TAG_OP(tag) == PK_RECV_OK)
-        return Py_BuildValue("I(NO)", TAG_INDEX(tag), v, g->ok == 1 ? Py_True : Py_False);
+        return Py_BuildValue("I(NO)", TAG_INDEX(tag), v,
+                             g->ok == SHM_OK_VALUE ? Py_True : Py_False);
     return Py_BuildValue("IN", TAG_INDEX(tag), v);
 }
 

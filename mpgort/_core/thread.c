@@ -139,7 +139,7 @@ static int thread_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     *d = (Done){.ob_base = d->ob_base, .prog = s->prog, .g = gr, .epoch = epoch};
     Py_INCREF(s->prog);
     g->value.tag = SHM_VAL_NONE;
-    g->ok = 1;
+    g->ok = SHM_OK_VALUE;
     g->waitkind = 0;
     g->waitobj = 0;
     shm_park_commit(c, gr, SHM_WR_THREAD, epoch);
@@ -167,7 +167,7 @@ static PyObject *thread_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *
         return NULL;
     }
     h->value = NULL;
-    if (g->ok == 1)
+    if (g->ok == SHM_OK_VALUE)
         return v;
     core_raise(v);
     return NULL;

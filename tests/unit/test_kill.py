@@ -413,6 +413,31 @@ def test_a_hog_ends_with_its_process_and_every_other_goroutine_goes_on(
     assert mpgort.run(kill_hog, fn, 2, procs=procs) == expected
 
 
+ended_by: list[str] = []
+
+
+def waits_and_tells() -> None:
+    try:
+        chan().get()
+    except BaseException as e:
+        ended_by.append(type(e).__name__)
+        raise
+
+
+async def kill_waiting_plain_function() -> str:
+    h = spawn(waits_and_tells)
+    while h.status() != "chan receive":
+        await sleep(0.001)
+    h.kill()
+    return await outcome(h)
+
+
+def test_without_workers_the_wait_of_a_plain_function_that_is_killed_raises_killed() -> None:
+    ended_by.clear()
+    assert mpgort.run(kill_waiting_plain_function, procs=0) == "Killed: the goroutine was killed"
+    assert ended_by == ["Killed"]
+
+
 async def hog_with_deadline() -> list[str]:
     return [await outcome(spawn(computes, timeout=0.05)) for _ in range(2)]
 
