@@ -26,6 +26,8 @@
  *
  * THE NOTE is Go's: an event that happens once, until it is cleared. 0 clear, 1 set, 2 somebody
  * sleeps. The word says whether there is anybody to wake, so a wakeup of an awake M is one exchange.
+ * A waker that dies after it has left a sleeper with a word that says 1: its reaper wakes all sleepers,
+ * whatever their words say.
  *
  * The futexes are shared (no FUTEX_PRIVATE_FLAG): the key is the page of the object, not the
  * address, so every process finds the same queue whatever its base address. */
