@@ -60,6 +60,15 @@ struct shm_retry *shm_retry_of(const struct shm_ctx *c, const struct shm_g *g)
     return off ? shm_at(c, off) : NULL;
 }
 
+/* Of a G that has retries. */
+static struct shm_retry *checkpoint(const struct shm_ctx *c, const struct shm_g *g)
+{
+    struct shm_retry *y = shm_retry_of(c, g);
+    if (unlikely(y == NULL))
+        shm_throw("retry: goroutine %llu has no retries", (unsigned long long)g->goid);
+    return y;
+}
+
 static uint64_t epoch_of(const struct shm_g *g)
 {
     return SHM_W_EPOCH(load_rlx(&g->wait)); /* the owner of the G asks, or its reaper */
@@ -167,7 +176,7 @@ void shm_retry_take(struct shm_ctx *c, shm_gref r)
         shm_select_done(c, r, &tag);
     FAILPOINT("retry.take");
     shm_tx_begin(c);
-    move_all(c, g, shm_retry_of(c, g));
+    move_all(c, g, checkpoint(c, g));
     shm_tx_commit(c);
     FAILPOINT("retry.taken");
     shm_retry_settle(c);
@@ -184,10 +193,9 @@ void shm_retry_take(struct shm_ctx *c, shm_gref r)
 bool shm_retry_done_(struct shm_ctx *c, uint8_t ok, const struct shm_val *v, uint64_t note)
 {
     struct shm_g *g = shm_g(c, c->retrying);
-    struct shm_retry *y = shm_retry_of(c, g);
     c->retrying = 0;
     if (shm_retry_live(c, g))
-        move(c, g, y, ok, v ? v : &(struct shm_val){.tag = SHM_VAL_NONE}, 0, note);
+        move(c, g, checkpoint(c, g), ok, v ? v : &(struct shm_val){.tag = SHM_VAL_NONE}, 0, note);
     else /* woken, and not yet resumed: it stands in g */
         shm_tx_ok(c, g, ok);
     return true;
@@ -198,7 +206,7 @@ void shm_retry_cancelled(struct shm_ctx *c, shm_gref r)
     struct shm_g *g = shm_g(c, r);
     shm_tx_begin(c);
     shm_tx_store32(c, &join_of(c, g)->cancel, 0);
-    move(c, g, shm_retry_of(c, g), SHM_OK_CANCELLED, &(struct shm_val){.tag = SHM_VAL_NONE}, 0, 0);
+    move(c, g, checkpoint(c, g), SHM_OK_CANCELLED, &(struct shm_val){.tag = SHM_VAL_NONE}, 0, 0);
     shm_tx_commit(c);
     FAILPOINT("retry.cancelled");
     shm_retry_settle(c);
@@ -207,7 +215,7 @@ void shm_retry_cancelled(struct shm_ctx *c, shm_gref r)
 int shm_retry_view(struct shm_ctx *c, shm_gref r)
 {
     struct shm_g *g = shm_g(c, r);
-    const struct shm_retry *y = shm_retry_of(c, g);
+    const struct shm_retry *y = checkpoint(c, g);
     struct shm_val v;
     int e = shm_val_copy(c, &v, &y->value);
     if (e)
@@ -246,7 +254,7 @@ void shm_retry_stay(struct shm_ctx *c, shm_gref r)
 void shm_retry_give(struct shm_ctx *c, shm_gref r, bool died)
 {
     struct shm_g *g = shm_g(c, r);
-    struct shm_retry *y = shm_retry_of(c, g);
+    struct shm_retry *y = checkpoint(c, g);
     /* Plain: it is the checkpoint that is believed until the commit. */
     g->cont_len = y->cont_len;
     g->flags = (uint8_t)((g->flags & ~CONT_FLAGS) | y->flags);
