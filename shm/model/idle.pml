@@ -43,7 +43,7 @@
 #endif
 #endif
 #ifndef INSIDE
-#define INSIDE 1 /* KEEPER: Gs that a G makes runnable while it runs */
+#define INSIDE 2 /* KEEPER: Gs that a G makes runnable while it runs */
 #endif
 #ifndef PAY_AT
 #define PAY_AT 2 /* 4 in sched.c */
