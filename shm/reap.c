@@ -456,11 +456,15 @@ static void settle_slot(struct shm_ctx *c, struct shm_m *dead, _Atomic uint64_t 
                 g->obj = 0;
                 shm_obj_unref(c, obj);
             }
-            if (shm_casgstatus(c, r, Gidle, Gdead))
-                put_slot(c, dead, shm_gidx(r));
+            put_slot(c, dead, shm_gidx(r)); /* first: a next reaper does not take it for its own */
+            if (unlikely(!shm_casgstatus(c, r, Gidle, Gdead)))
+                shm_throw("reap: goroutine slot %u was taken away", shm_gidx(r));
         } else if (SHM_ST_STATUS(w) == Gdead &&
-                   (gen == shm_ggen(r) || gen + 1 + (gen + 1 == 0) == shm_ggen(r))) {
-            put_slot(c, dead, shm_gidx(r)); /* of its last life: not yet in the new one */
+                   ((gen == shm_ggen(r) && SHM_ST_M1(w) == m1_of(dead)) ||
+                    gen + 1 + (gen + 1 == 0) == shm_ggen(r))) {
+            /* Ended by this M: what others have ended meanwhile, they have freed. Or of its last life,
+             * not yet in the new one. */
+            put_slot(c, dead, shm_gidx(r));
         }
     }
     store_rel(name, 0);

@@ -439,6 +439,36 @@ static void test_two_ms_killed_at_once_leave_a_whole_segment(void)
     d_killed_together(acts, N, false);
 }
 
-H_MAIN(T(test_an_m_killed_at_each_failpoint_of_each_primitive_leaves_a_whole_segment),
+/* Dead with the name of a goroutine that the others have run to its end meanwhile: its slot is theirs. */
+static void starts_one(struct shm_ctx *c, int n, void *where)
+{
+    (void)n;
+    CHECK_EQ(shm_acquirep(c, 0), SHM_OK);
+    h_die_at(where, 1);
+    do_newproc(c);
+    do_global(c);
+}
+static void test_a_slot_that_others_have_freed_before_the_reaper_comes_is_freed_once(void)
+{
+    static char *const points[] = {"sched.newproc.queued", "sched.execute.curg"};
+    for (int i = 0; i < 2; i++) {
+        h_what = points[i];
+        d_begin(&acts[0]);
+        int pid = h_fork(starts_one, 0, points[i]), status = h_wait(pid);
+        CHECK(WIFSIGNALED(status));
+        uint32_t slot = d_slot(pid);
+        struct shm_m *dead = &k.mtab[slot];
+        shm_gref r = i ? load_acq(&dead->curg) : load_acq(&dead->inflight[SHM_IF_NEW]);
+        CHECK(shm_execute(&w, r, false));
+        finish(r);
+        run_all();
+        shm_reap(&k, dead, status);
+        take_apart(0);
+        d_end(16);
+    }
+}
+
+H_MAIN(T(test_a_slot_that_others_have_freed_before_the_reaper_comes_is_freed_once),
+       T(test_an_m_killed_at_each_failpoint_of_each_primitive_leaves_a_whole_segment),
        T(test_a_reaper_killed_at_each_of_its_failpoints_is_followed_by_another),
        T(test_two_ms_killed_at_once_leave_a_whole_segment))
