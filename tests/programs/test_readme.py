@@ -11,6 +11,9 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
+SECTIONS = re.findall(r"^## (.*)$", README, re.M)
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
@@ -27,6 +30,27 @@ def test_the_first_program_runs(program: Programs) -> None:
     source += '\nif __name__ == "__main__":\n    mpgort.run(main)\n'
     done = program(source)
     assert (done.out, done.status) == ("0\n1\n2\n1024\n", 0), done.err
+
+
+FROM = ("concurrent.futures", "multiprocessing", "joblib", "Dask", "asyncio")
+
+
+@pytest.mark.parametrize("peer", FROM)
+def test_who_comes_from_elsewhere_gets_what_the_comments_say(program: Programs, peer: str) -> None:
+    if peer in ("joblib", "Dask"):
+        pytest.importorskip(peer.lower())
+    section = README.split(f"\n## From {peer}\n")[1].split("\n## ")[0]
+    (source,) = re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
+    said = re.findall(r"^ +print\(.*\)  # (.*)$", source, re.M)
+    assert said
+    done = program(source)
+    assert (done.out.splitlines(), done.err, done.status) == (said, "", 0)
+
+
+def test_the_table_of_contents_leads_to_sections() -> None:
+    sections = {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in SECTIONS}
+    links = re.findall(r"\]\(#([^)]*)\)", README)
+    assert links and set(links) <= sections
 
 
 def test_the_two_commands_are_those_that_ci_runs() -> None:
