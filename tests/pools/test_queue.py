@@ -107,7 +107,7 @@ async def crosses() -> Any:
     for i in range(5):
         await jobs.send(i)
     for _ in h:
-        q.put(None, timeout=30)
+        await jobs.send(None)
     counts = [await x for x in h]
     return sum(counts), sorted([(await done.recv())[0] for _ in range(5)]), q == jobs.as_queue()
 
