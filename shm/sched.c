@@ -577,13 +577,12 @@ static shm_gref refuse(struct shm_ctx *c, shm_gref r, int *refused)
 
 static shm_gref from_list(struct shm_ctx *c, bool batch, uint32_t max)
 {
+    bool always = c->hdr->migrate == 1;
     int refused = 0;
     shm_gref r;
-    if (c->hdr->migrate == 1)
-        max = 1;
     do
-        r = batch ? shm_batchqget(c) : shm_globrunqget(c, c->p, max);
-    while (unlikely(c->hdr->migrate == 1) && r && (r = refuse(c, r, &refused)) == 0);
+        r = batch ? shm_batchqget(c) : shm_globrunqget(c, c->p, always ? 1 : max);
+    while (unlikely(always) && r && (r = refuse(c, r, &refused)) == 0);
     return r;
 }
 
@@ -632,11 +631,13 @@ static shm_gref find(struct shm_ctx *c, bool *inherit)
         end_slice(c);
     if ((c->tick & 1) && !over) /* now it is the ring's turn, not a home G's that feeds runnext */
         r = shm_homeqget(c);
-    uint32_t turn = load_rlx(&p->schedtick) % GLOBAL_EVERY;
-    if (!r && turn == 0)
-        r = from_list(c, false, 1);
-    if (!r && unlikely(turn == BATCH_TURN))
-        r = from_list(c, true, 1);
+    if (!r) {
+        uint32_t turn = load_rlx(&p->schedtick) % GLOBAL_EVERY;
+        if (unlikely(turn == 0))
+            r = from_list(c, false, 1);
+        else if (unlikely(turn == BATCH_TURN))
+            r = from_list(c, true, 1);
+    }
     if (!r) {
         r = shm_runqget(c, p, inherit);
         /* Home and global Gs in between do not count: the ring waits all the same. */
