@@ -96,15 +96,15 @@ def test_the_table_has_every_class_and_the_number_of_its_tests() -> None:
         c
         for module in (*MODULES, test_future)
         for c in vars(module).values()
-        if isinstance(c, type) and c.__module__ == module.__name__ and tests(c)
+        if isinstance(c, type) and c.__module__ == module.__name__ and how_many(c)
     }
     # But for those of threads, and those made of a class in the table for each start method.
     made = ("ThreadPool", "ProcessPoolFork", "ProcessPoolSpawn", "ExecutorShutdownTest")
-    found = {c.__name__: tests(c) for c in classes if not c.__name__.startswith(made)}
+    found = {c.__name__: how_many(c) for c in classes if not c.__name__.startswith(made)}
     assert {name: int(n) for name, n in rows} == found
 
 
-def tests(case: type) -> int:
+def how_many(case: type) -> int:
     return sum(name.startswith("test_") for name in dir(case))
 
 

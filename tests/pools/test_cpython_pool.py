@@ -49,11 +49,11 @@ def case(base: type, without: str) -> type:
 
 def test_the_table_has_every_class_and_the_number_of_its_tests() -> None:
     rows = re.findall(r"^\| (_?Test\w+) +\| (\d+)", __doc__ or "", re.M)
-    found = {name: tests(getattr(theirs, name)) for name in dir(theirs) if "TestPool" in name}
+    found = {name: how_many(getattr(theirs, name)) for name in dir(theirs) if "TestPool" in name}
     assert {name: int(n) for name, n in rows} == found
 
 
-def tests(case: type) -> int:
+def how_many(case: type) -> int:
     return sum(name.startswith("test_") for name in dir(case))
 
 
