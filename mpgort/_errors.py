@@ -6,6 +6,8 @@ another. So each keeps in `args` exactly what its constructor takes.
 
 from __future__ import annotations
 
+import errno as _errno
+import os as _os
 import pickle
 import signal as _signal
 
@@ -112,6 +114,22 @@ class OutOfSharedMemory(MemoryError):
 
 class UnsupportedPlatform(RuntimeError):
     """This machine or interpreter lacks something that mpgort stands on; the text says what."""
+
+
+def start_error(e: OSError) -> Exception:
+    """The same refusal of the system, for who meets it at the start of a program or of one of its
+    processes: with what is short, and the way out. `mpgort doctor` shows the limits."""
+    ways = {
+        _errno.EMFILE: "a program has about a dozen open files in a process, and one for each "
+        "worker: raise ulimit -n",
+        _errno.ENFILE: "the system's table of open files is full: raise fs.file-max",
+        _errno.ENOMEM: "there is no memory, or ulimit -v leaves no room for the segment: raise it, "
+        "or give a smaller heap_bytes and max_goroutines",
+        _errno.EAGAIN: "no more processes: raise ulimit -u, or the cgroup's pids.max",
+    }
+    if e.errno not in ways:
+        return e
+    return OSError(e.errno, f"mpgort cannot start: {_os.strerror(e.errno)}: {ways[e.errno]}")
 
 
 class SyncError(RuntimeError):

@@ -32,6 +32,7 @@ import time
 from typing import NoReturn
 
 from mpgort import _core, _m
+from mpgort._errors import start_error
 from mpgort._m import Plan, Wires
 
 GRACE_S = 0.1
@@ -155,6 +156,12 @@ class Keeper:
         self.stillborn = 0
 
     def start_m(self) -> None:
+        try:
+            self.start_process()
+        except OSError as e:
+            raise start_error(e) from e
+
+    def start_process(self) -> None:
         if self.plan.method == "spawn":
             pid = _m.exec_fresh("_m", self.wires)
         else:

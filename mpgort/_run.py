@@ -25,6 +25,7 @@ A process that the user forks is no M: there, handles raise (`after_fork_in_chil
 from __future__ import annotations
 
 import atexit
+import errno
 import itertools
 import os
 import pickle
@@ -41,7 +42,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpgort import _core, _keeper, _m, _segment, _service
-from mpgort._errors import Deadlock, GoroutinePanic, Killed, UnsupportedPlatform
+from mpgort._errors import Deadlock, GoroutinePanic, Killed, UnsupportedPlatform, start_error
 from mpgort._m import Plan, Wires
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def check_options(
     max_rss: int | None,
     max_tasks_per_m: int | None,
     name: str | None,
+    scrub: bool,
 ) -> Options:
     """All options of run and Runtime, with their defaults filled in.
 
@@ -214,7 +216,7 @@ def check_options(
         max_goroutines=whole("max_goroutines", max_goroutines, 1, 1 << 30),
         heavy_bytes=whole("heavy_bytes", heavy_bytes, 0, 1 << 30),
         migrate=ways[migrate],
-        scrub=debug.get("scrub", "0") == "1",
+        scrub=bool(scrub) or debug.get("scrub", "0") == "1",
         shake=int(shake),
         plan=plan,
         name=os.path.basename(sys.argv[0] if sys.argv else "") if name is None else str(name),
@@ -323,6 +325,7 @@ class Host:
         self.opts = opts
         self.pid = os.getpid()
         self.keeper: tuple[int, int] | None = None  # pid, pidfd
+        self.reports: socket.socket | None = None
         self.keepers = 0  # that have ended, and nobody killed them
         self.stopped = False
         self.failed: BaseException | None = None  # what a worker or the keeper has reported
@@ -346,6 +349,9 @@ class Host:
                 opts.shake,
                 opts.name,
             )
+        except OSError as e:
+            os.close(fd)
+            raise start_error(e) from e
         except BaseException:
             os.close(fd)
             raise
@@ -355,7 +361,7 @@ class Host:
             _hosts.add(self)
             return
         try:
-            m0 = os.pidfd_open(self.pid)
+            m0 = self.own_pidfd()
             self.fds.append(m0)
             kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self.fds.append(kick)
@@ -368,9 +374,23 @@ class Host:
             self.prog.set_kick_fd(kick)
             _hosts.add(self)
             self.start_keeper(opts.method)
+        except OSError as e:
+            self.stop()
+            raise start_error(e) from e
         except BaseException:
             self.stop()
             raise
+
+    def own_pidfd(self) -> int:
+        try:
+            return os.pidfd_open(self.pid)
+        except OSError as e:
+            if e.errno not in (errno.ENOSYS, errno.EPERM):
+                raise
+            raise UnsupportedPlatform(
+                f"pidfd_open: {e.strerror}: workers need it (Linux 5.3, a seccomp profile that "
+                "lets it through), deaths are learnt from it; procs=0 goes without"
+            ) from e
 
     def start_keeper(self, method: str) -> None:
         _m.flush()  # what is buffered here would be written by each child again
@@ -410,7 +430,7 @@ class Host:
         if self.opts.procs == 0:
             return
         try:
-            data = self.reports.recv(_m.REPORT_BYTES * 2)
+            data = self.reports.recv(_m.REPORT_BYTES * 2) if self.reports else b""
         except (BlockingIOError, InterruptedError):
             data = b""
         if data:
@@ -471,7 +491,8 @@ class Host:
         """Closes what is not the Program's own."""
         if self.opts.procs > 0:
             self.prog.set_kick_fd(-1)
-            self.reports.close()
+            if self.reports is not None:
+                self.reports.close()
         for fd in self.fds:
             os.close(fd)
         self.fds.clear()
@@ -486,7 +507,8 @@ def after_fork_in_child() -> None:
     for host in hosts:
         if host is _becoming:
             host.prog.after_fork(True)
-            host.reports.close()
+            if host.reports is not None:
+                host.reports.close()
         elif keeper:
             # Nothing of theirs is below us on the stack that will ever run again: unmap them.
             host.prog.after_fork(True)
@@ -531,12 +553,16 @@ def run(
     max_rss: int | None = None,
     max_tasks_per_m: int | None = None,
     name: str | None = None,
+    scrub: bool = False,
 ) -> Any:
     """Runs main(*args) as goroutine 1 here, every other goroutine on `procs` worker processes.
 
     Returns main's value or raises its exception; every other goroutine ends with it. Raises
     Deadlock, GoroutinePanic, MDied, OutOfSharedMemory; RuntimeError inside a goroutine or beside
-    another run."""
+    another run.
+
+    scrub: what goroutines, messages and results leave in shared memory is overwritten as soon as it
+    is freed or has moved on; for programs whose locals or messages are secrets."""
     if not callable(main):
         raise TypeError(f"main must be a function, not {main!r}")
     if _core.current() is not None:
@@ -553,6 +579,7 @@ def run(
         max_rss,
         max_tasks_per_m,
         name,
+        scrub,
     )
     if not _running.acquire(blocking=False):
         raise RuntimeError("mpgort.run() is running already in this process: use Runtime beside it")
@@ -601,6 +628,7 @@ class Runtime:
         max_rss: int | None = None,
         max_tasks_per_m: int | None = None,
         name: str | None = None,
+        scrub: bool = False,
         max_pending: int | None = None,
         when_full: str = "block",
         drain_on_sigterm: bool | float = False,
@@ -618,6 +646,7 @@ class Runtime:
             max_rss,
             max_tasks_per_m,
             name,
+            scrub,
         )
         drain_s = _service.check_drain(drain_on_sigterm)
         opts = opts._replace(plan=opts.plan._replace(outlives_sigterm=drain_s is not None))

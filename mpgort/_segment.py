@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import secrets
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -64,16 +65,29 @@ def make() -> int:
     return int(shm.fd)
 
 
+def room() -> os.statvfs_result:
+    try:
+        return os.statvfs(SHM_DIR)
+    except OSError as e:
+        raise OutOfSharedMemory(
+            f"{SHM_DIR}: {e.strerror}: a program needs it, as a tmpfs it may write to (mount -t "
+            f"tmpfs tmpfs {SHM_DIR})"
+        ) from e
+
+
 def default_heap_bytes() -> int:
     """The ceiling of a heap nobody has set: what /dev/shm could hold, so that its limit is the one
     met."""
-    st = os.statvfs(SHM_DIR)
-    return max(st.f_blocks * st.f_frsize, 1 << 30)
+    st = room()
+    size = max(st.f_blocks * st.f_frsize, 1 << 30)
+    space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    # Under ulimit -v the rest is for Python, and for the g table that is reserved beside the heap.
+    return size if space == resource.RLIM_INFINITY else min(size, max(space // 4, 1 << 24))
 
 
 def warn_if_small(heap_bytes: int | None) -> None:
     """Says once at start that /dev/shm holds less than was asked for, and the way out."""
-    st = os.statvfs(SHM_DIR)
+    st = room()
     free = st.f_bavail * st.f_frsize
     asked = MODEST + 1 if heap_bytes is None else heap_bytes
     if free >= asked:

@@ -45,6 +45,7 @@
 #include "internal.h"
 
 #define BATCH (SHM_MAG / 2)
+#define PLENTY 1024    /* free slots for everybody: enough for the magazines again */
 #define COMMIT_GS 4096 /* descriptors committed at once: 512 KiB */
 
 static_assert(2 * BATCH + 8 <= SHM_UNDO, "a refill is one transaction");
@@ -192,8 +193,10 @@ static int refill_from_fresh(struct shm_ctx *c)
     struct shm_m *m = c->m;
     uint64_t next = load_rlx(&h->g_next), committed = load_rlx(&h->g_committed); /* under g_lock */
     uint32_t n = h->max_g - next < BATCH ? (uint32_t)(h->max_g - next) : BATCH;
-    if (n == 0)
+    if (n == 0) {
+        store_rlx(&h->g_scarce, 1); /* a hint: others' magazines may have some */
         return SHM_EGFULL;
+    }
     if (next + n > committed) {
         uint64_t more = h->max_g - committed < COMMIT_GS ? h->max_g - committed : COMMIT_GS;
         int e = shm_commit(c, h->gtab_off + committed * sizeof(struct shm_g),
@@ -295,6 +298,8 @@ void shm_gfree(struct shm_ctx *c, shm_gref r)
     if (unlikely(w != SHM_ST(shm_ggen(r), SHM_ST_M1(w), Gdead)))
         shm_throw("gfree: goroutine slot %u of generation %u is %s of generation %u, not dead",
                   shm_gidx(r), shm_ggen(r), status_name(SHM_ST_STATUS(w)), SHM_ST_GEN(w));
+    if (unlikely(c->hdr->scrub)) /* heap.c */
+        shm_g(c, r)->value = (struct shm_val){.tag = SHM_VAL_NONE};
     if (unlikely(m->gfree.n == SHM_MAG))
         spill(c);
     FAILPOINT("g.free.put");
@@ -303,6 +308,11 @@ void shm_gfree(struct shm_ctx *c, shm_gref r)
     FAILPOINT("g.free.stored");
     if (load_rlx(&m->inflight[SHM_IF_NEW]) == r) /* own word: a creation that failed */
         store_rel(&m->inflight[SHM_IF_NEW], 0);  /* after it is free; for the reaper */
+    if (unlikely(load_rlx(&c->hdr->g_scarce))) {
+        shm_gfree_flush(c, m);
+        if (load_rlx(&c->hdr->gfree_n) > PLENTY) /* hints, both */
+            store_rlx(&c->hdr->g_scarce, 0);
+    }
 }
 
 /* The free slots of m, this M or a dead one. */

@@ -235,7 +235,7 @@ static int grow(struct shm_ctx *c)
     if (old)
         memcpy(w, shm_at(c, old), m->handles_cap * sizeof *w);
     for (uint32_t i = m->handles_cap; i < cap; i++)
-        w[i] = FREE | (i + 1 < cap ? i + 2 : 0);
+        w[i] = FREE | (i + 1 < cap ? i + 2 : m->handles_free);
     shm_tx_begin(c);
     shm_publish(c, fresh);
     if (old)
@@ -252,9 +252,9 @@ static int grow(struct shm_ctx *c)
 int shm_handle_hold(struct shm_ctx *c, shm_off obj, uint32_t *slot)
 {
     struct shm_m *m = c->m;
-    if (m->handles_free == 0) {
-        int e = grow(c);
-        if (e)
+    if (m->handles_n >= m->handles_cap - m->handles_cap / 4) {
+        int e = grow(c); /* early: a message that is taken must find room for its handles */
+        if (e && m->handles_free == 0)
             return e;
     }
     uint32_t i = m->handles_free - 1;

@@ -26,6 +26,10 @@
  * declares free what stands in the magazine or the bump span, then frees what is allocated and the
  * M's; no block is lost and none is free twice.
  *
+ * SCRUB, an option: continuations and messages may hold secrets. What is freed is overwritten, and so is
+ * what leaves a value in place (val_leaves(), a channel's slot), what an undo log keeps after its
+ * commit, and the rest of a block that is written anew. Pages given back are the system's to clear.
+ *
  * MEMORY IS GIVEN BACK. Of a free run only the first page, with its header, is backed: the others
  * are holes. They are punched before the run is linked, while it still belongs to who frees it, so
  * neither a reader of the list nor a rollback meets a run that is half one and half the other; an
@@ -44,6 +48,7 @@
 #define PAGE 4096ULL
 #define RUN_HEAD 64
 #define MAX_SMALL 32768
+#define SCRUB 0xdb
 
 enum { RUN_FREE = 1, RUN_SPAN = 2, RUN_LARGE = 3 };
 
@@ -278,6 +283,8 @@ static void run_free(struct shm_ctx *c, shm_off at)
     struct shm_hdr *h = c->hdr;
     struct run *n = run_at(c, at);
     uint64_t pages = n->pages;
+    if (unlikely(c->hdr->scrub))
+        memset((uint8_t *)n + RUN_HEAD, SCRUB, PAGE - RUN_HEAD);
     punch(c, at + PAGE, (pages - 1) * PAGE);
     FAILPOINT("heap.large.punched");
 
@@ -492,7 +499,7 @@ void shm_free(struct shm_ctx *c, shm_off off)
         return;
     }
     if (unlikely(c->hdr->scrub))
-        memset(shm_at(c, off), 0xdb, sizes[cls] - sizeof *b); /* who still reads it shows */
+        memset(shm_at(c, off), SCRUB, sizes[cls] - sizeof *b); /* who still reads it shows */
     struct shm_mag *mag = &c->m->mag[cls];
     if (unlikely(mag->n == mag_cap(cls)))
         spill(c, mag, cls, mag->n / 2);
@@ -546,6 +553,8 @@ static bool val_leaves(struct shm_ctx *c, struct shm_val *v, shm_off *off)
     if (heap)
         shm_adopt(c, *off);
     store_rel((_Atomic uint8_t *)&v->tag, SHM_VAL_NONE); /* after that; for the reaper */
+    if (unlikely(c->hdr->scrub))
+        memset(v->b, 0, sizeof v->b);
     return heap;
 }
 
@@ -692,6 +701,9 @@ bool shm_cont_rewrite(struct shm_ctx *c, shm_off off, const void *bytes, uint32_
         return false;
     FAILPOINT("heap.cont.rewrite");
     memcpy(shm_at(c, off), bytes, len);
+    if (unlikely(c->hdr->scrub))
+        memset((uint8_t *)shm_at(c, off) + len, SCRUB,
+               shm_usable(c, off) - len - 8ULL * nhandles(b));
     return true;
 }
 

@@ -490,7 +490,7 @@ static const struct shm_field layout[] = {
     F(hdr, procs_lock, U4),
     F(hdr, retiring, U4),
     F(hdr, recycled, U4),
-    PAD(hdr, pad6_),
+    F(hdr, g_scarce, U4),
     F(hdr, surplus_ns, U8),
     F(hdr, goidgen, U8),
     F(hdr, chanid, U8),

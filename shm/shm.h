@@ -433,9 +433,9 @@ struct shm_hdr {
     shm_lockword procs_lock;   /* nprocs, extra, max_p */
     _Atomic uint32_t retiring; /* M slot + 1 of the M beyond need that leaves */
     _Atomic uint32_t recycled; /* Ms that have begun to leave for SHM_ATTN_RECYCLE */
-    uint32_t pad6_;
-    uint64_t surplus_ns;      /* since when the keeper has seen too many Ms; its own */
-    _Atomic uint64_t goidgen; /* next goid */
+    _Atomic uint32_t g_scarce; /* 1: max_g was met: free slots go to everybody at once */
+    uint64_t surplus_ns;       /* since when the keeper has seen too many Ms; its own */
+    _Atomic uint64_t goidgen;  /* next goid */
     _Atomic uint64_t chanid;
     _Alignas(SHM_CACHELINE) _Atomic uint64_t idle_m[SHM_MAX_M / 64]; /* bit: asleep or going to */
     _Atomic uint64_t idle_p[SHM_MAX_P / 64];                         /* bit: P has no M */

@@ -68,7 +68,10 @@ void shm_tx_commit(struct shm_ctx *c)
     if (unlikely(!c->in_tx))
         shm_throw("tx_commit: M %u is in no transaction", c->m->index);
     FAILPOINT("undo.commit");
+    uint32_t n = load_rlx(&c->m->undo_n);
     store_rel(&c->m->undo_n, 0); /* after every new value; read by the reaper */
+    if (unlikely(c->hdr->scrub)) /* old values may be what nobody is to find any more */
+        memset(c->m->undo, 0, n * sizeof *c->m->undo);
     c->in_tx = false;
     FAILPOINT("undo.committed");
 }

@@ -529,10 +529,10 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     int how = core_store(s, gr, root, pk);
     if (how < 0) {
         *exc = core_take_exc();
-        if (inhand) {
-            shm_val_drop(c, &g->value);
-            g->value.tag = SHM_VAL_NONE;
-            core_wait_end(c, g);
+        if (inhand) { /* it is done, and nobody asked for this yield: then without */
+            Py_CLEAR(*exc);
+            if ((*value = resume_value(s, g, op)) == NULL)
+                *exc = core_take_exc();
         } else {
             core_park_drop(c, pk);
         }

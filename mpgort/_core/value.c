@@ -147,7 +147,7 @@ PyObject *core_val_take(CoreProg *prog, struct shm_val *val)
     if (val->tag <= sizeof val->b) {
         PyObject *small = core_value_decode_small(val->b, val->tag);
         if (small != NULL) {
-            val->tag = SHM_VAL_NONE;
+            *val = (struct shm_val){.tag = SHM_VAL_NONE}; /* all of it: it may be a secret */
             return small;
         }
         if (PyErr_Occurred())
@@ -183,6 +183,10 @@ PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val)
     struct shm_val copy;
     if (c == NULL)
         return NULL;
+    if (val->tag == SHM_VAL_NONE) { /* there was no room to keep it */
+        core_shm_error(prog, SHM_ENOMEM);
+        return NULL;
+    }
     int r = shm_val_copy(c, &copy, val);
     if (r < 0) {
         core_shm_error(prog, r);

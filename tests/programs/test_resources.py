@@ -1,0 +1,342 @@
+"""What runs out, or was never there: a clear error at the call that needed it, or the fallback that
+is stated; all that was stored is intact, and the program goes on when something is freed.
+
+/dev/shm is made full, or closed, by a library that stands before libc's (`short`): it needs no
+rights and hits one commit of all, whichever process makes it. MPGORT_STORM=1: each of them."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+STORM = os.environ.get("MPGORT_STORM", "0") not in ("", "0")
+
+SHORT = r"""
+    #define _GNU_SOURCE
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <stdatomic.h>
+    #include <stdlib.h>
+    #include <sys/mman.h>
+    #include <unistd.h>
+
+    static _Atomic int *word; /* commits so far, the one that fails */
+    __attribute__((constructor)) static void init(void)
+    {
+        const char *path = getenv("SHORT_FILE");
+        int fd = path ? open(path, O_RDWR) : -1;
+        if (fd >= 0) {
+            word = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+            close(fd);
+        }
+    }
+    int posix_fallocate(int fd, off_t at, off_t n)
+    {
+        if (word && atomic_fetch_add(&word[0], 1) + 1 == word[1])
+            return ENOSPC;
+        return fallocate(fd, 0, at, n) ? errno : 0;
+    }
+    int posix_fallocate64(int fd, off_t at, off_t n)
+    {
+        return posix_fallocate(fd, at, n);
+    }
+    int shm_open(const char *name, int flags, mode_t mode)
+    {
+        (void)name, (void)flags, (void)mode;
+        errno = EACCES;
+        return -1;
+    }
+"""
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory) -> Path:
+    """The library; it lets shm_open() through if CLOSED is not defined."""
+    folder = tmp_path_factory.mktemp("short")
+    for name, source in (("full", SHORT[: SHORT.index("int shm_open")]), ("closed", SHORT)):
+        (folder / f"{name}.c").write_text(source)
+        cc = os.environ.get("CC", "gcc")
+        made = [cc, "-O1", "-shared", "-fPIC", f"{name}.c", "-o", f"{name}.so"]
+        subprocess.run(made, check=True, cwd=folder)
+    return folder
+
+
+PROGRAM = """
+    import time
+    import mpgort
+    import numpy as np
+    from mpgort import OutOfSharedMemory, _core, chan, spawn
+
+    met = 0
+
+    def again(fn, *args):
+        global met
+        while True:
+            try:
+                return fn(*args)
+            except OutOfSharedMemory as e:
+                assert "/dev/shm has no room for more than the" in str(e), e
+                met += 1
+
+    async def tried(fn, *args):
+        global met
+        while True:
+            try:
+                return await fn(*args)
+            except OutOfSharedMemory as e:
+                assert "/dev/shm has no room for more than the" in str(e), e
+                met += 1
+
+    async def ended(h):
+        return await h
+
+    async def echo(jobs, results):
+        seen = 0
+        while True:
+            v, ok = await tried(jobs.recv_ok)
+            if not ok:
+                return seen * 1000 + met        # a number stands in place: it needs no room
+            n, data = v
+            assert len(data) == n and data[0] == data[-1] == n % 251, n
+            await tried(results.send, v)
+            seen += 1
+
+    async def sleeper(gate, i):
+        await tried(gate.recv)
+        return i
+
+    async def feed(jobs, sizes):
+        for n in sizes:
+            data = np.full(n, n % 251, np.uint8) if n > 50_000 else bytes([n % 251]) * n
+            await tried(jobs.send, (n, data))
+        jobs.close()
+        return met
+
+    async def main():
+        jobs, results, gate = again(chan, 4), again(chan), again(chan)
+        crew = [again(spawn, echo, jobs, results) for _ in range(3)]
+        asleep = [again(spawn, sleeper, gate, i) for i in range(1500)]
+        sizes = [10, 500, 3000, 20_000, 100_000, 400_000] * 12
+        feeder = again(spawn, feed, jobs, sizes)
+        for _ in sizes:
+            n, data = await tried(results.recv)
+            assert len(data) == n and data[0] == data[-1] == n % 251, n
+            del data
+        ends = [divmod(await tried(ended, h), 1000) for h in crew]
+        gate.close()
+        assert [await tried(ended, h) for h in asleep] == list(range(1500))
+        assert sum(seen for seen, _ in ends) == len(sizes)
+        deadline = time.monotonic() + 10
+        while (said := _core.current().check(False)) and time.monotonic() < deadline:
+            time.sleep(0.01)            # workers end what they are at
+        return met + await feeder + sum(n for _, n in ends), said
+
+    if __name__ == "__main__":
+        try:
+            met, said = mpgort.run(main, procs=2)
+            print("met" if met else "not met", said)
+        except OutOfSharedMemory as e:
+            print("at the start", e)
+"""
+
+
+def test_dev_shm_full_at_any_commit_is_an_error_there_and_nothing_else_is_touched(program, short):
+    commits = 115
+    some = sorted(random.sample(range(8, commits), 4))
+    for n in range(1, commits) if STORM else (1, 4, *some):
+        word = program.folder / "word"
+        word.write_bytes(struct.pack("ii", 0, n) + bytes(4088))
+        env = {"SHORT_FILE": str(word), "LD_PRELOAD": str(short / "full.so")}
+        r = program(PROGRAM, env=env)
+        assert r.status == 0, (n, r.err)
+        if r.out.startswith("at the start"):
+            assert n < 10 and "/dev/shm" in r.out and "docker run --shm-size" in r.out, (n, r.out)
+        else:  # a goroutine on a worker may have met it where it counts for nobody
+            assert r.out.endswith(" []\n"), (n, r.out)
+        assert struct.unpack_from("i", word.read_bytes())[0] >= n
+
+
+def test_without_a_right_to_dev_shm_the_start_says_so(program, short):
+    env = {"LD_PRELOAD": str(short / "closed.so")}
+    r = program(PROGRAM, env=env)
+    assert r.status == 0, r.err
+    assert "at the start cannot make /dev/shm/mpgort-" in r.out and "writable" in r.out, r.out
+
+
+def test_without_dev_shm_the_start_says_so(program):
+    r = program("""
+        import mpgort
+        from mpgort import _segment
+
+        _segment.SHM_DIR = "/dev/not-there"
+
+        async def main():
+            pass
+
+        for procs in (0, 2):
+            try:
+                mpgort.run(main, procs=procs)
+            except mpgort.OutOfSharedMemory as e:
+                print(e)
+    """)
+    assert r.status == 0, r.err
+    assert r.out.count("/dev/not-there: No such file or directory: a program needs it") == 2, r.out
+
+
+FULL = """
+    import sys
+    import mpgort
+    from mpgort import chan, gosched, spawn
+
+    FREED = 60      # what workers keep of it for themselves
+
+    async def wait(gate, data):
+        while True:
+            try:
+                await gate.recv()
+                return len(data)
+            except mpgort.OutOfSharedMemory:    # no room for it to park: it goes on
+                pass
+
+    async def ended(h):
+        while True:
+            try:
+                return await h
+            except mpgort.OutOfSharedMemory:
+                if h.done() and h.exception() is not None:
+                    return 0                    # there was no room for it to begin, even
+
+    async def until_full(more, text):
+        held, gate = [], chan()
+        try:
+            while True:
+                held.append(spawn(wait, gate, bytes(more)))
+        except mpgort.OutOfSharedMemory as e:
+            assert text in str(e), e
+        full = len(held)
+        freed = again = 0
+        while again < 10:                         # what was freed is room again
+            try:
+                held.append(spawn(wait, gate, bytes(more)))
+                again += 1
+            except mpgort.OutOfSharedMemory:
+                freed += 1
+                assert freed < FREED, freed
+                await gate.send(None)             # one of them ends; needs no room
+                while sum(h.done() for h in held) < freed:
+                    try:
+                        await gosched()
+                    except mpgort.OutOfSharedMemory:
+                        pass
+        gate.close()
+        ends = [await ended(h) for h in held]
+        return full, all(n in (more, 0) for n in ends) and ends.count(0) < 5
+
+    async def main(more, text):
+        here = await until_full(more, text)
+        if "goroutines" not in text:      # in a full heap no goroutine of a worker can park
+            return here, here
+        return here, await spawn(until_full, more, text)
+
+    if __name__ == "__main__":
+        what = sys.argv[1]
+        options, more, text = {
+            "goroutines": (dict(max_goroutines=500), 8, "max_goroutines=2004"),
+            "heap": (dict(heap_bytes=8 << 20), 12_000, "heap_bytes=33554432"),
+            "large": (dict(heap_bytes=8 << 20), 300_000, "heap_bytes=33554432"),
+        }[what]
+        (here, whole), (there, too) = mpgort.run(main, more, text, procs=2, **options)
+        print(whole, too, min(here, there) > (10 if what == "large" else 100))
+"""
+
+
+@pytest.mark.parametrize("what", ("goroutines", "heap", "large"))
+def test_what_is_full_says_so_at_the_call_and_has_room_when_something_is_freed(program, what):
+    r = program(FULL, what)
+    assert (r.status, r.out) == (0, "True True True\n"), r.err
+
+
+LIMIT = """
+    import resource, sys
+    import mpgort
+    from mpgort import spawn
+
+    async def twice(n):
+        return n * 2
+
+    async def main():
+        return [await spawn(twice, i) for i in range(5)]
+
+    if __name__ == "__main__":
+        what, method, limits = getattr(resource, sys.argv[1]), sys.argv[2], sys.argv[3:]
+        soft, hard = resource.getrlimit(what)
+        mpgort.run(main, procs=0)                # what a start imports
+        for limit in map(int, limits):
+            resource.setrlimit(what, (limit, hard))
+            try:
+                r = mpgort.run(main, procs=2, start_method=method)
+                print(limit, r == [0, 2, 4, 6, 8])
+            except OSError as e:
+                print(limit, e.errno, e)
+            resource.setrlimit(what, (soft, hard))
+        print("after", mpgort.run(main, procs=2, start_method=method))
+"""
+
+
+@pytest.mark.parametrize("method", ("fork", "forkserver"))
+def test_a_limit_on_open_files_is_an_error_with_the_way_out_or_no_matter(program, method):
+    r = program(LIMIT, "RLIMIT_NOFILE", method, *map(str, range(5, 13)), "20")
+    *each, last = r.out.splitlines()
+    assert (r.status, last) == (0, "after [0, 2, 4, 6, 8]"), r.err
+    assert each[-1] == "20 True", r.out
+    for line in each[:-1]:
+        assert line.endswith(" True") or "raise ulimit -n" in line, r.out
+    assert "raise ulimit -n" in each[0]
+
+
+def test_a_limit_on_memory_makes_a_smaller_heap_or_an_error_with_the_way_out(program):
+    r = program(LIMIT, "RLIMIT_AS", "fork", str(300 << 20), str(4 << 30))
+    small, large, last = r.out.splitlines()
+    assert (r.status, last) == (0, "after [0, 2, 4, 6, 8]"), r.err
+    assert "ulimit -v" in small and "heap_bytes" in small, r.out
+    assert large.endswith(" True"), r.out
+
+
+def test_without_pidfds_workers_are_refused_and_procs_0_goes_without(program):
+    r = program("""
+        import ctypes, platform, struct
+        import mpgort
+        from mpgort import spawn
+
+        async def one():
+            return 1
+
+        async def main():
+            return await spawn(one)
+
+        PIDFD_OPEN = 434                          # on every machine
+        code = b"".join(struct.pack("HBBI", *line) for line in (
+            (0x20, 0, 0, 0),                      # load the number of the system call
+            (0x15, 0, 1, PIDFD_OPEN),             # this one: ENOSYS, as an old kernel
+            (0x06, 0, 0, 0x00050000 | 38),
+            (0x06, 0, 0, 0x7fff0000)))            # else allowed
+        lines = ctypes.create_string_buffer(code)
+        prog = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(lines)))
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.prctl(38, 1, 0, 0, 0) == 0    # no new privileges
+        assert libc.prctl(22, 2, prog, 0, 0) == 0, ctypes.get_errno()
+        try:
+            mpgort.run(main, procs=2)
+        except mpgort.UnsupportedPlatform as e:
+            print(e)
+        print(mpgort.run(main, procs=0))
+    """)
+    assert r.status == 0, r.err
+    first, last = r.out.splitlines()
+    assert "pidfd_open: Function not implemented" in first and "procs=0" in first, r.out
+    assert last == "1"
