@@ -11,8 +11,8 @@
  * THE WALK
  *   1 all live blocks of the heap, in order, into a table of this process
  *   2 Ms and Ps: what they hold and name; run queues, free lists, timer heaps: where each G was met
- *   3 the g table: statuses, waits, continuations. What a G, a handle or a queue leads to is marked,
- *     and the marks are followed: objects, their values, the handle words in those
+ *   3 the g table: statuses, waits, continuations. What a G, a handle or a queue leads to is
+ *     marked, and the marks are followed: objects, their values, the handle words in those
  *   4 what is left over: Gs that are nowhere, published blocks that nothing names, counts too low
  *
  * The invariants are cited by the names they have in the essays. */

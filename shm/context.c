@@ -1,11 +1,12 @@
 /* context.c — contexts: Go's context package, the tree in the segment.
  *
- * A context holds a reference on its parent, so what it needs of those above lives as long as it does.
- * Parents know their children without holding them: a child whose last handle goes takes itself out. Of
- * values there is no state: they look at the nearest context above that has one (`up`).
+ * A context holds a reference on its parent, so what it needs of those above lives as long as it
+ * does. Parents know their children without holding them: a child whose last handle goes takes
+ * itself out. Of values there is no state: they look at the nearest context above that has one
+ * (`up`).
  *
- * ONE LOCK A TREE, that of its root (the topmost one below the background). Go locks each context and
- * goes down with all locks on the way held. One lock lets a cancel go from the leaves up:
+ * ONE LOCK A TREE, that of its root (the topmost one below the background). Go locks each context
+ * and goes down with all locks on the way held. One lock lets a cancel go from the leaves up:
  *
  *   INV children-first  at any moment, for everybody, who is not live has no live child
  *
@@ -17,21 +18,23 @@
  *       a in the locks of its heap and of its channel: out of the heap, channel closed (one
  *         transaction), whose cause it is, then its state: last and released, never taken back
  *       b who waits on the channel is woken (sudog.c)
- *       c out of its parent's list (one transaction). So far it can be found, and a and b be repeated.
+ *       c out of its parent's list (one transaction). So far it can be found, and a and b be
+ *       repeated.
  * A STATE IS READ WITHOUT THE LOCK: it is stored once, after all that belongs to it, and before the
- * channel's lock is given back. So who has seen the channel closed (receivers look at that under its
- * lock) sees the state, and who sees the state finds the channel closed.
+ * channel's lock is given back. So who has seen the channel closed (receivers look at that under
+ * its lock) sees the state, and who sees the state finds the channel closed.
  *
- * A DEADLINE is a node in a timer heap. That lock comes after a tree's, so what is due is carried out
- * after it was given back: `firing` and the name in inflight are set in the transaction that takes the
- * node out, and hold the object: who drops the last handle meanwhile leaves it to who fires (`dead`).
- * Rejected: a reference for the time. The count is no word of a transaction, and a death would leak it.
+ * A DEADLINE is a node in a timer heap. That lock comes after a tree's, so what is due is carried
+ * out after it was given back: `firing` and the name in inflight are set in the transaction that
+ * takes the node out, and hold the object: who drops the last handle meanwhile leaves it to who
+ * fires (`dead`). Rejected: a reference for the time. The count is no word of a transaction, and a
+ * death would leak it.
  *
- * THE CHANNEL is made when somebody asks for it, and goes when nobody has it any more: the next who asks
- * gets another. It holds its context: who waits for a context's end, and knows nothing else of it, is
- * told when the deadline comes. (Go's timer holds the context; here what nobody can reach has no timer.)
- * The context knows it without holding it: a look takes a reference if there still is one, under
- * the tree's lock, which who frees the channel takes first. */
+ * THE CHANNEL is made when somebody asks for it, and goes when nobody has it any more: the next who
+ * asks gets another. It holds its context: who waits for a context's end, and knows nothing else of
+ * it, is told when the deadline comes. (Go's timer holds the context; here what nobody can reach
+ * has no timer.) The context knows it without holding it: a look takes a reference if there still
+ * is one, under the tree's lock, which who frees the channel takes first. */
 #include "internal.h"
 
 static struct shm_context *ctx_at(const struct shm_ctx *c, shm_off off)
@@ -213,7 +216,8 @@ static bool disarm(struct shm_ctx *c, struct shm_context *x)
     return !firing;
 }
 
-/* Frees a context without handles, and those above that only it held. A loop: chains may be long. */
+/* Frees a context without handles, and those above that only it held. A loop: chains may be
+ * long. */
 static void release(struct shm_ctx *c, shm_off off)
 {
     for (;;) {

@@ -1,24 +1,28 @@
-/* kill.c — ending a goroutine from outside, whatever it does: kill, and the deadline of spawn(timeout=).
+/* kill.c — ending a goroutine from outside, whatever it does: kill, and the deadline of
+ * spawn(timeout=).
  *
- * A kill is a mark on the join object (join->kill), set once, and whoever has the goroutine in hand next
- * ends it: no frame of it runs again, no finally block. What the killer does depends on where it is:
+ * A kill is a mark on the join object (join->kill), set once, and whoever has the goroutine in hand
+ * next ends it: no frame of it runs again, no finally block. What the killer does depends on where
+ * it is:
  *
  *   waiting    its wait is claimed and unlinked, like a cancel's; then it is made runnable
  *   runnable   nothing: who executes it looks at the mark before it decodes anything. (A queue may
  *              hold a goroutine once only, so it cannot be taken out here.)
  *   running    its M is named in m->kill and asked to yield: at its next runtime call it ends. One
- *              that makes none for a while (GRACE_...) is ended with its M: the keeper stops the process, looks
- *              again whether that goroutine runs there, and kills it. Its reaper does the rest.
- *   outside    a plain function that waits with its thread blocked: its C stack cannot be dropped, so
- *              it is ended with its M, too.
+ *              that makes none for a while (GRACE_...) is ended with its M: the keeper stops the
+ *              process, looks again whether that goroutine runs there, and kills it. Its reaper
+ *              does the rest.
+ *   outside    a plain function that waits with its thread blocked: its C stack cannot be dropped,
+ *              so it is ended with its M, too.
  *
- * In the first two cases the join has its end at once, before the goroutine's remains are cleared away.
+ * In the first two cases the join has its end at once, before the goroutine's remains are cleared
+ * away.
  *
  * tag: kill. The killer stores the mark, then loads status and wait; who arms a wait, or has just
  * made the goroutine running, loads the mark afterwards. All seq_cst: one of them sees the other.
  *
- * THE DEADLINE is a node of the join in a timer heap. It holds no reference, as all nodes: the end takes
- * it out under the heap's lock. */
+ * THE DEADLINE is a node of the join in a timer heap. It holds no reference, as all nodes: the end
+ * takes it out under the heap's lock. */
 #include "internal.h"
 
 #define SENT UINT64_MAX          /* kill_ns: the M has been sent its SIGKILL */

@@ -1,14 +1,15 @@
 /* map.c — a hash map that all Ms share: what sync.Map and shared.dict stand on.
  *
- * One lock, chains of entries. A key is bytes that its user made canonical (equal keys, equal bytes), in
- * the entry; a value is a shm_val, which goes out as a copy. All is looked up, and what must be
- * allocated is allocated, before the transaction that changes the map.
+ * One lock, chains of entries. A key is bytes that its user made canonical (equal keys, equal
+ * bytes), in the entry; a value is a shm_val, which goes out as a copy. All is looked up, and what
+ * must be allocated is allocated, before the transaction that changes the map.
  *
- * GROWING. An entry has two links. The chains of a new table are written into the links that are not
- * in use (map->gen says which are), where nobody looks; one transaction then makes table and links
- * the map's. So it needs neither a log as long as the map nor a moment at which an entry is in no chain.
- *   INV map-complete   with the lock free, each entry is in the chain of its hash, once, and n counts
- *                      them */
+ * GROWING. An entry has two links. The chains of a new table are written into the links that are
+ * not in use (map->gen says which are), where nobody looks; one transaction then makes table and
+ * links the map's. So it needs neither a log as long as the map nor a moment at which an entry is
+ * in no chain.
+ *   INV map-complete   with the lock free, each entry is in the chain of its hash, once, and n
+ *                      counts them */
 #include "internal.h"
 
 #define FIRST_BUCKETS 8
@@ -69,7 +70,8 @@ static uint64_t hash_of(const uint8_t *key, uint32_t len)
     return h ^ h >> 29;
 }
 
-/* The lock held. Where the link to the key's entry is, or the end of its chain; NULL: no table yet. */
+/* The lock held. Where the link to the key's entry is, or the end of its chain; NULL: no table
+ * yet. */
 static shm_off *find(struct shm_ctx *c, struct shm_map *m, uint64_t hash, const uint8_t *key,
                      uint32_t len)
 {
@@ -187,8 +189,8 @@ int shm_map_store(struct shm_ctx *c, shm_off off, const void *key, uint32_t len,
     return e;
 }
 
-/* Whether two values are the same bytes with the same handles. Equal values need not be: who compares
- * has a copy of what it read. */
+/* Whether two values are the same bytes with the same handles. Equal values need not be: who
+ * compares has a copy of what it read. */
 static bool same(const struct shm_ctx *c, const struct shm_val *a, const struct shm_val *b)
 {
     uint32_t na, nb, nha = 0, nhb = 0;

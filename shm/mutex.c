@@ -1,32 +1,34 @@
-/* mutex.c — Mutex: Go's sync.Mutex (sync/mutex.go), with a holder; and Cond's wait, which gives one up.
+/* mutex.c — Mutex: Go's sync.Mutex (sync/mutex.go), with a holder; and Cond's wait, which gives one
+ * up.
  *
- * THE WORD is 0 (free), goid << 8 | LOCKED, or one of both with SLOW. Without SLOW one CAS locks and one
- * unlocks, and no lock is taken. SLOW says that there is more to know (who waits, the modes below):
- * then every change is made under the object's lock.
- *   INV mutex-slow   without the lock the word moves between 0 and goid | LOCKED only; SLOW is set by
- *                    CAS, under the lock, while it is locked (or, under retries, to lock it by
+ * THE WORD is 0 (free), goid << 8 | LOCKED, or one of both with SLOW. Without SLOW one CAS locks
+ * and one unlocks, and no lock is taken. SLOW says that there is more to know (who waits, the modes
+ * below): then every change is made under the object's lock.
+ *   INV mutex-slow   without the lock the word moves between 0 and goid | LOCKED only; SLOW is set
+ *                    by CAS, under the lock, while it is locked (or, under retries, to lock it by
  *                    transaction: retry.c); from then on transactions may store it
  *   INV mutex-never-0  no transaction stores 0: another's CAS would lock it, and a rollback take it
- *                    away from him. It stores SLOW, and SLOW -> 0 is a CAS of its own after the commit
+ *                    away from him. It stores SLOW, and SLOW -> 0 is a CAS of its own after the
+ *                    commit
  *
- * TWO MODES, Go's. Normally unlock frees the mutex and wakes the first waiter, who has to compete with
- * whoever comes along: a running goroutine that locks again at once is not switched away, which is
- * worth a factor of many. One waiter at a time is on its way (WOKEN). One that has lost and has waited
- * longer than STARVE_NS makes the mutex starving: from then on unlock hands it to the first waiter
- * and newcomers queue, until a waiter gets it who was the last or had waited for less. Go takes 1 ms;
- * a hand-over between processes is dearer, so it is a little longer here.
+ * TWO MODES, Go's. Normally unlock frees the mutex and wakes the first waiter, who has to compete
+ * with whoever comes along: a running goroutine that locks again at once is not switched away,
+ * which is worth a factor of many. One waiter at a time is on its way (WOKEN). One that has lost
+ * and has waited longer than STARVE_NS makes the mutex starving: from then on unlock hands it to
+ * the first waiter and newcomers queue, until a waiter gets it who was the last or had waited for
+ * less. Go takes 1 ms; a hand-over between processes is dearer, so it is a little longer here.
  *
- * COMPETING WITHOUT A FRAME. A woken waiter is not decoded to look whether the mutex is free: the loop
- * calls shm_mutex_again() first, and if another has it, the goroutine waits on, its continuation
- * untouched, at the head of the queue.
+ * COMPETING WITHOUT A FRAME. A woken waiter is not decoded to look whether the mutex is free: the
+ * loop calls shm_mutex_again() first, and if another has it, the goroutine waits on, its
+ * continuation untouched, at the head of the queue.
  *
  * An M that dies between its CAS and its next look at anything has locked or has not: the word says
  * who. One that dies with a WOKEN waiter running on it would leave the others asleep, so the reaper
  * wakes the next of each free mutex (shm_mutex_revive); a waiter woken in vain does no harm.
  *
- * COND. To wait is to join the queue and to give the mutex back, in one transaction over both objects
- * (a Cond's lock before its mutex's), so no signal can come between, and no death: before the commit
- * the goroutine still has the mutex and runs, after it it has neither. */
+ * COND. To wait is to join the queue and to give the mutex back, in one transaction over both
+ * objects (a Cond's lock before its mutex's), so no signal can come between, and no death: before
+ * the commit the goroutine still has the mutex and runs, after it it has neither. */
 #include "internal.h"
 
 #define STARVE_NS 5000000
@@ -103,8 +105,8 @@ int shm_mutex_trylock(struct shm_ctx *c, shm_off off, uint64_t goid)
     return e;
 }
 
-/* As Go's: a holder that runs elsewhere gives it back sooner than a park takes. Not if something else
- * could run here meanwhile. */
+/* As Go's: a holder that runs elsewhere gives it back sooner than a park takes. Not if something
+ * else could run here meanwhile. */
 static bool spin(struct shm_ctx *c, struct shm_sema *sy, uint64_t goid)
 {
     if (c->hdr->ncpu < 2 || c->hdr->nprocs < 2 || !c->p || c->retrying)
@@ -184,8 +186,8 @@ int shm_mutex_again(struct shm_ctx *c, shm_gref r)
 
 /* ---- unlock ---------------------------------------------------------------------------------- */
 
-/* The lock held, the mutex is locked and slow. The waiter who gets it or is woken, claimed and named in
- * `slot`; NULL: nobody. */
+/* The lock held, the mutex is locked and slow. The waiter who gets it or is woken, claimed and
+ * named in `slot`; NULL: nobody. */
 static struct shm_sudog *next_waiter(struct shm_ctx *c, struct shm_sema *sy, unsigned slot)
 {
     struct shm_waitq *q = queue(sy);
@@ -263,8 +265,8 @@ int shm_mutex_unlock(struct shm_ctx *c, shm_off off)
     return e;
 }
 
-/* The lock held, before and after. The waiter that was on its way may never come: if the mutex is free
- * another is woken, else its unlock wakes one. By a reaper, a killer, or after recover. */
+/* The lock held, before and after. The waiter that was on its way may never come: if the mutex is
+ * free another is woken, else its unlock wakes one. By a reaper, a killer, or after recover. */
 void shm_mutex_revive(struct shm_ctx *c, struct shm_sema *sy)
 {
     if (sy->state & SHM_SY_DEAD || !(load_rlx(&sy->word) & SHM_SY_SLOW)) /* slow: under the lock */

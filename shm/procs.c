@@ -1,24 +1,27 @@
-/* procs.c — how many Ps there are: gomaxprocs while the program runs, and a P more for one that stands.
+/* procs.c — how many Ps there are: gomaxprocs while the program runs, and a P more for one that
+ * stands.
  *
- * WHO IS WANTED follows from the P's place alone: of the work Ps (all but M0's) the first nprocs + extra.
- * So nobody has to be chosen or told: an M looks at each schedule whether its P is still wanted; if not,
- * what the ring holds goes to the global queue and the P is Pdead. Timers stay in its heap: everybody
- * runs those of all Ps that have ever been.
+ * WHO IS WANTED follows from the P's place alone: of the work Ps (all but M0's) the first nprocs +
+ * extra. So nobody has to be chosen or told: an M looks at each schedule whether its P is still
+ * wanted; if not, what the ring holds goes to the global queue and the P is Pdead. Timers stay in
+ * its heap: everybody runs those of all Ps that have ever been.
  *
  *   more    a dead P that is wanted becomes idle; if there are none, the P table grows (its pages
- *           are committed one by one, its addresses reserved for all). Missing Ms are started by the
- *           keeper (want_m).
- *   fewer   an idle P is taken and drained here; a running one is dropped by its M. An M without a P is
-  *           a spare. When there have been more idle Ms than idle Ps for RETIRE_NS, the keeper asks one
- *           to leave. One at a time (hdr->retiring, given back by the keeper when it has buried it): two
- *           that look at once would see the same surplus.
+ *           are committed one by one, its addresses reserved for all). Missing Ms are started by
+ *           the keeper (want_m).
+ *   fewer   an idle P is taken and drained here; a running one is dropped by its M. An M without a
+  *           P is a spare. When there have been more idle Ms than idle Ps for RETIRE_NS, the keeper
+  *           asks one
+ *           to leave. One at a time (hdr->retiring, given back by the keeper when it has buried
+ *           it): two that look at once would see the same surplus.
  *
- * EXTRA. An M in a long C call that only waits (time.sleep) keeps its P: nothing can be taken from a
- * process that may come back at any instruction (INV only-the-dead). What is lost is a place to run, so
- * the keeper makes one more as long as that lasts; thieves empty the ring of the one that stands.
+ * EXTRA. An M in a long C call that only waits (time.sleep) keeps its P: nothing can be taken from
+ * a process that may come back at any instruction (INV only-the-dead). What is lost is a place to
+ * run, so the keeper makes one more as long as that lasts; thieves empty the ring of the one that
+ * stands.
  *
- * tag: wanted. Who drops a P stores Pdead, then looks again whether it is wanted; who changes the number
- * stores it, then looks at the statuses. Both seq_cst: one of them brings it back. */
+ * tag: wanted. Who drops a P stores Pdead, then looks again whether it is wanted; who changes the
+ * number stores it, then looks at the statuses. Both seq_cst: one of them brings it back. */
 #include "internal.h"
 
 #define RETIRE_NS 2000000000ULL

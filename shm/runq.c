@@ -7,10 +7,10 @@
  *             hour finds another head and fails, whatever went through the ring meanwhile.
  *   global    a list through g->schedlink, under sched_lock. Overflow of the rings, gosched,
  *             preempted Gs, and whatever is readied by who has no ring.
- *   batch     another such list, for the Gs that are to run only when nothing else is (SHM_GF_BATCH).
- *   home      one per M, for the Gs that only this M can run. Any M pushes (CAS, last in first out);
- *             the owner takes everything at once and turns it round, so the order is first in first
- *             out. An exchange that empties the list has no ABA.
+ *   batch     another such list, for the Gs that are to run only when nothing else is
+ *   (SHM_GF_BATCH). home      one per M, for the Gs that only this M can run. Any M pushes (CAS,
+ *             last in first out); the owner takes everything at once and turns it round, so the
+ *             order is first in first out. An exchange that empties the list has no ABA.
  *
  * INV nothing-in-hand. In Go a G on its way from one place to the next is in a local variable; here
  * the M may be killed there. So it is named in m->inflight first:
@@ -20,32 +20,34 @@
  *     SHM_IF_BATCH..   half a ring going to the global queue, a batch coming from it, a loot
  *
  * A reaper looks at each name: is the G runnable, of that generation, and in no queue? Then it puts
- * it into the global one. In a RING a duplicate is harmless (INV status-truth). In a LIST it is not:
+ * it into the global one. In a RING a duplicate is harmless (INV status-truth). In a LIST it is
+ * not:
  *
  * INV linked-once: schedlink belongs to the one list the G is in (global, home, free). A G may be
  * put into a list only by who has just taken it out of its last place. So a batch leaves the ring
  * (CAS on head) before it is linked, and leaves the list before the ring shows it.
  *
- * INV batch-apart: a batch G is in no ring, runnext or overflow, only in the batch queue (or at home). A
- * ring is first in, first out: what of it is batch would run before what is readied later. So one is
- * taken at a time, to be executed at once, and rings need not know of classes. (Rejected: a ring of
- * each class per P. Batch work is long; it can pay for a lock at each turn.)
+ * INV batch-apart: a batch G is in no ring, runnext or overflow, only in the batch queue (or at
+ * home). A ring is first in, first out: what of it is batch would run before what is readied later.
+ * So one is taken at a time, to be executed at once, and rings need not know of classes. (Rejected:
+ * a ring of each class per P. Batch work is long; it can pay for a lock at each turn.)
  *
- * INV moved-counts. So the reaper must know for certain that a G is in no queue, while the living go
- * on. Who takes Gs out of one queue and puts them into another names them before, adds 1 to m->moved
- * when they are visible again, and only then takes the names back (tag: moved). A look around that
- * finds a G neither named nor queued, with every m->moved the same at its end, has found it nowhere;
- * reap.c has the proof. (From ring or runnext to being executed the status word tells; within one
- * ring, from runnext to its tail, the tail does.)
+ * INV moved-counts. So the reaper must know for certain that a G is in no queue, while the living
+ * go on. Who takes Gs out of one queue and puts them into another names them before, adds 1 to
+ * m->moved when they are visible again, and only then takes the names back (tag: moved). A look
+ * around that finds a G neither named nor queued, with every m->moved the same at its end, has
+ * found it nowhere; reap.c has the proof. (From ring or runnext to being executed the status word
+ * tells; within one ring, from runnext to its tail, the tail does.)
  *
  * Stealing takes half, rounded up, oldest first. Of an M that runs, its runnext is left alone for
  * a while: it mostly runs within the microsecond, and then the theft would cost both a move. Unlike
- * Go (usleep(3), which is 55 us of real sleep) the thief watches whether the victim executes. How long
- * it waits depends on what the victim's goroutines are like (p->prompt): GRACE_NS if those that ready
- * somebody park soon after, else GRACE_SHORT_NS, for then the G would wait for nothing. The owner finds
- * out by the clock, from setting runnext to its next schedule, whoever took it meanwhile; so two Gs that
- * talk and came apart come together again. After PROMPT prompt ones in a row it looks no more (two Gs
- * that talk are not to pay for it), until a thief that has waited in vain says that things have changed. */
+ * Go (usleep(3), which is 55 us of real sleep) the thief watches whether the victim executes. How
+ * long it waits depends on what the victim's goroutines are like (p->prompt): GRACE_NS if those
+ * that ready somebody park soon after, else GRACE_SHORT_NS, for then the G would wait for nothing.
+ * The owner finds out by the clock, from setting runnext to its next schedule, whoever took it
+ * meanwhile; so two Gs that talk and came apart come together again. After PROMPT prompt ones in a
+ * row it looks no more (two Gs that talk are not to pay for it), until a thief that has waited in
+ * vain says that things have changed. */
 #include "internal.h"
 
 #define GRACE_NS 5000
@@ -177,7 +179,8 @@ shm_gref shm_batchqget(struct shm_ctx *c)
 
 /* ---- ring and runnext ------------------------------------------------------------------------ */
 
-/* Owner P only; the ring was full. Half of it and r to the global queue. False: a thief made room. */
+/* Owner P only; the ring was full. Half of it and r to the global queue. False: a thief made
+ * room. */
 static bool runqputslow(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t h, uint64_t t)
 {
     uint32_t n = (uint32_t)(t - h) / 2;
@@ -206,7 +209,8 @@ static bool runqputslow(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t
     return taken;
 }
 
-/* Owner P only. next: to runnext, whose former G is kicked to the tail. r is named by the caller. */
+/* Owner P only. next: to runnext, whose former G is kicked to the tail. r is named by the
+ * caller. */
 void shm_runqput(struct shm_ctx *c, struct shm_p *p, shm_gref r, bool next)
 {
     if (next) {
@@ -315,7 +319,8 @@ static bool runnext_stays(struct shm_ctx *c, struct shm_p *victim, shm_gref r)
     return true;
 }
 
-/* Half of the victim's ring into the slots beyond p's tail; how many. They are named in the batch. */
+/* Half of the victim's ring into the slots beyond p's tail; how many. They are named in the
+ * batch. */
 static uint32_t runqgrab(struct shm_ctx *c, struct shm_p *p, struct shm_p *victim, bool stealnext)
 {
     uint64_t at = load_rlx(&p->runqtail); /* own word */

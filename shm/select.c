@@ -9,7 +9,8 @@
  *     on one channel must be as likely), the G waits, all locks are given back.
  *     Whoever claims the G by one sudog (INV one-waker) has the whole wait; that sudog leaves its
  *     queue and `winner` says which case it was. Those who meet the others lose the claim.
- *   3 The G, running again, locks all channels once more, takes its other sudogs out, and frees them.
+ *   3 The G, running again, locks all channels once more, takes its other sudogs out, and frees
+ *     them.
  *
  * The sudogs, and the values to send, stand in one heap block (struct shm_selblk) that g->waitobj
  * names. It cannot be in g: a G mostly waits on one thing, and a million of them pay for its size.
@@ -25,15 +26,17 @@
  * itself: its own sudogs are linked only after pass 1.
  *
  * MANY CASES. Up to FEW, all that a select needs beside its block is on the stack, and each lock is
- * named in m->held. With more, up to SHM_SELECT_MAX, the sorted list of the locks is in the segment, so
- * that one word names all of them (struct shm_lockset): behind the cases in the block, so that pass 3,
- * which must not fail, finds it there; in a block for the moment while nothing is parked.
- *   The undo log has no room for many cases, and needs none. They are linked BATCH at a time, all locks
- * held, the G running: nobody alive can see how far it has come. If the M dies between two batches, the
- * G dies with it, and its reaper finds the block as that of a G that has just been woken: what is linked
- * is taken out (each sudog says whether it is), what has a value is dropped. Pass 3 may be cut anywhere
- * likewise. Rejected: a larger log in every M, for selects that hardly any program has; a chain of
- * selects over goroutines that wait for 64 each, since the choice would not be one. */
+ * named in m->held. With more, up to SHM_SELECT_MAX, the sorted list of the locks is in the
+ * segment, so that one word names all of them (struct shm_lockset): behind the cases in the block,
+ * so that pass 3, which must not fail, finds it there; in a block for the moment while nothing is
+ *   parked. The undo log has no room for many cases, and needs none. They are linked BATCH at a
+ *   time, all locks
+ * held, the G running: nobody alive can see how far it has come. If the M dies between two batches,
+ * the G dies with it, and its reaper finds the block as that of a G that has just been woken: what
+ * is linked is taken out (each sudog says whether it is), what has a value is dropped. Pass 3 may
+ * be cut anywhere likewise. Rejected: a larger log in every M, for selects that hardly any program
+ * has; a chain of selects over goroutines that wait for 64 each, since the choice would not be
+ * one. */
 #include "internal.h"
 
 #include <stdlib.h>

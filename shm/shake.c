@@ -1,20 +1,21 @@
 /* shake.c — a schedule shaker: makes the orders likely that are hardly ever seen.
  *
- * Most of what can go wrong between Ms needs one of them to stand still for microseconds at one place:
- * between a claim and the ready, between a status and the queue, after the wait is armed and before
- * the parking M has let go. With hdr->shake (MPGORT_DEBUG=shake=SEED) an M sometimes does stand
- * still there: it yields its processor, spins, sleeps, or finds a preempt request.
+ * Most of what can go wrong between Ms needs one of them to stand still for microseconds at one
+ * place: between a claim and the ready, between a status and the queue, after the wait is armed and
+ * before the parking M has let go. With hdr->shake (MPGORT_DEBUG=shake=SEED) an M sometimes does
+ * stand still there: it yields its processor, spins, sleeps, or finds a preempt request.
  *
- * WHERE. shm_shake(c) stands at such places, with a comment that says which two acts it stands between.
- * Some are under a lock: others wait for it a little longer. A place costs a test of a word of the ctx, so they are in every build:
- * what a user's own program does under another order can be seen, too. Rejected: every FAILPOINT, of
- * which a park passes a dozen; and a build of its own, which nobody would run.
+ * WHERE. shm_shake(c) stands at such places, with a comment that says which two acts it stands
+ * between. Some are under a lock: others wait for it a little longer. A place costs a test of a
+ * word of the ctx, so they are in every build: what a user's own program does under another order
+ * can be seen, too. Rejected: every FAILPOINT, of which a park passes a dozen; and a build of its
+ * own, which nobody would run.
  *
  * HOW OFTEN changes: a place acts one time in 1 << mood, and the mood lasts for some hundreds of
- * places. So an M is quick for a while and slow for a while beside others; even noise would only make
- * all of them slower. Each M has its own generator, of the seed and its slot. The same seed is not the same schedule
- * (the machine has its part in it), but it repeats what this file does: what fails under a seed
- * mostly fails under it again. */
+ * places. So an M is quick for a while and slow for a while beside others; even noise would only
+ * make all of them slower. Each M has its own generator, of the seed and its slot. The same seed is
+ * not the same schedule (the machine has its part in it), but it repeats what this file does: what
+ * fails under a seed mostly fails under it again. */
 #include "internal.h"
 
 #include <sched.h>

@@ -1,8 +1,8 @@
 /* sysmon.c — the keeper's loop: Go's sysmon, and the eyes on who dies.
  *
- * The keeper runs no G and has no P. Everything here is a net under what the Ms do by themselves, so
- * the program is right without it (killed, stopped), only later: a slice longer than 10 ms, work that
- * waits for its hog, a timer that is due while nobody looks.
+ * The keeper runs no G and has no P. Everything here is a net under what the Ms do by themselves,
+ * so the program is right without it (killed, stopped), only later: a slice longer than 10 ms, work
+ * that waits for its hog, a timer that is due while nobody looks.
  *
  * ONE TICK
  *   1 a P that has been in one time slice for SLICE_NS: p->preempt (a level; its M clears it)
@@ -11,22 +11,23 @@
  *     from one tick to the end of the next. (The M of a P that executes pays its debts itself.)
  *   3 a G at home on such an M, while another is idle: SHM_ATTN_OFFLOAD
   *   4 a timer overdue by LATE_NS: run here; what it readies goes to the global queue and wakes.
- *   5 an M that has executed nothing for BLOCKED_NS and hardly computes (it is in a C call that waits),
- *     while work is owed: one P more than gomaxprocs, as long as that lasts (procs.c)
+ *   5 an M that has executed nothing for BLOCKED_NS and hardly computes (it is in a C call that
+ *     waits), while work is owed: one P more than gomaxprocs, as long as that lasts (procs.c)
  *
- * HOW LONG TO SLEEP. 1 ms while some Ps run and some are idle (debts can arise), 10 ms while all run
- * (preemption only) or M0 runs main, and 10 ms for a while after; then, when nothing has run for
- * QUIET ticks, LONG_MS. Never longer than to the next timer. Before the long sleep:
+ * HOW LONG TO SLEEP. 1 ms while some Ps run and some are idle (debts can arise), 10 ms while all
+ * run (preemption only) or M0 runs main, and 10 ms for a while after; then, when nothing has run
+ * for QUIET ticks, LONG_MS. Never longer than to the next timer. Before the long sleep:
  *
  *     keeper                                     who leaves idle, who sets a timer
  *     1 keeper_asleep = 1                        1 state busy; the timer into the heap
  *     2 looks once more: runs somebody, timer?   2 keeper_asleep == 1: CAS to 0, writes the eventfd
  *     3 polls
- * It is the idle dance with the eventfd in the place of the note. The long sleep begins late and the
- * kick costs the kicker 10 us, so that programs that do something ten times a second never pay it.
+ * It is the idle dance with the eventfd in the place of the note. The long sleep begins late and
+ * the kick costs the kicker 10 us, so that programs that do something ten times a second never pay
+ * it.
  *
- * The keeper's m->spinning says idle while it polls, busy while it acts on what it saw (also between
- * two calls, when its caller reaps): a deadlock is not declared over its head (sched.c). */
+ * The keeper's m->spinning says idle while it polls, busy while it acts on what it saw (also
+ * between two calls, when its caller reaps): a deadlock is not declared over its head (sched.c). */
 #include "internal.h"
 
 #include <fcntl.h>

@@ -1,17 +1,17 @@
 /* trace.c — the execution trace: what each M did when, for people and for Perfetto.
  *
- * While hdr->trace_on is set, every M writes an event of 32 bytes into a ring of its own at each move of
- * a goroutine: created, started, parked, readied, yielded, preempted, ended. A ring holds the last
- * hdr->trace_cap events and overwrites the oldest; nobody waits for a reader, and what a killed M
- * had written is still there. Source: Go runtime/trace.go.
+ * While hdr->trace_on is set, every M writes an event of 32 bytes into a ring of its own at each
+ * move of a goroutine: created, started, parked, readied, yielded, preempted, ended. A ring holds
+ * the last hdr->trace_cap events and overwrites the oldest; nobody waits for a reader, and what a
+ * killed M had written is still there. Source: Go runtime/trace.go.
  *
- * A park's event is written BEFORE the status changes (INV trace-first): after it the goroutine may be
- * readied, run and end elsewhere, and its events there would come before its park here. The stack of
- * a park is a number in the code table (code.c), which the binding interned before.
+ * A park's event is written BEFORE the status changes (INV trace-first): after it the goroutine may
+ * be readied, run and end elsewhere, and its events there would come before its park here. The
+ * stack of a park is a number in the code table (code.c), which the binding interned before.
  *
- * THE RINGS are one block, made at the first start and kept: an M that has just seen trace_on may write
- * at any time later. An M whose slot has no ring (it came after the start and slots had run out)
- * writes nothing.
+ * THE RINGS are one block, made at the first start and kept: an M that has just seen trace_on may
+ * write at any time later. An M whose slot has no ring (it came after the start and slots had run
+ * out) writes nothing.
  *
  * READING is done beside writing. The owner stores an event, then its count (release); the reader
  * takes the count, copies what the ring holds, takes the count again and drops what may have been

@@ -1,9 +1,10 @@
 /* chainframes.c — who waits where: the frames of an encoded chain, read from the bytes alone.
  *
  * A dump shows goroutines whose code this process may not have and must not run, so nothing is
- * rebuilt: the bytes are walked from the root, frame after frame. Only the last slot of a frame leads
- * on (it is what the frame awaits), so the slots before it are skipped, which needs the shape of
- * every tag but none of the values. How many slots a frame has stands in the payload of its code. */
+ * rebuilt: the bytes are walked from the root, frame after frame. Only the last slot of a frame
+ * leads on (it is what the frame awaits), so the slots before it are skipped, which needs the shape
+ * of every tag but none of the values. How many slots a frame has stands in the payload of its
+ * code. */
 #include "codec.h"
 
 struct walk {

@@ -1,17 +1,17 @@
 /* code.c — the shared table of codes and names, and what this process knows about each entry.
  *
- * A blob names code, functions, classes and global variables by small numbers. The numbers are those
- * of one append-only table, the same in every M (core_codes): content hash -> (number, payload).
- * Payloads are made and read by _code.py; that happens once per code object and process, everything
- * here is a cache in front of it:
+ * A blob names code, functions, classes and global variables by small numbers. The numbers are
+ * those of one append-only table, the same in every M (core_codes): content hash -> (number,
+ * payload). Payloads are made and read by _code.py; that happens once per code object and process,
+ * everything here is a cache in front of it:
  *
  *   code object -> code_info     in the code's co_extra: number, template function, resume points,
  *                                 constants by address, shells. Lives as long as the process: the
  *                                 template keeps the code, as the table keeps the payload.
  *   object -> number              `named`, a hash table by address. It holds no reference, so that
- *                                 reference counts stay what the closed-world check expects; instead
- *                                 each use asks again whether the name still leads to the object: a
- *                                 class may be defined anew, a method be replaced.
+ *                                 reference counts stay what the closed-world check expects;
+ *                                 instead each use asks again whether the name still leads to the
+ *                                 object: a class may be defined anew, a method be replaced.
  *   number -> code_info or name   `by_id`, the way back.
  *
  * Numbers mean something within one table only. core_codes_changed() makes all cached ones stale by
@@ -463,8 +463,9 @@ uint32_t global_id(PyObject *o)
     return likely(id != 0) ? id : named_add(o, "name_of", false);
 }
 
-/* Whether some module's dict has o as a value. Most that are asked about have no name: a goroutine that
- * holds a lock asks at each try, so this is a look at some ten thousand pointers and not Python code. */
+/* Whether some module's dict has o as a value. Most that are asked about have no name: a goroutine
+ * that holds a lock asks at each try, so this is a look at some ten thousand pointers and not
+ * Python code. */
 static bool in_some_module(PyObject *o)
 {
     PyObject *modules = PyImport_GetModuleDict(), *module, *value; /* borrowed: nothing runs here */

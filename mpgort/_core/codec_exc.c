@@ -1,19 +1,21 @@
 /* codec_exc.c — exceptions: those in flight inside a moved frame, and those that end a goroutine.
  *
  * IN FLIGHT. A frame parked in an `except` block holds its exception in exc_state and on its stack.
- * It must come back as it was: same object for every reference, same chain of context and cause, and
- * no constructor may run (one of the user's may take other arguments than `args`). So the object is
- * allocated and its fields are filled, for every builtin layout; where a class has slots of its own
- * or says how it is pickled, the pickle has it.
+ * It must come back as it was: same object for every reference, same chain of context and cause,
+ * and no constructor may run (one of the user's may take other arguments than `args`). So the
+ * object is allocated and its fields are filled, for every builtin layout; where a class has slots
+ * of its own or says how it is pickled, the pickle has it.
  *
- * TRACEBACKS. A traceback holds frame objects, and those do not travel. What travels is what is shown
- * of them: file, name, line. The entries are rebuilt on empty frames of stand-in code objects, so the
- * text of an exception that is raised again still begins where it began. So it is with results.
- * The frames that have ended are kept by the traceback alone, and their locals with them: objects of
- * the living frame seem to be shared with somebody. enc_ghost_refs() counts those references, because
- * they vanish when the original is dropped; and so do those of the functions behind the frames.
+ * TRACEBACKS. A traceback holds frame objects, and those do not travel. What travels is what is
+ * shown of them: file, name, line. The entries are rebuilt on empty frames of stand-in code
+ * objects, so the text of an exception that is raised again still begins where it began. So it is
+ * with results. The frames that have ended are kept by the traceback alone, and their locals with
+ * them: objects of the living frame seem to be shared with somebody. enc_ghost_refs() counts those
+ * references, because they vanish when the original is dropped; and so do those of the functions
+ * behind the frames.
  *
- * AS RESULTS. core_exc_encode() is for the one who awaits: copies, by _pickle.py, part by part. It never fails for the exception's sake. */
+ * AS RESULTS. core_exc_encode() is for the one who awaits: copies, by _pickle.py, part by part. It
+ * never fails for the exception's sake. */
 #include "codec.h"
 
 /* ---- builtin layouts ------------------------------------------------------------------------- */
@@ -365,8 +367,8 @@ fail:
 
 /* ---- results --------------------------------------------------------------------------------- */
 
-/* encode(o, keep) for _pickle.exc_rows(): `keep` says that the bytes will be sent; then the handles in
- * them are the whole blob's. */
+/* encode(o, keep) for _pickle.exc_rows(): `keep` says that the bytes will be sent; then the handles
+ * in them are the whole blob's. */
 static PyObject *encode_part(PyObject *capsule, PyObject *args)
 {
     struct core_enc *out = PyCapsule_GetPointer(capsule, NULL), one;
@@ -395,8 +397,8 @@ static PyObject *encode_part(PyObject *capsule, PyObject *args)
 }
 static PyMethodDef encode_part_def = {"encode", encode_part, METH_VARARGS, NULL};
 
-/* decode(bytes): capsule: the words of the whole blob. Without (a try, to see whether it can be made) an
- * exception that has handles in it is refused, and goes by its parts. */
+/* decode(bytes): capsule: the words of the whole blob. Without (a try, to see whether it can be
+ * made) an exception that has handles in it is refused, and goes by its parts. */
 static PyObject *decode_part(PyObject *capsule, PyObject *bytes)
 {
     struct core_words *W = NULL;

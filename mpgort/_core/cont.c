@@ -5,27 +5,29 @@
  * [context][u32 length of the context]; the handle words of both at the block's end.
  *
  * WARM. Most goroutines go on where they parked. So the M that parks a light one keeps the live
- * coroutine a while beside the bytes (`warm`, one place per g index modulo its size), and goes on with
- * it if the goroutine comes up here next: that saves decoding (a third of a switch). The bytes are the
- * truth: any M may take them, and one that comes back from elsewhere (ctx->moved) is decoded. What is
- * kept cannot have changed meanwhile: an encoded chain is closed, nobody else refers to what could
- * change in it. MPGORT_MIGRATE=always keeps none. Rejected: to keep them without a bound (a parked
- * goroutine is to cost 256 bytes, not a live frame and its handles); they go when the M rests.
+ * coroutine a while beside the bytes (`warm`, one place per g index modulo its size), and goes on
+ * with it if the goroutine comes up here next: that saves decoding (a third of a switch). The bytes
+ * are the truth: any M may take them, and one that comes back from elsewhere (ctx->moved) is
+ * decoded. What is kept cannot have changed meanwhile: an encoded chain is closed, nobody else
+ * refers to what could change in it. MPGORT_MIGRATE=always keeps none. Rejected: to keep them
+ * without a bound (a parked goroutine is to cost 256 bytes, not a live frame and its handles); they
+ * go when the M rests.
  *
- * THE BLOCK, TOO. A goroutine that parks again and again writes nearly the same bytes, with the same
- * handles. So the block that it went on from is not freed: it is this M's (`kept`; if the M dies, garbage
- * with its handles) until the goroutine parks, which writes the new bytes over the old ones if the handle
- * words are the same and the size class is, or ends, waits otherwise or is kept at home. Nothing is
- * counted, allocated or freed then, which was a fifth of a switch.
+ * THE BLOCK, TOO. A goroutine that parks again and again writes nearly the same bytes, with the
+ * same handles. So the block that it went on from is not freed: it is this M's (`kept`; if the M
+ * dies, garbage with its handles) until the goroutine parks, which writes the new bytes over the
+ * old ones if the handle words are the same and the size class is, or ends, waits otherwise or is
+ * kept at home. Nothing is counted, allocated or freed then, which was a fifth of a switch.
  *
- * WITH RETRIES a goroutine is stored at every await, in MPGORT_MIGRATE=never too: one that cannot be is
- * told so (SerializationError). Only while a thread of its process works for it is it at home, live,
- * beside the checkpoint of its last await (shm/retry.c).
+ * WITH RETRIES a goroutine is stored at every await, in MPGORT_MIGRATE=never too: one that cannot
+ * be is told so (SerializationError). Only while a thread of its process works for it is it at
+ * home, live, beside the checkpoint of its last await (shm/retry.c).
  *
- * AT HOME. main (its frame is the caller's), pinned (cannot be encoded: home->reason says which local
- * and why), heavy (over the budget). The live coroutine stays in `homes`, g->home_m1 names this M, and
- * ready() queues it here. A pinned or heavy one is tried again after 1, 2, 4 ... 128 parks, so a G moves
- * again once its file is closed, and a reducer with a large dict does not pay for it at every park. */
+ * AT HOME. main (its frame is the caller's), pinned (cannot be encoded: home->reason says which
+ * local and why), heavy (over the budget). The live coroutine stays in `homes`, g->home_m1 names
+ * this M, and ready() queues it here. A pinned or heavy one is tried again after 1, 2, 4 ... 128
+ * parks, so a G moves again once its file is closed, and a reducer with a large dict does not pay
+ * for it at every park. */
 #include "proc.h"
 #include <string.h>
 
@@ -172,8 +174,8 @@ void core_cont_let(struct core_proc *s)
         shm_cont_drop(s->c, off, 0);
 }
 
-/* Stores e's bytes, followed by the context's, as g's continuation: into `kept`, if that is not 0 and
- * fits, else that is let go. */
+/* Stores e's bytes, followed by the context's, as g's continuation: into `kept`, if that is not 0
+ * and fits, else that is let go. */
 int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
                     PyObject *ctx, shm_off kept)
 {
@@ -259,8 +261,8 @@ int core_keep(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, ui
 }
 
 /* Makes the running goroutine complete outside this M's Python, if that can be, before it parks
- * (INV parked-complete). CORE_LIGHT: the bytes are stored, root and pk are still the caller's. CORE_AT_HOME:
- * they have moved. -1: exception; nothing has changed. */
+ * (INV parked-complete). CORE_LIGHT: the bytes are stored, root and pk are still the caller's.
+ * CORE_AT_HOME: they have moved. -1: exception; nothing has changed. */
 int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
 {
     struct shm_g *g = core_g(s, gr);

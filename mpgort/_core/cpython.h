@@ -8,8 +8,9 @@
  *   CODE(f), FUNC(f)     f_code / f_func; f_code / f_funcobj; f_executable / f_funcobj
  *   frame_next(), ...    where the frame goes on, in code units. 3.11 and 3.12 keep the unit before
  *                        it in prev_instr; 3.13 the unit itself in instr_ptr
- *   GEN_SUSPENDED_AWAIT  3.13 says in the state that a frame awaits; earlier ones look at the opcode
- *   tool_is_watching()   whether the RESUME that a fast-forward skips would have had work to do
+ *   GEN_SUSPENDED_AWAIT  3.13 says in the state that a frame awaits; earlier ones look at the
+ *   opcode tool_is_watching()   whether the RESUME that a fast-forward skips would have had work to
+ *   do
  *
  * Iterators and the awaitables of async generators have no header at all (or none in 3.11): their
  * layouts are written here, and core_layouts_ok() compares their sizes. */
@@ -208,8 +209,9 @@ static inline bool monitors_are_on(PyThreadState *ts, PyCodeObject *code)
 #endif
 
 /* Whether the RESUME that a fast-forward skips has work to do: a tool (settrace, setprofile,
- * sys.monitoring) is on and wants its event, or was switched since this code last ran a RESUME, which
- * is what rewrites the code for the tool. Code that ever was instrumented counts as watched. */
+ * sys.monitoring) is on and wants its event, or was switched since this code last ran a RESUME,
+ * which is what rewrites the code for the tool. Code that ever was instrumented counts as
+ * watched. */
 static inline bool tool_is_watching(PyThreadState *ts, PyCodeObject *code)
 {
 #if PY_VERSION_HEX >= 0x030d0000

@@ -1,8 +1,9 @@
 /* ctxtree.c — the faces of a context: Context, its cancel function, background.
  *
- * What a context is stands in shm/context.c. A Context and its CancelFunc are two handles on one object;
- * the background is the handle on none. An error is made anew each time it is asked for: a shared
- * exception object would keep the traceback, and so the frames, of whoever raised it last. */
+ * What a context is stands in shm/context.c. A Context and its CancelFunc are two handles on one
+ * object; the background is the handle on none. An error is made anew each time it is asked for: a
+ * shared exception object would keep the traceback, and so the frames, of whoever raised it
+ * last. */
 #include "proc.h"
 #include <math.h>
 

@@ -1,12 +1,13 @@
 /* dump.c — what a goroutine is doing, for people: the rows behind every dump, Deadlock and status.
  *
- * Nobody is stopped. A parked light goroutine's frames are read from its continuation: the bytes are
- * copied first and the status word is looked at before and after, so a goroutine that was resumed
- * meanwhile is shown without frames instead of with somebody else's. One that is at home has no bytes:
- * its M is asked (SHM_ATTN_DUMP) and leaves the frames, encoded as a value, where the continuation of a
- * light one would be (g->cont_off; nobody but its home M touches that of a home goroutine). A running
- * one is shown as running, on which M. A thread that waits (block.c) is no goroutine: its row has goid 0,
- * the slot of its process, and in the parent's place the thread's number in the system. */
+ * Nobody is stopped. A parked light goroutine's frames are read from its continuation: the bytes
+ * are copied first and the status word is looked at before and after, so a goroutine that was
+ * resumed meanwhile is shown without frames instead of with somebody else's. One that is at home
+ * has no bytes: its M is asked (SHM_ATTN_DUMP) and leaves the frames, encoded as a value, where the
+ * continuation of a light one would be (g->cont_off; nobody but its home M touches that of a home
+ * goroutine). A running one is shown as running, on which M. A thread that waits (block.c) is no
+ * goroutine: its row has goid 0, the slot of its process, and in the parent's place the thread's
+ * number in the system. */
 #include "cpython.h"
 #include "proc.h"
 #include <stdlib.h>
@@ -91,8 +92,8 @@ static bool asked(const CoreProg *prog, const struct shm_ctx *c, uint32_t i)
 
 /* ---- who has created it ---------------------------------------------------------------------- */
 
-/* A line's number is made once per process and place in the code: [(function, file, line)] is interned as
- * the stacks of a trace are. */
+/* A line's number is made once per process and place in the code: [(function, file, line)] is
+ * interned as the stacks of a trace are. */
 uint32_t core_site(struct core_proc *s)
 {
     Frame *f = frame_of_thread(PyThreadState_Get());

@@ -149,7 +149,8 @@ static PyObject *set_fast_forward(PyObject *mod, PyObject *on)
     Py_RETURN_NONE;
 }
 
-/* n whole trips of a coroutine that parks for ever: encode, drop, decode, resume to the next park. */
+/* n whole trips of a coroutine that parks for ever: encode, drop, decode, resume to the next
+ * park. */
 static PyObject *bench_trip(PyObject *mod, PyObject *args)
 {
     PyObject *coro, *park, *out = NULL;

@@ -1,10 +1,10 @@
 /* failpoint.c — in a build for tests, the place at which a process dies by name.
  *
- * A release build has nothing of it. Built with -DSHM_FAILPOINTS (README, Hacking), each FAILPOINT("name")
- * of shm/ comes here: MPGORT_FAILPOINT=name, or name:N for the N-th time, kills a worker there with
- * SIGKILL, as nothing else could stop it (M0 and the keeper are not counted). So a program in Python
- * can be shown a death at any store that matters; the C tests have their own driver
- * (tests/shm/harness.h). */
+ * A release build has nothing of it. Built with -DSHM_FAILPOINTS (README, Hacking), each
+ * FAILPOINT("name") of shm/ comes here: MPGORT_FAILPOINT=name, or name:N for the N-th time, kills a
+ * worker there with SIGKILL, as nothing else could stop it (M0 and the keeper are not counted). So
+ * a program in Python can be shown a death at any store that matters; the C tests have their own
+ * driver (tests/shm/harness.h). */
 #include "core.h"
 #ifdef SHM_FAILPOINTS
 #include <signal.h>

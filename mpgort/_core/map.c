@@ -1,14 +1,16 @@
-/* map.c — the two faces of a shared map: sync.Map, which is Go's, and shared.dict, which is Python's.
+/* map.c — the two faces of a shared map: sync.Map, which is Go's, and shared.dict, which is
+ * Python's.
  *
- * Values cross by value, as over a channel; a large array is a handle in them, so what is got, and set
- * again, is not written again. A key must be the same bytes whenever it is equal, which what the codec
- * writes is not (it notes who shares what): keys are None, numbers, str, bytes and tuples of these, in
- * marshal's oldest form, which has neither references nor interning. Numbers that Python holds for
- * equal (1, True, 1.0) are made one. A dict's keys are str and bytes alone: a number that is a key by
- * mistake (of a row, an id) is told to him who made it.
+ * Values cross by value, as over a channel; a large array is a handle in them, so what is got, and
+ * set again, is not written again. A key must be the same bytes whenever it is equal, which what
+ * the codec writes is not (it notes who shares what): keys are None, numbers, str, bytes and tuples
+ * of these, in marshal's oldest form, which has neither references nor interning. Numbers that
+ * Python holds for equal (1, True, 1.0) are made one. A dict's keys are str and bytes alone: a
+ * number that is a key by mistake (of a row, an id) is told to him who made it.
  *
- * CAS compares as Python does, which takes Python code, and that must not run under the map's lock. So a
- * copy is read and compared, and then replaced only if it still is the same bytes; else once more. */
+ * CAS compares as Python does, which takes Python code, and that must not run under the map's lock.
+ * So a copy is read and compared, and then replaced only if it still is the same bytes; else once
+ * more. */
 #include "proc.h"
 #include <marshal.h>
 #include <math.h>
@@ -97,7 +99,8 @@ static PyObject *map_load(CoreHandle *h, PyObject *key)
     return value ? Py_BuildValue("NO", value, r == SHM_OK ? Py_True : Py_False) : NULL;
 }
 
-/* keep: only if there is none. *was: its value before, or what it has instead. SHM_EAGAIN: there was. */
+/* keep: only if there is none. *was: its value before, or what it has instead. SHM_EAGAIN: there
+ * was. */
 static int put(CoreHandle *h, PyObject *key, PyObject *value, bool keep, struct shm_val *was)
 {
     struct shm_ctx *c = core_ctx(h->prog);

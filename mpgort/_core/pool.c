@@ -1,13 +1,13 @@
 /* pool.c — what the pools (_engine.py) need of C: a queue of ended goroutines, and a chunk's loop.
  *
- * A DoneQueue starts goroutines (`spawn`) and gives their handles back as they end (`take`): the very
- * objects that spawn returned, so whoever took part finds them in a dict. See shm/doneq.c for why it
- * is no channel.
+ * A DoneQueue starts goroutines (`spawn`) and gives their handles back as they end (`take`): the
+ * very objects that spawn returned, so whoever took part finds them in a dict. See shm/doneq.c for
+ * why it is no channel.
  *
- * RUN_CHUNK is map()'s inner loop on a worker: one call per item with nothing between two calls but a
- * look at the preempt request. The length of a chunk is a guess from the items before it; where the
- * guess was bad, the request (after 10 ms) ends the chunk early, and the rest is sent back to be
- * dealt out anew. */
+ * RUN_CHUNK is map()'s inner loop on a worker: one call per item with nothing between two calls but
+ * a look at the preempt request. The length of a chunk is a guess from the items before it; where
+ * the guess was bad, the request (after 10 ms) ends the chunk early, and the rest is sent back to
+ * be dealt out anew. */
 #include "proc.h"
 #include <stddef.h>
 

@@ -4,8 +4,8 @@
  * awaited, a `park` that the loop calls once the continuation is stored, and a `resume` that turns
  * what the waker left in g (ok, value, waitobj) into the value of the await. Try and park may end
  * at once; resume runs on whichever M picks the goroutine up, so it may use nothing but g. Of a
- * goroutine with retries the try does not carry anything out: the park does, in one transaction with
- * its checkpoint (shm/retry.c). */
+ * goroutine with retries the try does not carry anything out: the park does, in one transaction
+ * with its checkpoint (shm/retry.c). */
 #ifndef MPGORT_PROC_H
 #define MPGORT_PROC_H
 
@@ -49,8 +49,9 @@ struct core_park_op {
     /* The request will not be parked after all: frees what its try left in it. NULL: nothing. */
     void (*drop)(struct shm_ctx *c, CorePark *pk);
     bool home; /* what the wait gives is an object of this process: the goroutine stays */
-    /* The goroutine is up again, its continuation untouched: SHM_OK: resume it; SHM_PARKED: it waits
-     * on (it may run elsewhere by now). g->op may have become another. NULL: always SHM_OK. */
+    /* The goroutine is up again, its continuation untouched: SHM_OK: resume it; SHM_PARKED: it
+     * waits on (it may run elsewhere by now). g->op may have become another. NULL: always
+     * SHM_OK. */
     int (*again)(struct shm_ctx *c, shm_gref g);
 };
 #define CORE_EXC (-100) /* park(): an exception is set */
@@ -148,7 +149,8 @@ static inline shm_gref core_gref(struct shm_ctx *c, struct shm_g *g) /* of a G t
 }
 /* The running goroutine of this thread's loop, 0 if there is none (other thread, scheduler). */
 shm_gref core_curg(CoreProg *prog);
-/* The flags that a goroutine hands on to those it starts: a batch goroutine's helpers are batch too. */
+/* The flags that a goroutine hands on to those it starts: a batch goroutine's helpers are batch
+ * too. */
 uint8_t core_inherited(CoreProg *prog);
 
 /* value.c. The program in whose terms this thread encodes and decodes; enter, work, leave. */
@@ -173,7 +175,8 @@ PyObject *core_val_take(CoreProg *prog, struct shm_val *val);
 PyObject *core_val_peek(CoreProg *prog, const struct shm_val *val);
 PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val);
 bool core_preempt_due(struct core_proc *s);
-/* What ended the program from elsewhere (a panic, a dead worker) as an exception object, or NULL. */
+/* What ended the program from elsewhere (a panic, a dead worker) as an exception object, or
+ * NULL. */
 PyObject *core_failure(CoreProg *prog);
 PyObject *core_died(const struct shm_val *v); /* MDied, from what the reaper left */
 
@@ -184,7 +187,8 @@ static inline bool core_retried(struct core_proc *s)
 {
     return core_g(s, s->curg)->retries;
 }
-/* For a `try`: the loop whose goroutine awaits pk on a handle of prog, or NULL with an exception. */
+/* For a `try`: the loop whose goroutine awaits pk on a handle of prog, or NULL with an
+ * exception. */
 struct core_proc *core_try_begin(CoreProg *prog);
 /* A `try` that is done has put ok and value into the running g: 1 and *result by its resume(); 0 if
  * a preemption is due, which the loop grants with the result in g; -1: exception. */
@@ -227,13 +231,15 @@ int core_tick(CoreProg *prog);
 void core_wait_end(struct shm_ctx *c, struct shm_g *g);
 void core_park_drop(struct shm_ctx *c, CorePark *pk);
 
-/* block.c. Waits with the thread blocked (threads, plain functions): parks by `op` of pk as a G that stands
- * for this thread, and returns its resume() value. timeout_ns < 0: none. NULL: TimeoutError etc. */
+/* block.c. Waits with the thread blocked (threads, plain functions): parks by `op` of pk as a G
+ * that stands for this thread, and returns its resume() value. timeout_ns < 0: none. NULL:
+ * TimeoutError etc. */
 PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns);
 /* Seconds (float, int, None: -1) to ns; -2 and an exception on nonsense. */
 int64_t core_timeout_ns(PyObject *o);
 
-/* The monotonic time `seconds` from now: UINT64_MAX never, now for what is not positive. -1: exception. */
+/* The monotonic time `seconds` from now: UINT64_MAX never, now for what is not positive. -1:
+ * exception. */
 int core_when_ns(PyObject *seconds, const char *who, uint64_t *when_ns);
 
 /* fn is callable, or TypeError. */
@@ -242,7 +248,8 @@ bool core_callable(PyObject *fn, const char *who);
 int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
               uint8_t flags, shm_gref *g);
 void core_gdrop(struct shm_ctx *c, shm_gref g); /* one that will not be started after all */
-/* Starts fn(*args, **kwargs); join: 0 for go, else the join object's offset (one reference given). */
+/* Starts fn(*args, **kwargs); join: 0 for go, else the join object's offset (one reference
+ * given). */
 int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
                  uint8_t flags);
 
@@ -339,7 +346,8 @@ int core_ctxtree_init(PyObject *mod);
 /* goroutine.c: spawn, for a queue of ended goroutines; the handle. */
 PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off doneq,
                      uint32_t retries);
-/* spawn with its own keywords taken out of kw (a dict of this call's own); doneq 0: none. go: as go does. */
+/* spawn with its own keywords taken out of kw (a dict of this call's own); doneq 0: none. go: as go
+ * does. */
 PyObject *core_spawn_options(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw,
                              shm_off group, shm_off doneq, bool go);
 

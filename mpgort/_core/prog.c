@@ -4,34 +4,37 @@
  * goroutines do. Python's side of the processes (_run.py, _keeper.py, _m.py) stands on it.
  *
  * TWO CTXS. `loop` belongs to the thread that runs the M's loop; `aux` to all others together: they
- * use it with the GIL held and never block in it, so one slot of kind AUX serves them all. It is taken
- * at the first use (core_ctx), for most programs never have such a thread.
+ * use it with the GIL held and never block in it, so one slot of kind AUX serves them all. It is
+ * taken at the first use (core_ctx), for most programs never have such a thread.
  *
  * FORK. A child inherits the mapping and, by their numbers, its parent's slots; using them would be
- * two writers in one slot. So every child, whoever forks it, is detached from all programs before it
- * runs anything (forget_parent): nothing of theirs that becomes garbage there is given back a second
- * time. The keeper and the workers come back by after_fork(True), and are nobody until minit(). What
- * the parent's loop holds in Python is not freed: dropping a parent's frames here would run the
- * parent's finalizers (a temporary directory would be gone under its feet).
+ * two writers in one slot. So every child, whoever forks it, is detached from all programs before
+ * it runs anything (forget_parent): nothing of theirs that becomes garbage there is given back a
+ * second time. The keeper and the workers come back by after_fork(True), and are nobody until
+ * minit(). What the parent's loop holds in Python is not freed: dropping a parent's frames here
+ * would run the parent's finalizers (a temporary directory would be gone under its feet).
  *
  * The descriptor belongs to the Program from create() or attach() on: growing the heap needs it
  * (posix_fallocate), so it is open exactly as long as the mapping is there.
  *
- * DETACH unmaps and gives no slot back: M0 detaches when the segment itself is at its end, the keeper
- * and the workers of a runtime when they leave those of other runtimes that they were forked with.
- * Handles that are still alive afterwards raise; buffers from view() keep the mapping until the last
- * one is released.
+ * DETACH unmaps and gives no slot back: M0 detaches when the segment itself is at its end, the
+ * keeper and the workers of a runtime when they leave those of other runtimes that they were forked
+ * with. Handles that are still alive afterwards raise; buffers from view() keep the mapping until
+ * the last one is released.
  *
  * NOTHING OUTLIVES M0 (INV nothing-left). The kernel sends a signal when a process's parent dies
  * (PR_SET_PDEATHSIG). The parent of a worker is the keeper, whose death alone must not end it, so:
- *   1 the handler looks at M0's pidfd, which every process has inherited: readable, M0 is dead, _exit;
- *   2 M0 lives: the keeper was killed, init is the parent now and no further signal will come, so the
- *     handler starts a timer that sends the same signal every 200 ms, and each looks again at 1;
- *   3 the parent may have died before the signal was asked for: arm_pdeathsig() does 1 once by itself.
- * Rejected: a thread that waits for the pidfd (os.fork() warns in a process that has threads), making
- * M0 a subreaper (the caller's own daemons would become its children). Only async-signal-safe calls
- * stand in the handler: poll, timer_settime, _exit. The signal is a real-time one nobody else uses;
- * SA_RESTART keeps it from the goroutine's system calls.
+ *   1 the handler looks at M0's pidfd, which every process has inherited: readable, M0 is dead,
+ *     _exit;
+ *   2 M0 lives: the keeper was killed, init is the parent now and no further signal will come, so
+ *     the handler starts a timer that sends the same signal every 200 ms, and each looks again at
+ *     1;
+ *   3 the parent may have died before the signal was asked for: arm_pdeathsig() does 1 once by
+ *     itself.
+ * Rejected: a thread that waits for the pidfd (os.fork() warns in a process that has threads),
+ * making M0 a subreaper (the caller's own daemons would become its children). Only
+ * async-signal-safe calls stand in the handler: poll, timer_settime, _exit. The signal is a
+ * real-time one nobody else uses; SA_RESTART keeps it from the goroutine's system calls.
  *
  * CODES. The codec's table of code objects is the segment's while a program is current in the
  * thread (core_prog_cur), else the process-local one that frame.c has set. */
@@ -313,7 +316,8 @@ static PyObject *prog_create(PyObject *cls, PyObject *args)
         return NULL;
     }
     p->attached = p->is_m0 = true;
-    /* From now on the last M to go idle asks M0 to look, unless somebody outside is counted (hold). */
+    /* From now on the last M to go idle asks M0 to look, unless somebody outside is counted
+     * (hold). */
     store_rel(&p->loop.hdr->deadlock_on, 1); /* pairs with looks_dead() */
     return (PyObject *)p;
 }
@@ -496,7 +500,8 @@ static uint32_t slot_of(struct shm_ctx *c, uint32_t pid)
 {
     for (uint32_t i = 0; i < c->hdr->max_m; i++) {
         struct shm_m *m = &c->mtab[i];
-        /* acq: pairs with minit's CAS; the pid is stored after it, so it may be seen one look later. */
+        /* acq: pairs with minit's CAS; the pid is stored after it, so it may be seen one look
+         * later. */
         if (load_acq(&m->kind) == SHM_M_WORKER && load_acq(&m->pid) == pid)
             return i + 1;
     }

@@ -1,10 +1,10 @@
 /* timer.c — the faces of timers: Timer, Ticker, after, after_func.
  *
  * What a timer is and means stands in shm/ticker.c. A Timer with a channel and that channel are two
- * handles on one object; an after_func's Timer is a handle on another sort of object, with no channel.
- * The value that a timer will send is made when the timer is: a float as the codec writes it, in place,
- * whose last eight bytes whoever fires it replaces by the time. So a keeper, which has no Python to ask,
- * fires timers too. */
+ * handles on one object; an after_func's Timer is a handle on another sort of object, with no
+ * channel. The value that a timer will send is made when the timer is: a float as the codec writes
+ * it, in place, whose last eight bytes whoever fires it replaces by the time. So a keeper, which
+ * has no Python to ask, fires timers too. */
 #include "proc.h"
 #include <math.h>
 

@@ -1,8 +1,8 @@
 /* trace.c — the execution trace as Python sees it; the rings are shm/trace.c.
  *
  * It makes the stack of a park a number before the park, and turns events into rows. Stacks and the
- * names users give their parks stand in the code table: equal ones are one entry, and what a process
- * wrote there is read after its death. */
+ * names users give their parks stand in the code table: equal ones are one entry, and what a
+ * process wrote there is read after its death. */
 #include "codec.h"
 #include "proc.h"
 

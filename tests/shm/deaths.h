@@ -1,17 +1,18 @@
 /* deaths.h — Ms killed at the failpoints on their way through an act, and reaped.
  *
  * The test's own process is the keeper (k) and a living worker (w, on P 1). A round builds a world,
- * forks an M that does one act on P 0 and kills it at its n-th failpoint; n counts up until it survives.
- * Then it is reaped, the checker finds nothing wrong with the segment, `apart` takes the world apart with
- * every verb that needs, holds it to what the act has promised, and the segment is empty but for what
- * only the dead had in its hands.
+ * forks an M that does one act on P 0 and kills it at its n-th failpoint; n counts up until it
+ * survives. Then it is reaped, the checker finds nothing wrong with the segment, `apart` takes the
+ * world apart with every verb that needs, holds it to what the act has promised, and the segment is
+ * empty but for what only the dead had in its hands.
  *
  *   d_killed_everywhere    one M at each of its failpoints
  *   d_reaper_killed        and its reaper at each of his, who is followed by another
  *   d_killed_together      two Ms, each in an act of its own; all there are, if the world allows it
  *
- * Each death is a fork. MPGORT_STORM=1 tries all of them; else a tenth, drawn by MPGORT_SEED (printed;
- * another each time), and less with a sanitizer. TSan sees nothing between processes: a handful. */
+ * Each death is a fork. MPGORT_STORM=1 tries all of them; else a tenth, drawn by MPGORT_SEED
+ * (printed; another each time), and less with a sanitizer. TSan sees nothing between processes: a
+ * handful. */
 #ifndef DEATHS_H
 #define DEATHS_H
 
@@ -178,7 +179,8 @@ static void d_second_keeper(struct shm_ctx *c, int n, void *arg)
     h_die_after(0);
 }
 
-/* A keeper that is killed at its d_reaper_n-th failpoint; then it is reaped, and the other once more. */
+/* A keeper that is killed at its d_reaper_n-th failpoint; then it is reaped, and the other once
+ * more. */
 static bool d_dying_reaper(uint32_t slot, int status)
 {
     d_reaped = slot;
@@ -215,8 +217,8 @@ static void d_reaper_killed(const struct act *acts, size_t nacts)
 
 /* ---- several at once ------------------------------------------------------------------------- */
 
-/* Both acts in one world, at the same time. Who waits for a lock of the other's goes on when that one is
- * reaped. all: no other worker lives until then. */
+/* Both acts in one world, at the same time. Who waits for a lock of the other's goes on when that
+ * one is reaped. all: no other worker lives until then. */
 static void d_both(const struct act *a, const struct act *b, uint32_t na, uint32_t nb, bool all)
 {
     const struct act *acts[2] = {a, b};

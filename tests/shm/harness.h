@@ -191,7 +191,8 @@ H_UNUSED static int h_memfd(void)
     return fd;
 }
 
-/* Makes *c the ctx of a fresh segment, without an M: shm_minit it if the test's own thread is one. */
+/* Makes *c the ctx of a fresh segment, without an M: shm_minit it if the test's own thread is
+ * one. */
 H_UNUSED static void h_seg(struct shm_ctx *c, struct shm_opts o)
 {
     if (o.nprocs == 0)
@@ -345,7 +346,8 @@ H_UNUSED static int h_main(int argc, char **argv, const struct h_test *tests, si
     return 0;
 }
 
-/* H_MAIN(T(test_a), T(test_b)): the program. With an argument it runs the tests whose name has it. */
+/* H_MAIN(T(test_a), T(test_b)): the program. With an argument it runs the tests whose name has
+ * it. */
 #define T(fn) {#fn, fn}
 #define H_MAIN(...)                                                     \
     int main(int argc, char **argv)                                     \

@@ -23,7 +23,8 @@ static void collect(void *arg, const char *text)
         CHECK_SEGMENT(c);                                          \
     } while (0)
 
-/* A program at rest with one of each: parked receiver, senders, select, sleeper, waiter, runnable. */
+/* A program at rest with one of each: parked receiver, senders, select, sleeper, waiter,
+ * runnable. */
 struct scene {
     struct shm_ctx c;
     shm_off empty, full, s1, s2, j;

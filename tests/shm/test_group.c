@@ -1,6 +1,6 @@
 /* Tests of group.c: every end is counted once, the limit lets children in by their order, a failure
- * cancels the rest, and the parent is woken by the last. (Several Gs `run` at once on the one M of a
- * test, which the checker would not have: it looks where none does, and at the end.) */
+ * cancels the rest, and the parent is woken by the last. (Several Gs `run` at once on the one M of
+ * a test, which the checker would not have: it looks where none does, and at the end.) */
 #include "gs.h"
 
 static shm_off parent;

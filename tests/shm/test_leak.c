@@ -1,5 +1,5 @@
-/* Tests of leak.c: who waits for what nobody else can reach is reported, nobody else is. What goes on
- * while everything moves is in tests/unit/test_leaks.py. */
+/* Tests of leak.c: who waits for what nobody else can reach is reported, nobody else is. What goes
+ * on while everything moves is in tests/unit/test_leaks.py. */
 #include "gs.h"
 #include <stdlib.h>
 

@@ -1,4 +1,5 @@
-/* Tests of map.c: what is stored is found, in a map that grows, by many, and by a corpse's successor. */
+/* Tests of map.c: what is stored is found, in a map that grows, by many, and by a corpse's
+ * successor. */
 #include "gs.h"
 
 static shm_off map_new(struct shm_ctx *c)

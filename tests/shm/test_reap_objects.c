@@ -1,5 +1,5 @@
-/* Tests of reap.c: an M is killed at each failpoint on the way of what makes objects, and of what it does
- * with maps, arrays, contexts, timers, groups, doneqs and joins (deaths.h). Afterwards
+/* Tests of reap.c: an M is killed at each failpoint on the way of what makes objects, and of what
+ * it does with maps, arrays, contexts, timers, groups, doneqs and joins (deaths.h). Afterwards
  *   - each object can be used, and what waits on it comes up once;
  *   - each value of the map is somewhere once, or was in the hands of who died;
  *   - a new object that the dead M had made, and nobody has a handle on, is gone. */
@@ -104,8 +104,8 @@ static void build_all(bool in_body)
     waits(O->timer);
     waits(O->ticker);
     CHECK_EQ(shm_afterfunc_new(c, call(c), O->t0 + 3000 * SEC, &O->func), SHM_OK);
-    /* A group that lets one child run at a time: it waits at the gate, the others to be let in, and the
-     * parent at the block's end. */
+    /* A group that lets one child run at a time: it waits at the gate, the others to be let in, and
+     * the parent at the block's end. */
     O->parent_g = l_new(c);
     O->parent = join_of(c, O->parent_g);
     CHECK_EQ(shm_group_new(c, 1, &O->group), SHM_OK);

@@ -1,6 +1,7 @@
-/* Tests of reap.c and select.c: an M is killed on its way through a select of more cases than fit into one
- * transaction and into m->held (deaths.h). Afterwards no lock is held, a goroutine that was in select
- * waits on all its channels or comes up with one case, and each value is somewhere once. */
+/* Tests of reap.c and select.c: an M is killed on its way through a select of more cases than fit
+ * into one transaction and into m->held (deaths.h). Afterwards no lock is held, a goroutine that
+ * was in select waits on all its channels or comes up with one case, and each value is somewhere
+ * once. */
 #include "deaths.h"
 
 /* SHARED: of one channel, in both directions; each of the others has a channel of its own. */

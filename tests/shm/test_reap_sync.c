@@ -1,6 +1,7 @@
-/* Tests of reap.c: an M is killed at each failpoint on its way through sync (deaths.h; test_sema_dies.c
- * looks at each operation's promise). Afterwards whatever the dead held is marked, every waiter gets on: it
- * has what it waited for or is told that the holder died, and every object can be used. */
+/* Tests of reap.c: an M is killed at each failpoint on its way through sync (deaths.h;
+ * test_sema_dies.c looks at each operation's promise). Afterwards whatever the dead held is marked,
+ * every waiter gets on: it has what it waited for or is told that the holder died, and every object
+ * can be used. */
 #include "deaths.h"
 
 enum { WAITERS = 5, HOLDER = 1000000 /* a goroutine that has died; no G stands for it */ };

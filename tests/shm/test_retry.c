@@ -1,15 +1,16 @@
-/* Tests of retry.c: a goroutine with retries carries out a script, one operation after the other, on an M
- * that is killed at its n-th failpoint, n counting up until it survives. However often, whoever goes on
- * with it finds what it had: each message was received once and sent once, in order, each lock is held
- * once; and the segment is whole.
+/* Tests of retry.c: a goroutine with retries carries out a script, one operation after the other,
+ * on an M that is killed at its n-th failpoint, n counting up until it survives. However often,
+ * whoever goes on with it finds what it had: each message was received once and sent once, in
+ * order, each lock is held once; and the segment is whole.
  *
- * The test's own process is the keeper and everybody else: it sends, receives, unlocks and signals when
- * the goroutine waits, and forks the next M for each stretch of the script up to a wait. The driver
- * below does what _core/proc.c does with such a goroutine; its continuation is (step, x), where x is
- * what was received last.
+ * The test's own process is the keeper and everybody else: it sends, receives, unlocks and signals
+ * when the goroutine waits, and forks the next M for each stretch of the script up to a wait. The
+ * driver below does what _core/proc.c does with such a goroutine; its continuation is (step, x),
+ * where x is what was received last.
  *
  *   r  x = receive from A        e  select: x = receive from A, or from E    l u  lock, unlock
- *   s  send x + 100 to B         E  select: receive from E, or send to B     R W v V  read, write, ends
+ *   s  send x + 100 to B         E  select: receive from E, or send to B     R W v V  read, write,
+ *   ends
  *   g  gosched                   j  join of one that has ended or will       a z  acquire, release
  *   p P  sleep 0, 1 ms           c  sleep, and a cancel is due               w  wait on the cond */
 #include "gs.h"

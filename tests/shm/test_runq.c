@@ -32,8 +32,8 @@ static void nothing_in_hand(struct shm_ctx *c)
             CHECK_EQ(load_rlx(&c->m->inflight[i]), 0);
 }
 
-/* Go runtime/export_test.go RunSchedLocalQueueTest. Stricter: Go queues the same gs[i] each time, so
- * it cannot see a wrong order. */
+/* Go runtime/export_test.go RunSchedLocalQueueTest. Stricter: Go queues the same gs[i] each time,
+ * so it cannot see a wrong order. */
 static void test_the_ring_gives_back_what_was_put_in_that_order(void)
 {
     struct shm_ctx c;
@@ -96,8 +96,8 @@ struct pair {
     _Atomic uint64_t g[2];
 };
 
-/* Go runtime/export_test.go RunSchedLocalQueueEmptyTest: the owner takes one of two, the other M asks
- * whether the ring is empty, and it must not be. */
+/* Go runtime/export_test.go RunSchedLocalQueueEmptyTest: the owner takes one of two, the other M
+ * asks whether the ring is empty, and it must not be. */
 static void ask_empty(struct shm_ctx *c, int i, void *arg)
 {
     struct pair *b = arg;

@@ -14,8 +14,8 @@ static shm_off chan_with(struct shm_ctx *c, uint32_t cap, uint32_t values)
 
 /* ---- one M ----------------------------------------------------------------------------------- */
 
-/* Go runtime/chan_test.go TestSelectFairness: |r - p| < 4.89 sqrt(p (1 - p) / n), one false alarm in
- * a million. Stricter: every number of ready cases, among others that are not. */
+/* Go runtime/chan_test.go TestSelectFairness: |r - p| < 4.89 sqrt(p (1 - p) / n), one false alarm
+ * in a million. Stricter: every number of ready cases, among others that are not. */
 static void test_of_the_ready_cases_each_is_chosen_equally_often(void)
 {
     struct shm_ctx c;
@@ -253,8 +253,8 @@ static void test_a_cancelled_select_has_no_case_and_drops_what_it_would_have_sen
     l_seg_end(&c);
 }
 
-/* Go reflect/all_test.go TestSelect has up to a dozen cases; its limit is ours. Around where locks and
- * order leave the stack, and where a batch of the undo log ends; some channels twice. */
+/* Go reflect/all_test.go TestSelect has up to a dozen cases; its limit is ours. Around where locks
+ * and order leave the stack, and where a batch of the undo log ends; some channels twice. */
 static void test_a_select_may_have_as_many_cases_as_gos(void)
 {
     struct shm_ctx c;

@@ -1,5 +1,6 @@
-/* Deaths in sema.c and mutex.c: an M is killed at every failpoint it passes in an operation, its reaper
- * comes, and then every waiter gets on: it has what it waited for, or is told that the holder died. */
+/* Deaths in sema.c and mutex.c: an M is killed at every failpoint it passes in an operation, its
+ * reaper comes, and then every waiter gets on: it has what it waited for, or is told that the
+ * holder died. */
 #include "gs.h"
 
 #define HOLDER 1000000 /* goid of who dies; no G stands for it */

@@ -470,8 +470,8 @@ struct hands {
     _Atomic uint32_t left;
 };
 
-/* M 0 arms and stops; the others run timers, receive, and run what after_func starts. Every arming is
- * paid by one stop or one value, every start of a function by one arming. */
+/* M 0 arms and stops; the others run timers, receive, and run what after_func starts. Every arming
+ * is paid by one stop or one value, every start of a function by one arming. */
 static void arm_and_fire(struct shm_ctx *c, int i, void *arg)
 {
     struct hands *h = arg;
@@ -601,8 +601,8 @@ static void drain_runnable(struct shm_ctx *c, int *begun, int *stopped)
     }
 }
 
-/* A timer with one who waits and one without, a ticker, or a function; something is done with them and
- * its M dies. What is due comes once, not before its time, and nothing else. */
+/* A timer with one who waits and one without, a ticker, or a function; something is done with them
+ * and its M dies. What is due comes once, not before its time, and nothing else. */
 static bool die_at(int what, const char *point, uint32_t nth, uint32_t with)
 {
     struct shm_ctx c;
