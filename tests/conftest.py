@@ -232,12 +232,16 @@ def procs(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
+MODES = (os.environ["MPGORT_MIGRATE"],) if "MPGORT_MIGRATE" in os.environ else ("auto", "always")
+
+
 @pytest.fixture(
-    params=[(p, m) for m in ("auto", "always") for p in (0, 1, 2, 4)],
+    params=[(p, m) for m in MODES for p in (0, 1, 2, 4)],
     ids=lambda x: f"procs={x[0]}-{x[1]}",
 )
 def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
-    """run(main, *args) -> main's value: on each number of workers, parks that move or may not."""
+    """run(main, *args) -> main's value: on each number of workers, parks that move or may not; in
+    the mode that the whole suite runs in, if it is given one."""
     import mpgort
 
     procs, migrate = request.param
