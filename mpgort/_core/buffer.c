@@ -149,9 +149,9 @@ PyObject *core_buffer_id(struct enc *E, PyObject *o)
         Py_END_ALLOW_THREADS
         readonly = 1;
     }
-    uint64_t word;
+    uint64_t word = enc_handle_word(E, (PyObject *)h, how_of(Py_TYPE(h))->handle);
     PyObject *id = NULL;
-    if (enc_handle_word(E, (PyObject *)h, how_of(Py_TYPE(h))->handle, &word) == 0)
+    if (word != 0)
         id = Py_BuildValue("KnnO", (unsigned long long)word, start, view->len,
                            readonly ? Py_True : Py_False);
     Py_DECREF(h);

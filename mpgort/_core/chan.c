@@ -215,6 +215,7 @@ static PyObject *chan_send(CoreHandle *ch, PyObject *v)
     if (pk != NULL) {
         pk->a = Py_NewRef((PyObject *)ch);
         pk->b = Py_NewRef(v);
+        core_park_holds(pk, v);
     }
     return (PyObject *)pk;
 }

@@ -211,8 +211,8 @@ uint8_t *enc_traceback(struct enc *E, uint8_t *p, PyObject *tb); /* codec_exc.c 
 uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o);  /* codec_exc.c */
 uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o);    /* codec_pickle.c */
 int enc_pickle_all(struct enc *E, uint8_t **p);
-/* Takes a handle's word (kind << 56 | offset) into the blob's list of them; -1: E->status says why. */
-int enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h, uint64_t *word);
+/* Takes a handle's word (kind << 56 | offset) into the blob's list of them; 0 with an exception set. */
+uint64_t enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h);
 uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h);
 int enc_run(struct enc *E, PyObject *root, uint8_t magic); /* codec.c: one blob into E->out */
 struct enc *enc_take(struct core_enc *out, bool moving);

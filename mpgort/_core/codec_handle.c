@@ -81,48 +81,54 @@ const struct type_how *type_how_ask(PyTypeObject *type, uint32_t i)
 
 /* ---- handles --------------------------------------------------------------------------------- */
 
-int enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h, uint64_t *word)
+static int words_grow(struct core_enc *out)
+{
+    uint32_t cap = out->hcap ? out->hcap * 2 : 16;
+    uint64_t *t = realloc(out->h, cap * sizeof *t);
+    if (t == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    out->h = t;
+    out->hcap = cap;
+    return 0;
+}
+
+uint64_t enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h)
 {
     struct core_enc *out = E->out;
-    if (out->nh == out->hcap) {
-        uint32_t cap = out->hcap ? out->hcap * 2 : 16;
-        uint64_t *t = realloc(out->h, cap * sizeof *t);
-        if (t == NULL) {
-            PyErr_NoMemory();
-            return -1;
-        }
-        out->h = t;
-        out->hcap = cap;
-    }
-    uint64_t off;
-    if (out->loose) {
+    if (unlikely(out->loose)) {
         PyErr_Format(PyExc_TypeError, "a %.80s cannot cross here", Py_TYPE(o)->tp_name);
-        return -1;
-    }
-    if (h->word(o, &off) < 0)
-        return -1;
-    *word = (uint64_t)h->kind << 56 | off;
-    if (off == 0) /* nilchan and default refer to nothing that is counted */
         return 0;
-    if (out->same == out->nh && out->nh < out->had_n && out->had[out->nh] == *word)
-        out->same++;
+    }
+    uint64_t off = h->word(o), word = (uint64_t)h->kind << 56 | off;
+    if (unlikely(off == UINT64_MAX))
+        return 0;
+    if (unlikely(off == 0)) /* nilchan and default refer to nothing that is counted */
+        return word;
+    uint32_t n = out->nh;
+    if (unlikely(n == out->hcap) && words_grow(out) < 0)
+        return 0;
+    if (n == out->same && n < out->had_n && out->had[n] == word)
+        out->same = n + 1;
     else if (h->hold(h->kind, off) < 0)
-        return -1;
-    out->h[out->nh++] = *word;
-    return 0;
+        return 0;
+    out->h[n] = word;
+    out->nh = n + 1;
+    return word;
 }
 
 uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h)
 {
     uint8_t memo;
     uint32_t at;
-    uint64_t word;
     MEET(o, 0, memo, at);
-    if (enc_handle_word(E, o, h, &word) < 0)
+    uint64_t word = enc_handle_word(E, o, h);
+    if (unlikely(word == 0))
         return enc_fail_by_exception(E);
-    word &= OFFSET_MASK;
     *p++ = TAG_HANDLE | memo;
     *p++ = h->kind;
+    word &= OFFSET_MASK;
     memcpy(p, &word, 8);
     return p + 8;
 }

@@ -126,8 +126,8 @@ static PyObject *seen(PyObject *capsule, PyObject *o)
     struct enc *E = PyCapsule_GetPointer(capsule, NULL);
     const struct core_handle_type *h = how_of(Py_TYPE(o))->handle;
     if (h != NULL) {
-        uint64_t word;
-        if (E == NULL || enc_handle_word(E, o, h, &word) < 0)
+        uint64_t word = E != NULL ? enc_handle_word(E, o, h) : 0;
+        if (word == 0)
             return NULL;
         E->words = true;
         return PyLong_FromUnsignedLongLong(word);

@@ -126,6 +126,13 @@ typedef struct {
 enum { CORE_PARK_RESUMED = 0, CORE_PARK_TEST = 1 }; /* below 8: frame.c's own; others: proc.h */
 extern PyTypeObject CorePark_Type;                  /* defined in frame.c */
 CorePark *core_park_new(int kind);                  /* new reference; from the freelist */
+/* pk has got the operand o. The collector has to know of it only if o may lead back to it, which a
+ * handle or an int cannot: an await is not to pay for that. */
+static inline void core_park_holds(CorePark *pk, PyObject *o)
+{
+    if (o != NULL && PyType_IS_GC(Py_TYPE(o)))
+        PyObject_GC_Track(pk);
+}
 
 /* First try of the operation, called when the park is awaited the first time (proc.c and the
  * primitives set it): 1 done, *result owned: the coroutine does not suspend; 0 must park: the park
@@ -140,8 +147,8 @@ extern core_park_try core_park_tries[CORE_PARK_KINDS];
  * word refers to is the registrar's business (handle.c). */
 struct core_handle_type {
     PyTypeObject *type;
-    uint8_t kind;                                  /* 1..127, unique */
-    int (*word)(PyObject *o, uint64_t *off);       /* counts nothing */
+    uint8_t kind;                  /* 1..127, unique */
+    uint64_t (*word)(PyObject *o); /* the offset, nothing is counted; UINT64_MAX: exception */
     int (*hold)(uint8_t kind, uint64_t off);       /* one more reference; no word without offset */
     PyObject *(*make)(uint8_t kind, uint64_t off); /* the bytes keep their reference */
     void (*drop)(uint8_t kind, uint64_t off);      /* gives back the reference of unread bytes */

@@ -51,7 +51,6 @@ CorePark *core_park_new(int kind)
     pk->state = 0;
     pk->result = pk->exc = pk->a = pk->b = NULL;
     pk->u[0] = pk->u[1] = 0;
-    PyObject_GC_Track(pk);
     return pk;
 }
 
@@ -66,7 +65,8 @@ static int park_clear(CorePark *pk)
 
 static void park_dealloc(CorePark *pk)
 {
-    PyObject_GC_UnTrack(pk);
+    if (_PyObject_GC_IS_TRACKED(pk))
+        PyObject_GC_UnTrack(pk);
     park_clear(pk);
     if (n_park_pool < PARK_POOL)
         park_pool[n_park_pool++] = pk;

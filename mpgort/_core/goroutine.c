@@ -571,8 +571,10 @@ static PyObject *mod_gomaxprocs(PyObject *mod, PyObject *args)
 PyObject *core_park_for(int op, PyObject *a)
 {
     CorePark *pk = core_park_new(op);
-    if (pk != NULL)
+    if (pk != NULL) {
         pk->a = Py_XNewRef(a);
+        core_park_holds(pk, a);
+    }
     return (PyObject *)pk;
 }
 

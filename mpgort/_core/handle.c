@@ -199,20 +199,16 @@ PyObject *core_handle_reduce(PyObject *h, PyObject *none)
 
 /* ---- crossing -------------------------------------------------------------------------------- */
 
-static int handle_word(PyObject *o, uint64_t *off)
+static uint64_t handle_word(PyObject *o)
 {
     CoreHandle *h = (CoreHandle *)o;
-    *off = 0;
-    if (h->prog == NULL)
-        return 0;
-    if (h->prog != core_prog_cur) {
+    if (h->prog != core_prog_cur && h->prog != NULL) {
         PyErr_Format(core_err.SerializationError,
                      "a %s cannot cross to another runtime than the one that made it",
                      Py_TYPE(o)->tp_name);
-        return -1;
+        return UINT64_MAX;
     }
-    *off = h->off;
-    return 0;
+    return h->off;
 }
 
 static int handle_hold(uint8_t kind, uint64_t off)

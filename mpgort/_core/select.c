@@ -296,9 +296,8 @@ static PyObject *default_reduce(PyObject *o, PyObject *_)
 }
 
 /* It crosses as a handle that refers to nothing. */
-static int default_word(PyObject *o, uint64_t *off)
+static uint64_t default_word(PyObject *o)
 {
-    *off = 0;
     return 0;
 }
 static PyObject *default_make(uint8_t kind, uint64_t off)
