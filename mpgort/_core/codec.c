@@ -1,6 +1,7 @@
 /* codec.c — values <-> tagged bytes: the builtin types, identity, and who may not be copied.
  *
- * The format is in codec.h. Here are the hot types; codec_types.c has the rarer ones, codec_exc.c
+ * The format is in codec.h. Here are the hot types; codec_types.c, codec_call.c and codec_iter.c have
+ * the rarer ones, codec_handle.c says which are which and has the handles, codec_exc.c
  * exceptions, codec_pickle.c what is left to pickle, frame.c the frames.
  *
  * SPEED. A store through uint8_t * may alias anything, so a write pointer kept in a struct would be
@@ -530,6 +531,12 @@ uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o)
         break;
     case HOW_RANGEITER:
         p = enc_rangeiter(E, p, o);
+        break;
+    case HOW_CELL:
+        p = enc_cell(E, p, o);
+        break;
+    case HOW_ITER:
+        p = enc_iterator(E, p, o);
         break;
     default:
         p = enc_other(E, p, o);

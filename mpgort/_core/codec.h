@@ -1,4 +1,4 @@
-/* codec.h — what frame.c and the codec_*.c files share: the format, the encoder, the decoder.
+/* codec.h — what frame.c, chain.c and the codec_*.c files share: the format, the encoder, the decoder.
  *
  * THE FORMAT. A blob is `magic, BLOB_*, body`, and if that says so `pickle, its length (4 bytes)`.
  * The body is one value; a value is a tag byte and what the tag says follows. Numbers are
@@ -120,6 +120,11 @@ extern Py_ssize_t code_extra_at;
 /* The info of a code object run with these globals; NULL with an exception set, or without one where
  * such frames do not move (*why says why). */
 struct code_info *code_info_of(PyCodeObject *code, PyObject *globals, const char **why);
+/* The same without asking for what is not known yet: NULL. */
+static inline struct code_info *code_info_known(PyCodeObject *code)
+{
+    return code_extra(code, code_extra_at);
+}
 /* Its number in the shared table; 0 with an exception set. */
 uint32_t code_info_intern(struct code_info *ci);
 static inline uint32_t code_info_id(struct code_info *ci)
@@ -204,9 +209,14 @@ uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n);
             return NULL;                                                                       \
     } while (0)
 uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o);
-uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g);     /* frame.c */
-uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o);      /* codec_types.c */
-uint8_t *enc_rangeiter(struct enc *E, uint8_t *p, PyObject *o);  /* codec_types.c */
+uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g);    /* frame.c */
+uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o);     /* codec_types.c */
+uint8_t *enc_rangeiter(struct enc *E, uint8_t *p, PyObject *o); /* codec_iter.c */
+uint8_t *enc_iterator(struct enc *E, uint8_t *p, PyObject *o);  /* codec_iter.c: HOW_ITER */
+uint8_t *enc_function(struct enc *E, uint8_t *p, PyObject *o);  /* codec_call.c, as these three */
+uint8_t *enc_method(struct enc *E, uint8_t *p, PyObject *o);
+uint8_t *enc_cmethod(struct enc *E, uint8_t *p, PyObject *o);
+uint8_t *enc_cell(struct enc *E, uint8_t *p, PyObject *o);
 uint8_t *enc_traceback(struct enc *E, uint8_t *p, PyObject *tb); /* codec_exc.c */
 uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o);  /* codec_exc.c */
 uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o);    /* codec_pickle.c */
@@ -275,9 +285,10 @@ enum { N_PICKLING_NAMES = 6 };
 extern PyObject *pickling_names[N_PICKLING_NAMES];
 void core_handles_drop(struct core_enc *out, uint32_t from);
 const struct core_handle_type *core_handle_type_of(uint8_t kind);
-PyObject *chain_park(PyObject *root); /* the request it stands at; borrowed, NULL: none */
-uint32_t closure_owner(PyObject *fn); /* the number of a named function with cells, or 0 */
-PyObject *awaited_by(PyObject *o);    /* codec_types.c: through asend, athrow, coroutine_wrapper */
+PyObject *chain_park(PyObject *root);   /* the request it stands at; borrowed, NULL: none */
+uint32_t closure_owner(PyObject *fn);   /* the number of a named function with cells, or 0 */
+bool is_iterator_type(PyTypeObject *t); /* codec_iter.c */
+PyObject *awaited_by(PyObject *o);      /* codec_iter.c: through asend, athrow, coroutine_wrapper */
 PyFunctionObject *core_ended_function(int kind);
 
 static inline uint32_t hash_address(const void *p)
@@ -301,6 +312,7 @@ enum how {
     HOW_HANDLE,
     HOW_RANGEITER,
     HOW_CELL,
+    HOW_ITER, /* another iterator, deque or awaitable: enc_iterator() */
     HOW_PARK,
 };
 #define N_TYPE_HOWS 128
@@ -389,6 +401,17 @@ PyObject *dec_value(struct dec *D); /* new reference, or NULL with an exception 
 PyObject *dec_gen(struct dec *D, bool memo);
 PyObject *dec_other(struct dec *D, int tag, bool memo);
 PyObject *dec_handle(struct dec *D, bool memo);
+PyObject *dec_function(struct dec *D, bool memo); /* codec_call.c, to dec_cell_of */
+PyObject *dec_method(struct dec *D, bool memo);
+PyObject *dec_cmethod(struct dec *D, bool memo);
+PyObject *dec_cell(struct dec *D, bool memo);
+PyObject *dec_cell_of(struct dec *D);
+PyObject *dec_deque(struct dec *D, bool memo); /* codec_iter.c, to dec_awaitable */
+PyObject *dec_seqiter(struct dec *D, bool memo);
+PyObject *dec_rangeiter(struct dec *D, bool memo);
+PyObject *dec_dictiter(struct dec *D, bool memo);
+PyObject *dec_reduced(struct dec *D, bool memo);
+PyObject *dec_awaitable(struct dec *D, int tag, bool memo);
 PyObject *dec_exception(struct dec *D, bool memo);
 /* codec_pickle.c: the list of objects */
 PyObject *dec_pickle(const char *p, size_t n, bool handles, struct core_words *W);
@@ -409,8 +432,9 @@ PyObject *core_error(const char *name); /* a class of mpgort._errors, borrowed *
 extern bool frames_ok;
 extern char frames_reason[160];
 extern bool fast_forward_on;
-bool core_layouts_ok(char *why, size_t n); /* codec_types.c */
+bool core_layouts_ok(char *why, size_t n); /* codec_iter.c */
 int core_types_init(void);                 /* codec_types.c */
+int core_iters_init(void);                 /* codec_iter.c */
 int core_expose_init(PyObject *mod);       /* expose.c: the private Python interface */
 
 #endif

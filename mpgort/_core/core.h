@@ -124,7 +124,7 @@ typedef struct {
     uint64_t u[2];   /* native operands */
 } CorePark;
 enum { CORE_PARK_RESUMED = 0, CORE_PARK_TEST = 1 }; /* below 8: frame.c's own; others: proc.h */
-extern PyTypeObject CorePark_Type;                  /* defined in frame.c */
+extern PyTypeObject CorePark_Type;                  /* park.c */
 CorePark *core_park_new(int kind);                  /* new reference; from the freelist */
 /* pk has got the operand o. The collector has to know of it only if o may lead back to it, which a
  * handle or an int cannot: an await is not to pay for that. */
@@ -170,7 +170,7 @@ extern struct core_codes core_codes;
 void core_codes_changed(void);
 
 void core_failpoint_arm(void); /* failpoint.c: nothing in a release build */
-int core_frame_init(PyObject *mod);
+int core_park_init(PyObject *mod);
 int core_codec_init(PyObject *mod);
 
 /* ---- prog.c: a program (one segment) as this process sees it --------------------------------- */

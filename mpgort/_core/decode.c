@@ -1,4 +1,4 @@
-/* decode.c — tagged bytes -> values: the builtin types. The rarer ones are in codec_types.c.
+/* decode.c — tagged bytes -> values: the builtin types. The rarer ones are where they are encoded.
  *
  * Nothing in the bytes is trusted: every count is compared with the bytes that are left before
  * anything of its size is made, every number with the table it points into, every type with what is
