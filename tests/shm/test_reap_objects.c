@@ -603,7 +603,7 @@ static const struct act acts[] = {
     {"new keys of a map", build, map_new_keys, apart, 0, 6},
     {"replace in a map", build, map_replace, apart, 1, 6},
     {"delete from a map", build, map_delete, apart, 1, 0},
-    {"load from a map", build, map_load, apart, 0, 0},
+    {"load from a map", build, map_load, apart, 0, 6},
     {"cancel a context", build, cancel, apart, 0, 0},
     {"timers of all kinds", build, fire, apart, 0, 0},
     {"stop timers", build, stop, apart, 0, 0},
