@@ -390,7 +390,7 @@ static void test_who_has_a_channel_only_is_told_of_the_deadline(void)
     struct shm_val v;
     uint64_t t0 = shm_now_ns() + 10000 * SEC;
     uint32_t ran;
-    begin(&c);
+    l_seg(&c);
     shm_off x = deadline(&c, 0, t0), y = child(&c, x), ch = done(&c, y), again = done(&c, y);
     CHECK_EQ(ch, again);
     shm_obj_unref(&c, again);
