@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -25,6 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+# Of the tests that draw what they try: one for the run, printed at its end, so that what failed can
+# be run again as it was. (Here: a second conftest would hide this one from tests that import it.)
+os.environ.setdefault("MPGORT_SEED", str(random.randrange(1, 1 << 32)))
 
 LIMIT_S = 60.0
 GONE_S = 1.0  # within this much after M0's end, however it came, nothing is left
@@ -44,6 +49,12 @@ class Result:
     out: str
     err: str
     seconds: float
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(
+        f"MPGORT_SEED={os.environ['MPGORT_SEED']} (of the tests that draw what they try)"
+    )
 
 
 def session(sid: int) -> list[Process]:
