@@ -156,7 +156,8 @@ def look_at_all() -> list[Seen]:
 
 def choose(which: str | None) -> Seen:
     """The program with this pid or name; without one, the only one. Raises NoProgram."""
-    every = look_at_all()
+    # One that has ended is mapped as long as its process holds a handle of it.
+    every = [s for s in look_at_all() if not s.prog.ended]
     fit = [s for s in every if which is None or which in (str(s.view.pid), s.view.name)]
     if len(fit) == 1:
         return fit[0]
