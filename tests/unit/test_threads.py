@@ -413,7 +413,7 @@ def test_a_dump_names_the_threads_that_wait_with_their_frames(procs: int) -> Non
         for t in waits:
             t.start()
         dump = ""
-        while dump.count("[chan receive]") < 2 or "[join]" not in dump:  # pytest has the limit
+        while dump.count("[chan receive") < 2 or "[join]" not in dump:  # pytest has the limit
             dump = rt.stack()
         assert "\nthread joiner [join]:\n" in dump
         of_reader = dump.split("\nthread reader [chan receive]:\n")[1].splitlines()
