@@ -19,7 +19,8 @@ Without a slot it either was never an M, or gave it back: it retired.
 A keeper that dies meanwhile is reaped by its successor, which then reaps anew whom it was at.
 
 A worker that dies again and again before it has come to its loop would be a fork bomb: after
-STILLBORN in a row the keeper gives up and says so."""
+STILLBORN in a row the keeper gives up and says so. SIGKILL comes from outside, from somebody who
+kills workers as they come or from the kernel out of memory: of that it bears more."""
 
 from __future__ import annotations
 
@@ -38,6 +39,7 @@ from mpgort._m import Plan, Wires
 GRACE_S = 0.1
 STOP_S = 1.0
 STILLBORN = 3
+KILLED_YOUNG = 20
 UNKNOWN_STATUS = -1  # of an M that was somebody else's child
 
 
@@ -193,10 +195,11 @@ class Keeper:
                 self.start_m()
         elif os.WIFSIGNALED(status) or had_slot:
             self.stillborn += 1
-            if self.stillborn < STILLBORN:
+            killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            if self.stillborn < (KILLED_YOUNG if killed else STILLBORN):
                 self.start_m()
             else:
-                text = f"{STILLBORN} workers in a row {describe(status, 'at their start ')}"
+                text = f"{self.stillborn} workers in a row {describe(status, 'at their start ')}"
                 _m.report(self.wires, RuntimeError(text), "the keeper")
         # else: an exception at its start, which it has reported itself
 

@@ -283,7 +283,33 @@ def test_workers_that_die_at_their_start_are_not_started_for_ever(program):
         mpgort.run(main, procs=1)
     """)
     assert r.status == 1
-    assert "3 workers in a row were killed at their start by SIGKILL" in r.err
+    assert "20 workers in a row were killed at their start by SIGKILL" in r.err
+
+
+def test_workers_that_somebody_kills_at_their_start_are_replaced_until_he_has_enough(program):
+    r = program("""
+        import os, signal
+        import mpgort
+        from mpgort import _m
+
+        lives, live = "lives", _m.live
+
+        def killed(prog, wires, plan, parent):
+            with open(lives, "a+") as f:
+                f.write(".")
+                f.flush()
+                n = f.tell()
+            if n <= 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+            live(prog, wires, plan, parent)
+
+        async def main():
+            return await mpgort.spawn(pow, 2, 5)
+
+        _m.live = killed
+        print(mpgort.run(main, procs=1))
+    """)
+    assert (r.status, r.out) == (0, "32\n"), r.err
 
 
 def test_a_worker_that_dies_just_when_it_is_to_be_killed_is_buried(program: Programs) -> None:
