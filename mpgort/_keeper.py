@@ -278,7 +278,6 @@ def keep(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn
         gc.freeze()  # nothing that M0 has left as garbage is collected, or copied, by its children
         _core.arm_pdeathsig(wires.m0, parent)
         _m.settle()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _m.limit_blas(plan.blas_threads)
         prog.minit(_core.M_KEEPER)
         Keeper(prog, wires, plan).run()

@@ -120,11 +120,12 @@ def command(entry: str, wires: Wires) -> list[str]:
 def exec_fresh(entry: str, wires: Wires) -> int:
     """Starts mpgort.<entry>.main in a fresh interpreter that inherits the wires; returns its pid.
 
-    It starts with SIGINT blocked: a Ctrl-C would find Python's own handler there until settle()."""
+    It starts with SIGINT and SIGTERM blocked: they would find Python's own handlers there until
+    settle()."""
     from multiprocessing import util
 
     argv = command(entry, wires)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         pid: int = util.spawnv_passfds(os.fsencode(argv[0]), argv, wires)
     finally:
@@ -137,13 +138,14 @@ def settle() -> None:
     knows.
 
     Ctrl-C and Ctrl-\\ go to the whole foreground group and mean M0. Handlers written in Python were
-    M0's; without this a worker would run them."""
+    M0's; without this a worker would run them. A SIGTERM that came before this is forgotten."""
     for sig in signal.valid_signals():
         if callable(signal.getsignal(sig)):
             signal.signal(sig, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -407,6 +407,8 @@ class Host:
     def fork_keeper(self) -> int:
         global _becoming
         _becoming = self
+        # What it is sent before it has settled is not for the handlers that it inherits.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         try:
             with warnings.catch_warnings():
                 # Threads of C libraries do not take part in Python's locks, nor in our children.
@@ -420,6 +422,7 @@ class Host:
             return pid
         finally:
             _becoming = None
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def tick(self) -> None:
         """Raises what a worker or the keeper has reported; replaces a keeper that was killed."""

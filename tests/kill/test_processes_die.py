@@ -286,16 +286,18 @@ def test_workers_that_die_at_their_start_are_not_started_for_ever(program):
     assert "20 workers in a row were killed at their start by SIGKILL" in r.err
 
 
-def test_workers_that_somebody_kills_at_their_start_are_replaced_until_he_has_enough(program):
-    r = program("""
+def test_workers_that_somebody_kills_at_their_start_are_replaced_until_he_has_enough(
+    program, tmp_path
+):
+    r = program(f"""
         import os, signal
         import mpgort
         from mpgort import _m
 
-        lives, live = "lives", _m.live
+        live = _m.live
 
         def killed(prog, wires, plan, parent):
-            with open(lives, "a+") as f:
+            with open({str(tmp_path / "lives")!r}, "a+") as f:
                 f.write(".")
                 f.flush()
                 n = f.tell()
