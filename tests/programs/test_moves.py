@@ -108,7 +108,7 @@ def test_a_thousand_goroutines_that_move_at_every_park_compute_as_if_they_had_no
     moved = sum(len(pids) > 1 for _, _, pids in results)
     assert os.getpid() not in everywhere
     if migrate == "always":
-        assert len(everywhere) == 3
+        assert len(everywhere) >= 3  # more: a spare M took the P of one that the machine let stand
         assert moved > count // 2
     if migrate == "never":
         assert moved == 0
