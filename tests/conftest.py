@@ -267,6 +267,16 @@ def auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPGORT_MIGRATE", "auto")
 
 
+@pytest.fixture(scope="module")
+def joblib_ends() -> Iterator[None]:
+    """The executors that the backend keeps for joblib's next call are not there for other tests."""
+    yield
+    from mpgort import joblib
+
+    while joblib._executors:
+        joblib._executors.popitem()[1][1].shutdown()
+
+
 # ---- ports -----------------------------------------------------------------------------------
 
 PORTS = Path(__file__).parent / "go"

@@ -14,6 +14,8 @@ import mpgort
 joblib = pytest.importorskip("joblib")
 import mpgort.joblib  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("joblib_ends")
+
 # ---- scikit-learn --------------------------------------------------------------------------------
 
 

@@ -13,6 +13,8 @@ from joblib import Parallel, delayed
 
 import mpgort.joblib
 
+pytestmark = pytest.mark.usefixtures("joblib_ends")
+
 
 def double(x: int) -> int:
     return 2 * x

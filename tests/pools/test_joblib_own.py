@@ -72,6 +72,8 @@ def takes_backend(fn: Any) -> bool:
     return any(m.name == "parametrize" and m.args[0] == "backend" for m in marks)
 
 
+pytestmark = pytest.mark.usefixtures("joblib_ends")
+
 found = {n: f for n, f in vars(theirs).items() if n.startswith("test_") and takes_backend(f)}
 left_out = NOT_APPLICABLE if ALL else NOT_APPLICABLE | SLOW
 globals().update({n: with_ours(f) for n, f in found.items() if n not in left_out})
