@@ -187,7 +187,7 @@ def same_blocks_after(rt: Runtime, procs: int, each: int, path: Any, *args: Any)
     wait_until(f"{live(rt)} blocks, {before} before", lambda: live(rt) <= before + slack)
 
 
-@pytest.mark.parametrize("procs, migrate", [(0, "auto"), (0, "always"), (2, "always")])
+@pytest.mark.parametrize("procs, migrate", [(0, "auto"), (2, "always")])
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.__name__)
 def test_references_of_handles_come_out_even(
     path: Any, procs: int, migrate: str, monkeypatch: pytest.MonkeyPatch
