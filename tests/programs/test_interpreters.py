@@ -111,6 +111,7 @@ PROGRAM = """
         """
 
 
+@pytest.mark.usefixtures("auto")
 @pytest.mark.parametrize("procs", ("0", "2"))
 @pytest.mark.parametrize("what", OTHERS)
 def test_where_frames_are_laid_out_otherwise_all_goroutines_stay_at_home(

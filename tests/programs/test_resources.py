@@ -255,6 +255,7 @@ FULL = """
 """
 
 
+@pytest.mark.usefixtures("auto")
 @pytest.mark.parametrize("what", ("goroutines", "heap", "large"))
 def test_what_is_full_says_so_at_the_call_and_has_room_when_something_is_freed(program, what):
     r = program(FULL, what)
