@@ -260,6 +260,15 @@ def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Call
     return lambda main, *args: mpgort.run(main, *args, procs=procs)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> Iterator[None]:
+    """What pytest and the modules before have made is not walked by each collection of a test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def auto(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what is light, heavy or at home by its own nature: MPGORT_MIGRATE=always and
