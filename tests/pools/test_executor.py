@@ -477,7 +477,7 @@ def test_a_forked_child_uses_the_executor_with_workers_of_its_own(program: Any) 
 
 def test_ctrl_c_while_waiting_loses_no_result(program: Any) -> None:
     """Each wait is struck once, at a random moment of it, and begun again. (The signal may be given
-    to another thread and come late: after the wait it is none.)"""
+    to another thread and come late: outside a wait, or after another strike, it is none.)"""
     result = program("""
         import random, signal, time
         import mpgort
@@ -489,7 +489,9 @@ def test_ctrl_c_while_waiting_loses_no_result(program: Any) -> None:
         waiting = False
 
         def strike(*_):
+            global waiting
             if waiting:
+                waiting = False
                 raise KeyboardInterrupt
 
         if __name__ == "__main__":
