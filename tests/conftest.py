@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,17 @@ class Running:
         keeper = self.keeper()
         known = {self.pid, keeper.pid if keeper else -1}
         return [p for p in self.processes() if p.pid not in known and p.state != "Z"]
+
+    def kill_some(self, rng: random.Random, numbers: tuple[int, ...] = (1, 1, 1, 2, 4)) -> int:
+        """SIGKILL to some workers at random, one of `numbers` at once; how many it found alive."""
+        workers, killed = self.workers(), 0
+        for victim in rng.sample(workers, min(len(workers), rng.choice(numbers))):
+            try:
+                os.kill(victim.pid, signal.SIGKILL)
+                killed += 1
+            except ProcessLookupError:
+                pass
+        return killed
 
     def wait(self, limit: float = LIMIT_S) -> Result:
         """Until M0 has ended and nobody holds its output any more."""
@@ -274,6 +286,22 @@ def auto(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what is light, heavy or at home by its own nature: MPGORT_MIGRATE=always and
     =never, which the whole suite may run under, decide that for every goroutine."""
     monkeypatch.setenv("MPGORT_MIGRATE", "auto")
+
+
+@pytest.fixture
+def rt() -> Iterator[Any]:
+    """A runtime that is found to have nothing left, and nothing wrong, at the end."""
+    import mpgort
+
+    with mpgort.Runtime(2) as runtime:
+        yield runtime
+        wait_until("the arrays' memory is given back", lambda: large_bytes(runtime) == 0)
+        assert runtime._prog.check(False) == []
+
+
+def large_bytes(rt: Any) -> int:
+    n: int = rt.stats()["large_bytes"]
+    return n
 
 
 @pytest.fixture(scope="module")

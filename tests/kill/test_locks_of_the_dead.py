@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import time
 
 import pytest
@@ -174,12 +173,7 @@ def test_in_a_storm_of_kills_no_lock_is_lost(program, migrate):
     assert p.line() == "up"
     end = time.monotonic() + STORM_S * 0.9
     while time.monotonic() < end:
-        workers = p.workers()
-        for victim in rng.sample(workers, min(len(workers), rng.choice((1, 1, 1, 2, 4)))):
-            try:
-                os.kill(victim.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        p.kill_some(rng)
         time.sleep(rng.random() * 0.05)
     r = p.wait(60)
     assert r.status == 0, (r.out, r.err)

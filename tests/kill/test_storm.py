@@ -162,9 +162,7 @@ def test_in_a_storm_every_message_arrives_once_or_died_with_its_goroutine(progra
                         stopped[pid] = now + rng.random() * 0.1
                 if rng.random() < 0.05 and (keeper := p.keeper()):
                     killed += kill(keeper.pid, signal.SIGKILL)
-            workers = p.workers()
-            for victim in rng.sample(workers, min(len(workers), rng.choice((1, 1, 1, 2, 4)))):
-                killed += kill(victim.pid, signal.SIGKILL)
+            killed += p.kill_some(rng)
             if killed >= KILLS:
                 enough.touch()
     finally:

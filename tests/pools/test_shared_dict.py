@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import wait_until
+from conftest import large_bytes, wait_until
 
 import mpgort
 from mpgort import gosched, shared, spawn
 
 BIG = 100_000  # doubles: above the 64 KiB from which buffers are shared
-
-
-@pytest.fixture
-def rt() -> Iterator[mpgort.Runtime]:
-    """A runtime that is found to have nothing left, and nothing wrong, at the end."""
-    with mpgort.Runtime(2) as runtime:
-        yield runtime
-        wait_until("the arrays' memory is given back", lambda: large_bytes(runtime) == 0)
-        assert runtime._prog.check(False) == []
-
-
-def large_bytes(rt: mpgort.Runtime) -> int:
-    n: int = rt.stats()["large_bytes"]
-    return n
 
 
 def test_a_dict_is_one_for_all_who_have_it(rt: mpgort.Runtime) -> None:
