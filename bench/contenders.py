@@ -36,41 +36,15 @@ class Contender:
     def bulk(self, fn: Fn, items: Sequence[Any], size: int | None) -> list[Any]: ...
 
 
-class Mpgort(Contender):
-    name = "mpgort"
-    needs = "mpgort"
+class Futures(Contender):
+    """What has the interface of concurrent.futures.Executor."""
 
-    def __enter__(self) -> Contender:
-        import mpgort
-
-        self.ex = mpgort.Executor(self.procs)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ex.shutdown()
-
-    def one(self, fn: Fn, *args: Any) -> Any:
-        return self.ex.submit(fn, *args).result()
-
-    def each(self, fn: Fn, items: Sequence[Any]) -> list[Any]:
-        return [f.result() for f in [self.ex.submit(fn, x) for x in items]]
-
-    def bulk(self, fn: Fn, items: Sequence[Any], size: int | None) -> list[Any]:
-        return list(self.ex.map(fn, items))
-
-
-class ProcessPool(Contender):
-    name = "ProcessPoolExecutor"
-    sizes = True
-    cannot = {"nested": "a task cannot submit to its own pool"}
+    def make(self) -> Any: ...
 
     def __enter__(self) -> Contender:
         self.ex = self.make()
         return self
 
-    def make(self) -> Any:
-        return concurrent.futures.ProcessPoolExecutor(self.procs)
-
     def __exit__(self, *_: object) -> None:
         self.ex.shutdown()
 
@@ -79,6 +53,28 @@ class ProcessPool(Contender):
 
     def each(self, fn: Fn, items: Sequence[Any]) -> list[Any]:
         return [f.result() for f in [self.ex.submit(fn, x) for x in items]]
+
+
+class Mpgort(Futures):
+    name = "mpgort"
+    needs = "mpgort"
+
+    def make(self) -> Any:
+        import mpgort
+
+        return mpgort.Executor(self.procs)
+
+    def bulk(self, fn: Fn, items: Sequence[Any], size: int | None) -> list[Any]:
+        return list(self.ex.map(fn, items))
+
+
+class ProcessPool(Futures):
+    name = "ProcessPoolExecutor"
+    sizes = True
+    cannot = {"nested": "a task cannot submit to its own pool"}
+
+    def make(self) -> Any:
+        return concurrent.futures.ProcessPoolExecutor(self.procs)
 
     def bulk(self, fn: Fn, items: Sequence[Any], size: int | None) -> list[Any]:
         return list(self.ex.map(fn, items, chunksize=size or 1))
