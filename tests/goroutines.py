@@ -4,6 +4,7 @@ A module of its own, so that every worker knows the functions by its name."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -21,3 +22,13 @@ async def parked(reason: str, *handles: Goroutine) -> None:
     """Until all these goroutines wait for that reason."""
     while any(h.status() != reason for h in handles):
         await gosched()
+
+
+def stands(told: str, limit: float = 20.0) -> bool:
+    """Blocks its thread, without a runtime call, until a file is there; false if none comes."""
+    deadline = time.monotonic() + limit
+    while not os.path.exists(told):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True

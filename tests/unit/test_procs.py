@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from goroutines import stands
 
 import mpgort
 from mpgort import Chan, chan, go, gomaxprocs, gosched, num_goroutine, sleep, spawn
@@ -153,16 +154,6 @@ def test_ms_beyond_need_leave() -> None:
 
 
 # ---- an M that stands ------------------------------------------------------------------------
-
-
-def stands(told: str) -> bool:
-    """Blocks its M, without a call of the runtime, until a file is there; false if none comes."""
-    end = time.monotonic() + LIMIT
-    while not os.path.exists(told):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 async def chain(n: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from goroutines import until
+from goroutines import stands, until
 
 import mpgort
 from mpgort import (
@@ -309,25 +309,12 @@ def test_the_thread_sees_the_goroutines_context_variables(procs: int) -> None:
 
 
 async def p_is_free(n: int, told: Path) -> list[bool]:
-    handles = [spawn(stands, str(told)) for _ in range(n)]
+    handles = [spawn(to_thread, stands, str(told)) for _ in range(n)]
     await until(lambda: all(h.status() == "to_thread" for h in handles))
     for _ in range(10):
         await spawn(goid)
     told.touch()
     return [await h for h in handles]
-
-
-async def stands(told: str) -> bool:
-    def until_it_is_there() -> bool:
-        end = time.monotonic() + 20
-        while not os.path.exists(told):
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.02)
-        return True
-
-    stood: bool = await to_thread(until_it_is_there)
-    return stood
 
 
 def test_blocked_threads_hold_no_p(procs: int, tmp_path: Path) -> None:
