@@ -171,7 +171,7 @@ int core_exc_store(CoreProg *prog, PyObject *exc, struct shm_val *val);
 int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val);
 /* Decodes and consumes *val; SHM_VAL_NONE is None. */
 PyObject *core_val_take(CoreProg *prog, struct shm_val *val);
-/* Decodes a copy: the value stays (a join object's). */
+/* Decodes it where it stands, and needs no room; the caller holds what holds it (a join object). */
 PyObject *core_val_peek(CoreProg *prog, const struct shm_val *val);
 PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val);
 bool core_preempt_due(struct core_proc *s);

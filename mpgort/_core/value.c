@@ -120,77 +120,72 @@ int core_exc_store(CoreProg *prog, PyObject *exc, struct shm_val *val)
 
 typedef PyObject *(*decoder)(const uint8_t *p, size_t n, struct core_words *W);
 
-/* Decodes a value and frees it; its handles' references are used up in any case. */
-static PyObject *val_decode(CoreProg *prog, struct shm_ctx *c, struct shm_val *val, decoder decode)
+/* Decodes a value where it stands; what it holds goes on holding it. */
+static PyObject *val_decode(CoreProg *prog, struct shm_ctx *c, const struct shm_val *val,
+                            decoder decode)
 {
     uint32_t n, nh = 0;
     const uint8_t *p = shm_val_bytes(c, val, &n);
     const uint64_t *h = val->tag == SHM_VAL_HEAP ? shm_bytes_handles(c, val->h.off, &nh) : NULL;
     struct core_words W;
+    PyObject *v = NULL;
     struct core_entered was = core_enter(prog);
-    if (core_words_open(&W, h, nh) < 0) {
-        core_leave(was);
-        shm_val_drop(c, val);
-        return NULL;
+    if (core_words_open(&W, h, nh) == 0) {
+        v = decode(p, n, &W);
+        core_words_close(&W);
     }
-    PyObject *v = decode(p, n, &W);
-    core_words_close(&W);
     core_leave(was);
-    shm_val_drop(c, val);
     return v;
+}
+
+/* *v: the value, or NULL with an exception set, of one that lies within 16 bytes. False: it does not. */
+static bool val_small(const struct shm_val *val, PyObject **v)
+{
+    *v = NULL;
+    if (val->tag == SHM_VAL_NONE)
+        *v = Py_NewRef(Py_None);
+    else if (val->tag <= sizeof val->b)
+        *v = core_value_decode_small(val->b, val->tag);
+    return *v != NULL || PyErr_Occurred();
 }
 
 PyObject *core_val_take(CoreProg *prog, struct shm_val *val)
 {
-    if (val->tag == SHM_VAL_NONE)
-        Py_RETURN_NONE;
-    if (val->tag <= sizeof val->b) {
-        PyObject *small = core_value_decode_small(val->b, val->tag);
-        if (small != NULL) {
+    PyObject *v;
+    if (val_small(val, &v)) {
+        if (v != NULL)
             *val = (struct shm_val){.tag = SHM_VAL_NONE}; /* all of it: it may be a secret */
-            return small;
-        }
-        if (PyErr_Occurred())
-            return NULL;
+        return v;
     }
     struct shm_ctx *c = core_ctx(prog);
     if (c == NULL)
         return NULL;
     struct shm_val mine;
     shm_val_take(c, &mine, val);
-    return val_decode(prog, c, &mine, core_value_decode);
+    v = val_decode(prog, c, &mine, core_value_decode);
+    shm_val_drop(c, &mine);
+    return v;
 }
 
+/* In place, without a copy: who looks holds what holds the value, and an outcome is written once. A copy
+ * would need room, and a full heap is when one wants to know how a goroutine ended. */
 PyObject *core_val_peek(CoreProg *prog, const struct shm_val *val)
 {
-    if (val->tag == SHM_VAL_NONE)
-        Py_RETURN_NONE;
+    PyObject *v;
+    if (val_small(val, &v))
+        return v;
     struct shm_ctx *c = core_ctx(prog);
-    struct shm_val copy;
-    if (c == NULL)
-        return NULL;
-    int r = shm_val_copy(c, &copy, val);
-    if (r < 0) {
-        core_shm_error(prog, r);
-        return NULL;
-    }
-    return core_val_take(prog, &copy);
+    return c == NULL ? NULL : val_decode(prog, c, val, core_value_decode);
 }
 
 PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val)
 {
     struct shm_ctx *c = core_ctx(prog);
-    struct shm_val copy;
     if (c == NULL)
         return NULL;
     if (val->tag == SHM_VAL_NONE) { /* there was no room to keep it */
         core_shm_error(prog, SHM_ENOMEM);
-        return NULL;
+        return core_take_exc();
     }
-    int r = shm_val_copy(c, &copy, val);
-    if (r < 0) {
-        core_shm_error(prog, r);
-        return NULL;
-    }
-    return val_decode(prog, c, &copy, core_exc_decode);
+    return val_decode(prog, c, val, core_exc_decode);
 }
