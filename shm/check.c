@@ -262,10 +262,15 @@ static void check_handles(struct check *k, const struct shm_m *m)
 {
     if (m->handles_off == 0)
         return;
-    struct block *b = mark(k, m->handles_off, 8ULL * m->handles_cap, "handle table");
-    if (!b)
+    if (!shm_handles_own(k->c, m)) {
+        struct block *b = mark(k, m->handles_off, 8ULL * m->handles_cap, "handle table");
+        if (!b)
+            return;
+        b->registry = 1;
+    } else if (m->handles_cap > SHM_HANDLES_OWN) {
+        say(k, "M %u: %u handles in its own words", m->index, m->handles_cap);
         return;
-    b->registry = 1;
+    }
     const uint64_t *w = shm_at(k->c, m->handles_off);
     uint32_t held = 0;
     for (uint32_t i = 0; i < m->handles_cap; i++)

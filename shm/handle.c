@@ -8,9 +8,9 @@
  * stands in the segment, in his table, and his reaper gives it back slot by slot. It is a table and
  * not a counter per object and M because handles are few and objects may be a million.
  *
- * THE TABLE is a heap block of words: the offset of an object, or FREE | next free slot + 1. It
- * grows by copying into a block of twice the size, then storing handles_off, then handles_cap: a
- * reaper meets the old table, or the new one with at least as many slots as it is told.
+ * THE TABLE is words: the offset of an object, or FREE | next free slot + 1. The first few lie in the M,
+ * so that a worker that comes up in a full heap can begin what waits for it; then it is a heap block. It
+ * grows by copying into a block of twice the size; where it is and how large it is change in one tx.
  *
  * IN HAND. Every reference stands somewhere: in a slot, in bytes, in an object. On its way from one place
  * to the next it is in the hand of an M, m->hand, from the transaction that takes it out of one to the one
@@ -31,7 +31,6 @@
 #include "internal.h"
 
 #define FREE (1ULL << 63)
-#define FIRST_CAP 16
 
 static struct shm_obj *obj_at(struct shm_ctx *c, shm_off obj, const char *what)
 {
@@ -226,25 +225,27 @@ void shm_hand_reap(struct shm_ctx *c, struct shm_m *dead)
 static int grow(struct shm_ctx *c)
 {
     struct shm_m *m = c->m;
-    uint32_t cap = m->handles_cap ? m->handles_cap * 2 : FIRST_CAP;
-    shm_off fresh, old = m->handles_off;
-    int e = shm_alloc(c, cap * sizeof(uint64_t), &fresh);
+    uint32_t cap = m->handles_cap ? m->handles_cap * 2 : SHM_HANDLES_OWN;
+    shm_off fresh = shm_offof(c, m->handles_own), old = m->handles_off;
+    int e = old ? shm_alloc(c, cap * sizeof(uint64_t), &fresh) : SHM_OK;
     if (e)
         return e;
+    bool old_block = old && !shm_handles_own(c, m);
     uint64_t *w = shm_at(c, fresh);
     if (old)
         memcpy(w, shm_at(c, old), m->handles_cap * sizeof *w);
     for (uint32_t i = m->handles_cap; i < cap; i++)
         w[i] = FREE | (i + 1 < cap ? i + 2 : m->handles_free);
     shm_tx_begin(c);
-    shm_publish(c, fresh);
     if (old)
+        shm_publish(c, fresh);
+    if (old_block)
         shm_adopt(c, old);
     shm_tx_store64(c, &m->handles_off, fresh);
     shm_tx_store32(c, &m->handles_free, m->handles_cap + 1);
     shm_tx_store32(c, &m->handles_cap, cap);
     shm_tx_commit(c);
-    if (old)
+    if (old_block)
         shm_free(c, old);
     return SHM_OK;
 }
@@ -301,13 +302,16 @@ static void drop_all(struct shm_ctx *c, struct shm_m *m)
     for (uint32_t i = 0; i < m->handles_cap; i++)
         if (!(*((uint64_t *)shm_at(c, table) + i) & FREE))
             release(c, m, i);
+    bool block = !shm_handles_own(c, m);
     shm_tx_begin(c);
-    shm_adopt(c, table);
+    if (block)
+        shm_adopt(c, table);
     shm_tx_store64(c, &m->handles_off, 0);
     shm_tx_store32(c, &m->handles_cap, 0);
     shm_tx_store32(c, &m->handles_free, 0);
     shm_tx_commit(c);
-    shm_free(c, table);
+    if (block)
+        shm_free(c, table);
 }
 
 void shm_handles_drop(struct shm_ctx *c)

@@ -643,6 +643,7 @@ static const struct shm_field layout[] = {
     F(m, going_n, U4),
     PAD(m, pad3_),
     F(m, going, "(" STR(SHM_GOING) ",)u8"),
+    F(m, handles_own, "(" STR(SHM_HANDLES_OWN) ",)u8"),
     F(m, st.allocs, U8),
     F(m, st.frees, U8),
     F(m, st.alloc_bytes, U8),

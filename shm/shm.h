@@ -315,6 +315,7 @@ enum {
 #define SHM_NCLASS 28
 #define SHM_MAG 64
 #define SHM_HELD 72 /* all channels of a select of a few cases, and some on top */
+#define SHM_HANDLES_OWN 16
 #define SHM_GOING 8 /* a channel in a value in a channel ... */
 
 struct shm_undo {
@@ -370,12 +371,13 @@ struct shm_m {
         uint32_t idx[SHM_MAG]; /* free g slots */
     } gfree;
     /* handle.c: what this M's Python holds */
-    shm_off handles_off;
+    shm_off handles_off; /* of the table: handles_own, or a block */
     uint32_t handles_n, handles_cap, handles_free, pad1_;
     shm_off hand;      /* an object of which it has a reference that stands nowhere; by tx */
     shm_off hand_join; /* a new join: the reference that its goroutine is to have; by tx */
     uint32_t going_n, pad3_;
     shm_off going[SHM_GOING]; /* objects whose last reference it gives back, one within the other */
+    uint64_t handles_own[SHM_HANDLES_OWN]; /* its first table */
     /* counters, owner only (own_add), read by anybody */
     struct {
         _Atomic uint64_t allocs, frees, alloc_bytes, free_bytes;
@@ -510,6 +512,11 @@ static inline void *shm_at(const struct shm_ctx *c, shm_off off)
 static inline shm_off shm_offof(const struct shm_ctx *c, const void *p)
 {
     return (shm_off)((const uint8_t *)p - c->base);
+}
+/* Its table of handles lies in the M. */
+static inline bool shm_handles_own(const struct shm_ctx *c, const struct shm_m *m)
+{
+    return m->handles_off == shm_offof(c, m->handles_own);
 }
 static inline uint32_t shm_gidx(shm_gref r)
 {

@@ -542,6 +542,27 @@ static void test_an_m_that_leaves_gives_back_every_handle_it_holds(void)
     h_seg_end(&c);
 }
 
+static void test_the_first_handles_need_no_room(void)
+{
+    struct shm_ctx c;
+    seg_with_m(&c, 4 << 20);
+    shm_off a = new_obj(&c, 1), block;
+    uint32_t slot[SHM_HANDLES_OWN];
+    store_rlx(&((struct shm_obj *)shm_at(&c, a))->refs, SHM_HANDLES_OWN + 1);
+    uint64_t had = stats(&c).live_blocks;
+    for (int i = 0; i < SHM_HANDLES_OWN * 3 / 4; i++)
+        CHECK_EQ(shm_handle_hold(&c, a, &slot[i]), SHM_OK);
+    CHECK_EQ(stats(&c).live_blocks, had);
+    for (uint32_t size = 4 << 20; size >= 16; size /= 2)
+        while (shm_alloc(&c, size, &block) == SHM_OK)
+            ;
+    for (int i = SHM_HANDLES_OWN * 3 / 4; i < SHM_HANDLES_OWN; i++)
+        CHECK_EQ(shm_handle_hold(&c, a, &slot[i]), SHM_OK);
+    CHECK_EQ(shm_handle_hold(&c, a, &slot[0]), SHM_ENOMEM);
+    CHECK_EQ(refs(&c, a), SHM_HANDLES_OWN + 1);
+    h_seg_end(&c);
+}
+
 static void ref_unref(struct shm_ctx *c, int i, void *arg)
 {
     shm_off obj = *(shm_off *)arg;
@@ -652,6 +673,7 @@ H_MAIN(T(test_a_block_is_large_enough_aligned_and_wastes_at_most_a_quarter),
        T(test_a_value_of_up_to_15_bytes_needs_no_block),
        T(test_other_bytes_go_into_the_same_block_only_if_they_would_get_one_of_its_size),
        T(test_handles_in_a_value_are_counted_copied_and_given_back),
+       T(test_the_first_handles_need_no_room),
        T(test_an_m_that_leaves_gives_back_every_handle_it_holds),
        T(test_the_last_of_many_ms_frees_the_object_once),
        T(test_a_dead_ms_blocks_are_neither_lost_nor_free_twice))
