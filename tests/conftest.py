@@ -296,7 +296,16 @@ def rt() -> Iterator[Any]:
     with mpgort.Runtime(2) as runtime:
         yield runtime
         wait_until("the arrays' memory is given back", lambda: large_bytes(runtime) == 0)
-        assert runtime._prog.check(False) == []
+        comes_to_rest(runtime._prog)
+
+
+def comes_to_rest(prog: Any) -> None:
+    """Nothing is wrong in the segment. While Ms run, what they are in the middle of looks wrong,
+    and a worker is not at rest at once when the last result is here: so until nothing is."""
+    deadline = time.monotonic() + 10
+    while found := prog.check(False):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.002)
 
 
 def large_bytes(rt: Any) -> int:

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import wait_until
+from conftest import comes_to_rest, wait_until
 
 import mpgort
 
@@ -98,7 +98,7 @@ def test_a_worker_killed_at_any_moment_of_a_message_holds_up_nobody() -> None:
         assert ex.submit(double, 4).result(timeout=30) == 8
         futures.clear()
         del f
-        wait_until("nothing is wrong", lambda: prog.check(False) == [])
+        comes_to_rest(prog)
 
 
 def busy_workers(prog: Any) -> list[int]:

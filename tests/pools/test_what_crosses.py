@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import wait_until
+from conftest import comes_to_rest, wait_until
 
 import mpgort
 from mpgort import chan, context, go, select, shared, spawn, sync
@@ -138,7 +138,7 @@ def test_a_full_table_of_goroutines_is_an_error_with_the_figure_and_the_option()
         wait_until("all have ended", lambda: all(h.done() for h in handles))
         assert [h.result(timeout=30) for h in handles] == [1] * len(handles)
         assert rt.spawn(waits, gate).result(timeout=30) == 1
-        assert rt._prog.check(False) == []
+        comes_to_rest(rt._prog)
 
 
 def test_a_full_heap_is_an_error_of_each_call_and_touches_nothing_stored() -> None:
@@ -160,4 +160,4 @@ def test_a_full_heap_is_an_error_of_each_call_and_touches_nothing_stored() -> No
                 call()
         assert (ch.get(timeout=30), len(ch), d["kept"], len(d)) == (b"kept", 0, b"kept", 1)
         assert rt.spawn(len, b"abc").result(timeout=30) == 3
-        assert rt._prog.check(False) == []
+        comes_to_rest(rt._prog)
