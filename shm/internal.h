@@ -46,21 +46,47 @@ void shm_m_give(struct shm_m *m);                         /* segment.c: the slot
 void shm_notewakeup_anyway(_Atomic uint32_t *note);       /* lock_futex.c: for a dead waker */
 
 void shm_shake_begin(struct shm_ctx *c); /* shake.c: this M's generator */
+uint64_t shm_cpu_ns(int pid);            /* kill.c: what a process has computed, 0: it is dead */
 
-/* sched.c, for sysmon.c: wakes one idle M if a P is idle; anyway: though somebody spins already. */
-bool shm_wakeone(struct shm_ctx *c, bool anyway);
+/* ---- the scheduler's parts: sched.c, idle.c, deadlock.c, procs.c ----------------------------- */
+
+#define SHM_ATTN_NOW (SHM_ATTN_SHUTDOWN | SHM_ATTN_DUMP | SHM_ATTN_PANIC | SHM_ATTN_RECYCLE)
+
+/* With workers, M0 runs only what is at home there. */
+static inline bool shm_home_only(const struct shm_ctx *c)
+{
+    return load_rlx(&c->m->kind) == SHM_M_M0 && c->hdr->m0_p != SHM_MAX_P; /* own word */
+}
+
+/* Ps whose queues are looked at; M0's is among them, and always empty, as a dead one is. */
+static inline uint32_t shm_nworkp(const struct shm_ctx *c)
+{
+    return load_acq(&c->hdr->max_p); /* pairs with who adds one (procs.c) */
+}
+
 void shm_requeue(struct shm_ctx *c, shm_gref r); /* sched.c: runnable, in no queue */
+/* idle.c */
+bool shm_wakeone(struct shm_ctx *c, bool anyway);   /* as shm_wakep; anyway: beside a spinner too */
+void shm_wakem(struct shm_ctx *c, struct shm_m *m); /* for what only this M can do */
+void shm_want_m(struct shm_ctx *c, uint32_t n);     /* asks the keeper for n more Ms */
+bool shm_anywork(const struct shm_ctx *c);          /* light Gs that an M with a P would find */
+void shm_owe(struct shm_ctx *c, struct shm_p *p);   /* a G was queued on p, nobody was woken */
+void shm_pay(struct shm_ctx *c);                    /* something was found: is there more? */
+void shm_resetspinning(struct shm_ctx *c);
+/* Look around for a while. True: look again. False: the time is up, or this is not the moment. */
+bool shm_spin(struct shm_ctx *c, uint64_t *until);
+/* The dance, and sleep. SHM_OK: look again; what shm_findrunnable() returns. */
+SHM_MUSTUSE int shm_stopm(struct shm_ctx *c, bool *woken);
+bool shm_looks_dead(struct shm_ctx *c); /* deadlock.c: asked by who has just gone idle */
+/* procs.c */
+void shm_takep(struct shm_ctx *c); /* any idle P, or M0's own; the caller may find none */
+void shm_putp(struct shm_ctx *c);  /* shm_releasep() without the look around (I1) */
 bool shm_anyidlep(const struct shm_ctx *c);
 bool shm_anyidlem(const struct shm_ctx *c);
-void shm_want_m(struct shm_ctx *c, uint32_t n); /* asks the keeper for n more Ms */
-uint64_t shm_cpu_ns(int pid); /* kill.c: what a process has computed, 0: it is dead */
-/* procs.c */
 bool shm_p_wanted(const struct shm_ctx *c, const struct shm_p *p);
-void shm_p_drop(struct shm_ctx *c, struct shm_p *p);
 void shm_procs_extra(struct shm_ctx *c, uint32_t extra);    /* the keeper only */
 void shm_m_offer_leave(struct shm_ctx *c, uint64_t now_ns); /* the keeper only */
 bool shm_m_retire(struct shm_ctx *c);
-bool shm_anywork(const struct shm_ctx *c); /* light Gs that an M with a P would find */
 
 /* ---- lock_futex.c ---------------------------------------------------------------------------- */
 

@@ -1,5 +1,9 @@
-/* procs.c — how many Ps there are: gomaxprocs while the program runs, and a P more for one that
- * stands.
+/* procs.c — Ps: which M has which, and how many there are: gomaxprocs while the program runs, and a P
+ * more for one that stands.
+ *
+ * WHO HAS A P says its status word, (Prunning, M) or Pidle; m->p1 is the other way round. The bit in
+ * idle_p only says where to look, and is never missing: it is set before the status says idle, and
+ * cleared by who has taken the P. Giving one back is step I1 of the idle dance (idle.c).
  *
  * WHO IS WANTED follows from the P's place alone: of the work Ps (all but M0's) the first nprocs +
  * extra. So nobody has to be chosen or told: an M looks at each schedule whether its P is still
@@ -49,7 +53,7 @@ static void revive(struct shm_ctx *c, struct shm_p *p)
 }
 
 /* Owner P only; the caller has let go of it. */
-void shm_p_drop(struct shm_ctx *c, struct shm_p *p)
+static void drop(struct shm_ctx *c, struct shm_p *p)
 {
     shm_gref r;
     bool inherit;
@@ -65,6 +69,98 @@ void shm_p_drop(struct shm_ctx *c, struct shm_p *p)
     if (shm_p_wanted(c, p))
         revive(c, p);
 }
+
+/* ---- whose it is ----------------------------------------------------------------------------- */
+
+int shm_acquirep(struct shm_ctx *c, uint32_t pi)
+{
+    struct shm_p *p = &c->ptab[pi];
+    uint64_t idle = Pidle;
+    if (unlikely(c->p != NULL))
+        shm_throw("acquirep: M %u has P %u already, wants %u", c->m->index, c->p->index, pi);
+    /* Acquires the ring as its former owner left it; pairs with shm_releasep(). */
+    if (!cas_seq(&p->status, &idle, (uint64_t)c->m1 << 16 | Prunning))
+        return SHM_EAGAIN;
+    FAILPOINT("procs.acquirep.taken");
+    if (!p->nosteal)
+        and_seq(&c->hdr->idle_p[pi / 64], ~(1ULL << pi % 64));
+    store_rlx(&p->preempt, 0);
+    store_rlx(&c->m->p1, pi + 1);
+    c->p = p;
+    c->chain = 0;
+    return SHM_OK;
+}
+
+void shm_putp(struct shm_ctx *c)
+{
+    struct shm_p *p = c->p;
+    c->p = NULL;
+    store_rlx(&c->m->p1, 0);
+    if (unlikely(!shm_p_wanted(c, p))) {
+        drop(c, p);
+        return;
+    }
+    if (!p->nosteal)
+        or_seq(&c->hdr->idle_p[p->index / 64], 1ULL << p->index % 64);
+    FAILPOINT("procs.releasep.bit");
+    shm_shake(c);                 /* the bit | the status */
+    store_seq(&p->status, Pidle); /* I1, tag: idle-dance; pairs with the CAS in shm_acquirep() */
+}
+
+void shm_releasep(struct shm_ctx *c)
+{
+    shm_putp(c);
+    if (shm_anywork(c))
+        shm_wakep(c);
+}
+
+bool shm_anyidlep(const struct shm_ctx *c)
+{
+    for (uint32_t w = 0; w <= (c->hdr->max_p - 1) / 64; w++)
+        if (load_seq(&c->hdr->idle_p[w])) /* S2, tag: idle-dance */
+            return true;
+    return false;
+}
+
+/* M0's own P, or any idle one; the caller may find that there is none. */
+void shm_takep(struct shm_ctx *c)
+{
+    if (unlikely(c->homely))
+        return;
+    if (shm_home_only(c)) {
+        uint32_t pi = c->hdr->m0_p;
+        if (unlikely(shm_acquirep(c, pi)))
+            shm_throw("acquirep: M0's P %u belongs to M %d", pi,
+                      (int)SHM_ST_M1(load_rlx(&c->ptab[pi].status)) - 1);
+        return;
+    }
+    for (uint32_t w = 0; w <= (c->hdr->max_p - 1) / 64; w++)
+        for (uint64_t b = load_seq(&c->hdr->idle_p[w]); b; b &= b - 1)
+            if (shm_acquirep(c, w * 64 + (uint32_t)__builtin_ctzll(b)) == SHM_OK)
+                return;
+}
+
+void shm_handoffp(struct shm_ctx *c)
+{
+    if (c->p == NULL)
+        return;
+    shm_putp(c);
+    if (shm_anywork(c))
+        shm_wakep(c);
+    /* Without work too: what is queued later wakes an idle M, and there must be one. */
+    if (!shm_anyidlem(c))
+        shm_want_m(c, 1);
+}
+
+bool shm_anyidlem(const struct shm_ctx *c)
+{
+    for (uint32_t w = 0; w < SHM_MAX_M / 64; w++)
+        if (load_seq(&c->hdr->idle_m[w]))
+            return true;
+    return false;
+}
+
+/* ---- how many -------------------------------------------------------------------------------- */
 
 /* procs_lock held. One more P in the table. */
 static int grow(struct shm_ctx *c)
@@ -97,7 +193,7 @@ static void adjust(struct shm_ctx *c)
                 revive(c, p);
         } else if (cas_seq(&p->status, &idle, (uint64_t)c->m1 << 16 | Prunning)) {
             FAILPOINT("procs.adjust.taken");
-            shm_p_drop(c, p);
+            drop(c, p);
         }
     }
 }
@@ -183,7 +279,7 @@ void shm_m_offer_leave(struct shm_ctx *c, uint64_t now_ns)
     for (uint32_t i = load_acq(&h->max_m); i-- > 0;) { /* pairs with shm_minit() */
         struct shm_m *m = &c->mtab[i];
         if (load_seq(&h->idle_m[i / 64]) >> i % 64 & 1) {
-            or_seq(&m->attn, SHM_ATTN_RETIRE); /* before the note; pairs with idle() in sched.c */
+            or_seq(&m->attn, SHM_ATTN_RETIRE); /* before the note; pairs with shm_stopm() */
             shm_notewakeup(&m->note);
             return;
         }

@@ -409,7 +409,7 @@ static void give_p(struct shm_ctx *c, struct shm_m *dead)
         if (!p->nosteal)
             or_seq(&c->hdr->idle_p[i / 64], 1ULL << i % 64);
         FAILPOINT("reap.p.bit");
-        store_seq(&p->status, Pidle); /* as putp() in sched.c; tag: idle-dance */
+        store_seq(&p->status, Pidle); /* as shm_putp(); tag: idle-dance */
     }
     store_rel(&dead->p1, 0);
 }

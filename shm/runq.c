@@ -121,7 +121,7 @@ void shm_globrunqput(struct shm_ctx *c, shm_gref r)
 static shm_gref gqget(struct shm_ctx *c, struct gq *q, struct shm_p *p, uint32_t max)
 {
     struct shm_hdr *h = c->hdr;
-    if (load_rlx(&q->size) == 0) /* a hint; who must know looks with seq_cst (sched.c) */
+    if (load_rlx(&q->size) == 0) /* a hint; who must know looks with seq_cst (idle.c) */
         return 0;
     shm_lock(c, &h->sched_lock);
     uint64_t size = load_rlx(&q->size); /* under sched_lock */
@@ -400,7 +400,7 @@ void shm_homeqput(struct shm_ctx *c, struct shm_m *home, shm_gref r)
 shm_gref shm_homeqget(struct shm_ctx *c)
 {
     struct shm_m *m = c->m;
-    if (load_rlx(&m->homeq_n) == 0) /* a hint; the last look before sleep is sched.c's */
+    if (load_rlx(&m->homeq_n) == 0) /* a hint; the last look before sleep is idle.c's */
         return 0;
     if (m->homeq_fifo == 0) {
         store_rel(&m->turning, 1); /* what is in no list for a moment; read by the reaper */

@@ -288,7 +288,7 @@ struct shm_p {
 /* ---- m --------------------------------------------------------------------------------------- */
 
 enum { SHM_M_FREE = 0, SHM_M_M0, SHM_M_WORKER, SHM_M_KEEPER, SHM_M_AUX };
-enum { SHM_M_BUSY = 0, SHM_M_SPINNING = 1, SHM_M_IDLE = 2 }; /* m->spinning; essay of sched.c */
+enum { SHM_M_BUSY = 0, SHM_M_SPINNING = 1, SHM_M_IDLE = 2 }; /* m->spinning; essay of idle.c */
 enum { /* m->attn bits, set by anybody, cleared by the M */
        SHM_ATTN_SHUTDOWN = 1,
        SHM_ATTN_OFFLOAD = 2,   /* an idle M asks for a heavy G */
@@ -730,31 +730,20 @@ shm_gref shm_homeqget(struct shm_ctx *c);                             /* own M o
 
 /* ---- sched.c: THEN HERE ---------------------------------------------------------------------- */
 
-SHM_MUSTUSE int shm_acquirep(struct shm_ctx *c, uint32_t pi); /* idle P -> this M's */
-void shm_releasep(struct shm_ctx *c);
-/* The calling worker is about to block outside the runtime: gives its P away, to an idle M if there
- * is work for it, and asks the keeper for a spare M (hdr->want_m, kick) if no M is idle. */
-void shm_handoffp(struct shm_ctx *c);
 /* Waiting (claimed by this M) -> runnable, queued where it belongs: its home M's queue, this P's
  * runnext (next) or tail, the global queue without a P; an outside thread by futex. */
 void shm_ready(struct shm_ctx *c, shm_gref g, bool next);
 /* A filled new G: idle -> runnable, queued as by Go's newproc. */
 void shm_newproc(struct shm_ctx *c, shm_gref g);
-/* Wakes one idle M if there is an idle P and nobody looks for work yet. */
-void shm_wakep(struct shm_ctx *c);
 /* Runnable -> running on this M; false: stale entry, look again. inherit: same time slice. */
 bool shm_execute(struct shm_ctx *c, shm_gref g, bool inherit);
 /* The next G in Go's order. A worker without a P first takes an idle one; while there is none it is a
  * spare and sleeps. block false: SHM_EAGAIN when there is none now. block true: spins,
- * does the delicate dance, sleeps; SHM_EINTR on attn, signal or shutdown. On M0 with workers: main's home
- * queue and its timers only. Pays wake debts. */
-/* On M0 a blocking call returns SHM_EINTR at the latest after 100 ms: its caller looks at signals and at
+ * does the delicate dance, sleeps; SHM_EINTR on attn, signal or shutdown. On M0 with workers: main's
+ * home queue and its timers only. Pays wake debts.
+ * On M0 a blocking call returns SHM_EINTR at the latest after 100 ms: its caller looks at signals and at
  * the keeper. */
 SHM_MUSTUSE int shm_findrunnable(struct shm_ctx *c, bool block, shm_gref *g, bool *inherit);
-/* After SHM_EAGAIN: looks around for some microseconds, as a spinner. True: there is something, find it.
- * False: nothing, or this is not the moment to spin; the caller goes on to a blocking call. For an M that
- * would have to let go of a lock (Python's) before it may block. */
-bool shm_linger(struct shm_ctx *c);
 /* Running -> runnable on the global tail (Gosched, preemption); continuation stored before. */
 void shm_gosched(struct shm_ctx *c, shm_gref g);
 /* Running -> waiting with `reason`, curg dropped; then the caller arms. For parks on objects the
@@ -762,29 +751,34 @@ void shm_gosched(struct shm_ctx *c, shm_gref g);
 void shm_gopark(struct shm_ctx *c, shm_gref g, unsigned reason);
 /* Running -> dead, curg dropped, slot freed. */
 void shm_goexit0(struct shm_ctx *c, shm_gref g);
-/* Claims a parked G for cancel or timeout, unlinks it from what it waits on and sets g->ok. False: too
- * late, another has it. True: the G is the caller's, who calls shm_ready() (until then the G is
- * named in m->inflight[SHM_IF_READY]). */
-bool shm_wait_abort(struct shm_ctx *c, shm_gref g, uint64_t epoch, uint8_t ok);
-/* Claims a G that waits on nothing but its readier (gopark) and gives it v, which has moved then. The
- * caller calls shm_ready(). Until then such a wait has g->ok SHM_OK_NONE. */
-#define SHM_OK_NONE 0xff
-bool shm_wait_give(struct shm_ctx *c, shm_gref g, uint64_t epoch, const struct shm_val *v);
-/* Running -> waiting, armed: what a park on nothing but its readier ends with. */
-void shm_park_commit(struct shm_ctx *c, shm_gref g, unsigned reason, uint64_t epoch);
 bool shm_preempt_requested(const struct shm_ctx *c); /* cheap: every runtime call asks */
+
+/* ---- idle.c ----------------------------------------------------------------------------------- */
+
+/* Wakes one idle M if there is an idle P and nobody looks for work yet. */
+void shm_wakep(struct shm_ctx *c);
+/* After SHM_EAGAIN: looks around for some microseconds, as a spinner. True: there is something, find it.
+ * False: nothing, or this is not the moment to spin; the caller goes on to a blocking call. For an M that
+ * would have to let go of a lock (Python's) before it may block. */
+bool shm_linger(struct shm_ctx *c);
 /* A timer was put into the heap of a P that is not the caller's own: somebody who is awake, or the
  * keeper, must come to know of it. Go's wakeNetPoller. */
 void shm_wakepoller(struct shm_ctx *c);
-/* True when no M runs, nothing is runnable, no timer is pending and externs is 0. */
-bool shm_checkdead(struct shm_ctx *c);
 /* Sets hdr->ncpu, hdr->wake_cost_ns and hdr->spin_ns for this machine. Once, by M0 at start. */
 void shm_calibrate(struct shm_ctx *c);
-/* Go's SCHED line (schedtrace.go) of the program now; returns the length written. */
-size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n);
+
+/* ---- deadlock.c ------------------------------------------------------------------------------- */
+
+/* True when no M runs, nothing is runnable, no timer is pending and externs is 0. */
+bool shm_checkdead(struct shm_ctx *c);
 
 /* ---- procs.c --------------------------------------------------------------------------------- */
 
+SHM_MUSTUSE int shm_acquirep(struct shm_ctx *c, uint32_t pi); /* idle P -> this M's */
+void shm_releasep(struct shm_ctx *c);
+/* The calling worker is about to block outside the runtime: gives its P away, to an idle M if there
+ * is work for it, and asks the keeper for a spare M (hdr->want_m, kick) if no M is idle. */
+void shm_handoffp(struct shm_ctx *c);
 /* n: the new number of worker Ps, 0: as it is; *old: before. SHM_ENOSPC. Not with procs=0. */
 SHM_MUSTUSE int shm_gomaxprocs(struct shm_ctx *c, uint32_t n, uint32_t *old);
 
@@ -811,6 +805,16 @@ uint64_t shm_timer_next(struct shm_ctx *c); /* earliest over all Ps */
 
 /* ---- sudog.c --------------------------------------------------------------------------------- */
 
+/* Claims a parked G for cancel or timeout, unlinks it from what it waits on and sets g->ok. False: too
+ * late, another has it. True: the G is the caller's, who calls shm_ready() (until then the G is
+ * named in m->inflight[SHM_IF_READY]). */
+bool shm_wait_abort(struct shm_ctx *c, shm_gref g, uint64_t epoch, uint8_t ok);
+/* Claims a G that waits on nothing but its readier (gopark) and gives it v, which has moved then. The
+ * caller calls shm_ready(). Until then such a wait has g->ok SHM_OK_NONE. */
+#define SHM_OK_NONE 0xff
+bool shm_wait_give(struct shm_ctx *c, shm_gref g, uint64_t epoch, const struct shm_val *v);
+/* Running -> waiting, armed: what a park on nothing but its readier ends with. */
+void shm_park_commit(struct shm_ctx *c, shm_gref g, unsigned reason, uint64_t epoch);
 /* Takes a claimed G out of the queues of what it waits on, whatever that is: g->waitkind says. Done
  * again, or after a waker that lost the claim has done it, it changes nothing. */
 void shm_sudog_unlink(struct shm_ctx *c, shm_gref g);
@@ -1276,6 +1280,8 @@ SHM_MUSTUSE int shm_trace_stop(struct shm_ctx *c);
 void shm_trace(struct shm_ctx *c, unsigned what, uint64_t goid, unsigned reason, uint32_t arg);
 /* Copies M's events since the start to out (room for hdr->trace_cap), in order; how many. */
 size_t shm_trace_read(const struct shm_ctx *c, uint32_t m, struct shm_event *out);
+/* Go's SCHED line (schedtrace.go) of the program now; returns the length written. */
+size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n);
 static inline bool shm_tracing(const struct shm_ctx *c)
 {
     return load_rlx(&c->hdr->trace_on) == SHM_TRACE_ON; /* a hint: late is well */

@@ -335,6 +335,26 @@ void shm_sudog_drain(struct shm_ctx *c, shm_lockword *lock, struct shm_waitq *q,
     }
 }
 
+bool shm_wait_abort(struct shm_ctx *c, shm_gref r, uint64_t epoch, uint8_t ok)
+{
+    struct shm_m *m = c->m;
+    store_rlx(&m->abort_ok, ok);
+    /* INV nothing-in-hand. Apart from READY: `linked` says nothing of a G claimed without the lock,
+     * so a reaper does not arm it again but does what is left of this here. */
+    store_rel(&m->inflight[SHM_IF_ABORT], r); /* after abort_ok, for the reaper */
+    if (!shm_wait_claim(c, r, epoch)) {
+        store_rlx(&m->inflight[SHM_IF_ABORT], 0);
+        return false;
+    }
+    FAILPOINT("sudog.abort.claimed");
+    shm_sudog_unlink(c, r);
+    shm_g(c, r)->ok = ok;
+    FAILPOINT("sudog.abort.unlinked");
+    store_rel(&m->inflight[SHM_IF_READY], r); /* after ok, for the reaper */
+    store_rel(&m->inflight[SHM_IF_ABORT], 0); /* after the other name */
+    return true;
+}
+
 void shm_waiters_drain(struct shm_ctx *c, shm_off obj)
 {
     switch (((struct shm_obj *)shm_at(c, obj))->kind) {

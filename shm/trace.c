@@ -15,8 +15,12 @@
  *
  * READING is done beside writing. The owner stores an event, then its count (release); the reader
  * takes the count, copies what the ring holds, takes the count again and drops what may have been
- * overwritten meanwhile. So a reader never stops an M, and never sees half an event. */
+ * overwritten meanwhile. So a reader never stops an M, and never sees half an event.
+ *
+ * And Go's SCHED line, which is a snapshot and needs none of this. */
 #include "internal.h"
+
+#include <stdio.h>
 
 #define SPARE_RINGS 8 /* for Ms that come later */
 #define LINE 64
@@ -118,4 +122,39 @@ size_t shm_trace_read(const struct shm_ctx *c, uint32_t m, struct shm_event *out
         return 0;
     memmove(out, out + lost, (have - lost) * sizeof *out);
     return have - lost;
+}
+
+/* ---- SCHED ----------------------------------------------------------------------------------- */
+
+size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n)
+{
+    struct shm_hdr *h = c->hdr;
+    uint32_t idlep = 0, threads = 0, spinning = 0, idle = 0, nm = load_acq(&h->max_m);
+    for (uint32_t i = 0; i < shm_nworkp(c); i++) /* a snapshot, as all here */
+        idlep += i != h->m0_p && SHM_ST_STATUS(load_rlx(&c->ptab[i].status)) == Pidle;
+    for (uint32_t i = 0; i < nm; i++) {
+        uint32_t kind = load_rlx(&c->mtab[i].kind), state = load_rlx(&c->mtab[i].spinning);
+        threads += kind != SHM_M_FREE;
+        spinning += kind != SHM_M_FREE && state == SHM_M_SPINNING;
+        idle += (kind == SHM_M_WORKER || kind == SHM_M_M0) && state == SHM_M_IDLE;
+    }
+    size_t at = 0;
+#define PUT(...)                                                        \
+    do {                                                                \
+        int put = snprintf(buf + at, at < n ? n - at : 0, __VA_ARGS__); \
+        at = at + (size_t)put < n ? at + (size_t)put : n ? n - 1 : 0;   \
+    } while (0)
+    PUT("SCHED %llums: gomaxprocs=%u idleprocs=%u threads=%u spinningthreads=%u idlethreads=%u "
+        "runqueue=%llu [",
+        (unsigned long long)((shm_now_ns() - h->start_ns) / 1000000), h->nprocs ? h->nprocs : 1,
+        idlep, threads, spinning, idle,
+        (unsigned long long)(load_rlx(&h->runq_size) + load_rlx(&h->batchq_size)));
+    for (uint32_t i = 0; i < shm_nworkp(c); i++) {
+        struct shm_p *p = &c->ptab[i];
+        if (i != h->m0_p && SHM_ST_STATUS(load_rlx(&p->status)) != Pdead)
+            PUT(i ? " %u" : "%u", shm_runqsize(p) + (load_rlx(&p->runnext) != 0));
+    }
+    PUT("]");
+#undef PUT
+    return at;
 }

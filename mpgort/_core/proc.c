@@ -256,7 +256,7 @@ static void panic(struct core_proc *s, struct shm_g *g, PyObject *exc)
     hdr->panic_val = v;
     store_rel(&hdr->panic, 2); /* publishes panic_val; pairs with load_acq in core_failure() */
     struct shm_m *m0 = &s->c->mtab[hdr->m0_slot];
-    or_seq(&m0->attn, SHM_ATTN_PANIC); /* seen by M0 before it sleeps: tag idle-dance (sched.c) */
+    or_seq(&m0->attn, SHM_ATTN_PANIC); /* seen by M0 before it sleeps: tag idle-dance (idle.c) */
     shm_notewakeup(&m0->note);
 }
 

@@ -1,6 +1,6 @@
 /* claim.pml — one wait, several that would end it: a timer, a close, a cancel. shm/sudog.c (claim, win,
- * drain, unlink), shm/chan.c, shm/select.c, shm/ticker.c (shm_timer_fire), shm/sched.c
- * (shm_wait_abort), shm/g.c (shm_wait_claim).
+ * drain, unlink, shm_wait_abort), shm/chan.c, shm/select.c, shm/ticker.c (shm_timer_fire), shm/g.c
+ * (shm_wait_claim).
  *
  * G waits WAITS times, each time on channel B alone (its own sudog) or on A and B (select: a sudog for
  * each). H waits on B once. B has room for one value; a timer sends FIRES values to it, when there is

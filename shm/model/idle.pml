@@ -1,4 +1,4 @@
-/* idle.pml — shm/sched.c: the idle dance with wake debts, and the note of shm/lock_futex.c.
+/* idle.pml — shm/idle.c: the idle dance with wake debts, and the note of shm/lock_futex.c.
  *
  * MS workers share PS Ps. A thread without a ring (X: M0, the keeper, a thread that is no M) makes Gs
  * runnable in the global queue. One G does not end before all others have run: it computes, or waits in
@@ -46,7 +46,7 @@
 #define INSIDE 2 /* KEEPER: Gs that a G makes runnable while it runs */
 #endif
 #ifndef PAY_AT
-#define PAY_AT 2 /* 4 in sched.c */
+#define PAY_AT 2 /* 4 in idle.c */
 #endif
 #ifndef MUTATE
 #define MUTATE 0

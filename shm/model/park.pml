@@ -1,5 +1,5 @@
 /* park.pml — park, ready, an unlockf that says false, and a cancel that comes in between:
- * shm/g.c, shm/sudog.c (shm_park_commit, shm_wait_give), shm/sched.c (shm_ready, shm_wait_abort,
+ * shm/g.c, shm/sudog.c (shm_park_commit, shm_wait_give, shm_wait_abort), shm/sched.c (shm_ready,
  * shm_execute), mpgort/_core/runtime.c (gopark_park, take_back, mod_goready), _core/proc.c (park),
  * shm/join.c (cancel).
  *

@@ -548,7 +548,7 @@ static const char *const points[] = {
     "ticker.fire.sent",   "ticker.set",         "timer.due.out",     "timer.born.named",
     "g.new.named",        "g.new.taken",        "timer.born.linked", "timer.born.waiting",
     "timer.born.armed",   "g.wait.arm",         "sched.ready.named", "sched.ready.runnable",
-    "sched.ready.queued", "sched.abort.claimed"};
+    "sched.ready.queued", "sudog.abort.claimed"};
 
 struct victim {
     const char *point;
