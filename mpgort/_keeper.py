@@ -5,7 +5,7 @@ whatever threads the caller's process has. Its loop is C (shm_sysmon): it retake
 Ms, asks for preemption, pays wake-ups nobody paid, and sleeps long when nothing is due; it comes
 back here only for what happens to processes.
 
-INV nothing-left, the keeper's part (the Ms' part is in _core/prog.c)
+INV nothing-left, the keeper's part (the Ms' part is in _core/pdeath.c)
   M0 dies       its pidfd becomes readable in sysmon: every M is killed, then the keeper ends.
   the end       hdr->shutdown: Ms leave by themselves; who is still there after GRACE_S is killed.
                 The keeper's exit status 0 tells M0 that none is left.

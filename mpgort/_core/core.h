@@ -211,7 +211,8 @@ extern CORE_TLS CoreProg *core_prog_cur;
 struct shm_ctx *core_ctx(CoreProg *prog);
 /* Sets the exception for a negative SHM_E code: OutOfSharedMemory with figures and the option to
  * raise, and so on. Always returns -1. */
-int core_shm_error(CoreProg *prog, int err);
+int core_shm_error(CoreProg *prog, int err); /* error.c */
+int core_detached(void); /* the same for a program that is not mapped any more */
 
 /* ---- proc.c: the M's loop -------------------------------------------------------------------- */
 
@@ -222,8 +223,9 @@ PyObject *core_main_loop(CoreProg *prog, PyObject *fn, PyObject *args, PyObject 
 /* Frees proc.c's state of a program that is detached (or in a forked child that is no M). */
 void core_proc_free(CoreProg *prog);
 
+int core_error_init(PyObject *mod);
+int core_pdeath_init(PyObject *mod);
 int core_prog_init(PyObject *mod);
-int core_proc_init(PyObject *mod);
 int core_goroutine_init(PyObject *mod);
 int core_chan_init(PyObject *mod);
 

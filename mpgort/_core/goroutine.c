@@ -12,14 +12,6 @@ static struct shm_join *join_of(CoreHandle *h)
 
 /* ---- results --------------------------------------------------------------------------------- */
 
-PyObject *core_died(const struct shm_val *v)
-{
-    struct shm_died d;
-    memcpy(&d, v->b, sizeof d);
-    return PyObject_CallFunction(core_err.make_death, "IiK", (unsigned)d.m, (int)d.status,
-                                 (unsigned long long)d.goid);
-}
-
 /* How the goroutine ended, as an exception object; NULL without one set: it has a value. */
 static PyObject *join_exception(CoreProg *prog, struct shm_join *j)
 {

@@ -40,7 +40,6 @@
 #include <unistd.h>
 
 struct core_park_op core_park_ops[CORE_PARK_KINDS];
-struct core_err core_err;
 CORE_TLS struct core_proc *core_proc_cur;
 
 /* ---- the state of one program in this process ------------------------------------------------ */
@@ -883,33 +882,6 @@ int core_run_g(struct core_proc *s, shm_gref gr)
 
 /* ---- schedule -------------------------------------------------------------------------------- */
 
-/* The panic that ended the program, as an exception object; NULL without one set: there is none. */
-PyObject *core_failure(CoreProg *prog)
-{
-    struct shm_hdr *hdr = prog->loop.hdr;
-    if (load_acq(&hdr->panic) == 2) { /* pairs with store_rel in panic() */
-        PyObject *cause = NULL;
-        if (hdr->panic_how == SHM_J_DIED)
-            cause = core_died(&hdr->panic_val);
-        else if (hdr->panic_val.tag != SHM_VAL_NONE)
-            cause = core_exc_peek(prog, &hdr->panic_val);
-        if (cause == NULL)
-            PyErr_Clear();
-        PyObject *e =
-            PyObject_CallFunction(core_err.make_panic, "KO", (unsigned long long)hdr->panic_goid,
-                                  cause ? cause : Py_None);
-        Py_XDECREF(cause);
-        return e;
-    }
-    return NULL;
-}
-
-PyObject *core_deadlock(struct core_proc *s)
-{
-    return PyObject_CallFunction(core_err.make_deadlock, "OO", (PyObject *)s->prog,
-                                 s->main_goexit ? Py_True : Py_False);
-}
-
 /* Ctrl-C (or another Python signal handler's exception) on M0: raised in main where it is parked. */
 static int interrupt_main(struct core_proc *s)
 {
@@ -1174,49 +1146,4 @@ end:
         s->main_exc = NULL;
     }
     return result;
-}
-
-/* ---- the module's part ----------------------------------------------------------------------- */
-
-static PyObject *mod_hooks(PyObject *mod, PyObject *args)
-{
-    PyObject *a, *p, *d, *l;
-    if (!PyArg_ParseTuple(args, "OOOO:_hooks", &a, &p, &d, &l))
-        return NULL;
-    Py_XSETREF(core_err.await_it, Py_NewRef(a));
-    Py_XSETREF(core_err.make_panic, Py_NewRef(p));
-    Py_XSETREF(core_err.make_death, Py_NewRef(d));
-    Py_XSETREF(core_err.make_deadlock, Py_NewRef(l));
-    Py_RETURN_NONE;
-}
-
-static PyMethodDef functions[] = {
-    {"_hooks", mod_hooks, METH_VARARGS, NULL},
-    {NULL},
-};
-
-int core_proc_init(PyObject *mod)
-{
-    PyObject *errors = PyImport_ImportModule("mpgort._errors");
-    if (errors == NULL)
-        return -1;
-    const struct {
-        const char *name;
-        PyObject **to;
-    } names[] = {
-        {"ChanError", &core_err.ChanError},
-        {"Closed", &core_err.Closed},
-        {"Cancelled", &core_err.Cancelled},
-        {"Killed", &core_err.Killed},
-        {"SerializationError", &core_err.SerializationError},
-        {"BadContinuation", &core_err.BadContinuation},
-    };
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if ((*names[i].to = PyObject_GetAttrString(errors, names[i].name)) == NULL)
-            return -1;
-    Py_DECREF(errors);
-    core_err.Goexit = PyErr_NewException("mpgort._core.Goexit", PyExc_BaseException, NULL);
-    if (core_err.Goexit == NULL || PyModule_AddObjectRef(mod, "Goexit", core_err.Goexit) < 0)
-        return -1;
-    return PyModule_AddFunctions(mod, functions);
 }

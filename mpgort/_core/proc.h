@@ -164,8 +164,6 @@ struct core_enc *core_venc_take(struct core_proc *s, struct core_enc *spare);
 void core_venc_give(struct core_proc *s, struct core_enc *e);
 /* Gives back the references of handles in bytes that will not be stored. */
 void core_enc_undo(struct shm_ctx *c, struct core_enc *e);
-PyObject *core_take_exc(void); /* the exception that is set, with its traceback, as an object */
-int core_raise(PyObject *exc); /* sets it (owned; NULL: nothing); always -1 */
 int core_exc_store(CoreProg *prog, PyObject *exc, struct shm_val *val);
 /* Encodes v for prog into *val (references of its handles taken). -1: exception set. */
 int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val);
@@ -175,10 +173,6 @@ PyObject *core_val_take(CoreProg *prog, struct shm_val *val);
 PyObject *core_val_peek(CoreProg *prog, const struct shm_val *val);
 PyObject *core_exc_peek(CoreProg *prog, const struct shm_val *val);
 bool core_preempt_due(struct core_proc *s);
-/* What ended the program from elsewhere (a panic, a dead worker) as an exception object, or
- * NULL. */
-PyObject *core_failure(CoreProg *prog);
-PyObject *core_died(const struct shm_val *v); /* MDied, from what the reaper left */
 
 /* The loop of the calling thread, NULL in threads that run none. */
 extern CORE_TLS struct core_proc *core_proc_cur;
@@ -224,7 +218,6 @@ void core_unstore(struct core_proc *s, shm_gref gr, int how);
 #define CORE_RETIRE 3 /* this worker is beyond need */
 int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit);
 int core_run_g(struct core_proc *s, shm_gref gr);
-PyObject *core_deadlock(struct core_proc *s); /* the exception, with its dump */
 /* M0: whatever it waits in looks for reports and at the keeper, at most so often. -1: exception. */
 #define CORE_TICK_NS 90000000 /* less than the 100 ms of M0's bounded sleeps */
 int core_tick(CoreProg *prog);
@@ -300,13 +293,21 @@ void core_handle_rest(struct core_proc *s);                /* lets go of what it
     .tp_weaklistoffset = offsetof(CoreHandle, weakrefs)
 #define CORE_HANDLE_REDUCE {"__reduce__", core_handle_reduce, METH_NOARGS, NULL}
 
-/* errors, imported from mpgort._errors once */
+/* error.c. The classes, imported from mpgort._errors once */
 extern struct core_err {
-    PyObject *ChanError, *Closed, *Cancelled, *Killed, *SerializationError, *BadContinuation;
+    PyObject *ChanError, *Closed, *Cancelled, *Killed, *SerializationError, *BadContinuation,
+        *BadSegment, *OutOfSharedMemory;
     PyObject *Goexit;   /* goexit() raises it; private to this package */
     PyObject *await_it; /* async def f(x): return await x */
     PyObject *make_panic, *make_death, *make_deadlock; /* mpgort._traceback: the texts */
 } core_err;
+PyObject *core_take_exc(void); /* the exception that is set, with its traceback, as an object */
+int core_raise(PyObject *exc); /* sets it (owned; NULL: nothing); always -1 */
+/* What ended the program from elsewhere (a panic, a dead worker) as an exception object, or
+ * NULL. */
+PyObject *core_failure(CoreProg *prog);
+PyObject *core_died(const struct shm_val *v); /* MDied, from what the reaper left */
+PyObject *core_deadlock(struct core_proc *s); /* the exception, with its dump */
 
 /* A park request for `op` with operand a (a new reference is taken; NULL allowed). */
 PyObject *core_park_for(int op, PyObject *a);

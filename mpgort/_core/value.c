@@ -5,28 +5,6 @@
  * references on their objects: bytes that are not stored after all give them back (core_enc_undo). */
 #include "proc.h"
 
-/* The exception now set, as an object, for a throw into the goroutine. */
-PyObject *core_take_exc(void)
-{
-    PyObject *type, *exc, *tb;
-    PyErr_Fetch(&type, &exc, &tb);
-    PyErr_NormalizeException(&type, &exc, &tb);
-    if (tb != NULL)
-        PyException_SetTraceback(exc, tb);
-    Py_XDECREF(type);
-    Py_XDECREF(tb);
-    return exc;
-}
-
-int core_raise(PyObject *exc)
-{
-    if (exc != NULL) {
-        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
-        Py_DECREF(exc);
-    }
-    return -1;
-}
-
 /* Encoding and decoding name codes and handles in terms of one program. */
 struct core_entered core_enter(CoreProg *prog)
 {
