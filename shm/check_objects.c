@@ -177,7 +177,7 @@ static void check_context(struct check *k, shm_off off)
     }
 }
 
-/* ---- goroutines and groups of them ------------------------------------------------------------ */
+/* ---- goroutines and groups of them ----------------------------------------------------------- */
 
 static void check_retry(struct check *k, const struct shm_join *j)
 {
@@ -299,7 +299,7 @@ static void check_doneq(struct check *k, shm_off off)
                   LLU(q->last));
 }
 
-/* ---- sync, maps ------------------------------------------------------------------------------- */
+/* ---- sync, maps ------------------------------------------------------------------------------ */
 
 static void check_sema(struct check *k, shm_off off)
 {

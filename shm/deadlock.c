@@ -2,9 +2,9 @@
  *
  * A DEADLOCK is declared only if no worker has left idle between two looks at all of them, and in
  * between no G was runnable, running or claimed, no timer was set, no M had died unnoticed and the
- * keeper slept. An M counts itself in idle_seq when it leaves idle, before anything else: one that was
- * idle at both looks, with the count unchanged, has slept all the time. A false alarm would be a
- * disaster, a late one is none: M0 looks when it goes idle, when the last worker tells it to, and
+ * keeper slept. An M counts itself in idle_seq when it leaves idle, before anything else: one that
+ * was idle at both looks, with the count unchanged, has slept all the time. A false alarm would be
+ * a disaster, a late one is none: M0 looks when it goes idle, when the last worker tells it to, and
  * every 100 ms. */
 #include "internal.h"
 

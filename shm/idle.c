@@ -1,33 +1,34 @@
 /* idle.c — who is woken, who looks for work, who sleeps.
  *
- * WAKING IS THE DEAREST ACT HERE. It costs the waker about 10 us of system call and the sleeper runs
- * 20 to 60 us later; two awake Ms hand a G over in half a microsecond. Rejected therefore:
- *   - to wake somebody for each G that is made ready (two Gs that talk in turns would pay 10 us each
- *     time for an M that comes too late);
+ * WAKING IS THE DEAREST ACT HERE. It costs the waker about 10 us of system call and the sleeper
+ * runs 20 to 60 us later; two awake Ms hand a G over in half a microsecond. Rejected therefore:
+ *   - to wake somebody for each G that is made ready (two Gs that talk in turns would pay 10 us
+ *     each time for an M that comes too late);
  *   - to wake nobody and let idle Ms poll (they would eat the processor of those who work);
  *   - to hand a G to a woken M directly (the G would wait for the one thing that is slow);
- *   - a count of spinning Ms, as Go has it: a spinner that is killed would stay counted for ever and
- *     nobody would be woken any more. It is a state of each M, which its reaper resets.
+ *   - a count of spinning Ms, as Go has it: a spinner that is killed would stay counted for ever
+ *     and nobody would be woken any more. It is a state of each M, which its reaper resets.
  * What is done:
- *   - a G that is readied goes to the readier's runnext, and nobody is woken: mostly the readier parks
- *     within microseconds and runs it. It is noted in p->debt.
+ *   - a G that is readied goes to the readier's runnext, and nobody is woken: mostly the readier
+ *     parks within microseconds and runs it. It is noted in p->debt.
  *   - schedule (findrunnable, when it has found something and more is left) pays: two or more left,
  *     or one left for the second time, and an idle M is woken. A G that makes much ready without
  *     coming back pays at the fourth.
- *   - a spinner pays by finding it. The keeper pays what has waited from one tick (1 ms) to the next
- *     on a P whose M executed nothing in between.
- *   - what is queued by who will not come back for it (M0, the keeper, a thread that is no M) goes to
- *     the global queue and wakes somebody at once.
+ *   - a spinner pays by finding it. The keeper pays what has waited from one tick (1 ms) to the
+ *     next on a P whose M executed nothing in between.
+ *   - what is queued by who will not come back for it (M0, the keeper, a thread that is no M) goes
+ *     to the global queue and wakes somebody at once.
  *
  * THE STATE OF AN M, m->spinning
  *     busy      runs a G, or is between two
  *     spinning  looks for work and has said so: nobody else need be woken
  *     idle      sleeps or is about to
- * The M moves it, but for idle -> spinning (by shm_wakeone) and idle -> busy (to run a home G): those
- * are made by CAS by the waker. So one CAS both chooses whom to wake and makes him the spinner that
- * spares others a wake, no two wakers wake the same M, and there is no moment in which a waker that
- * dies leaves something half said. The bits in hdr->idle_m only say where to look; each is written by
- * its own M alone. (A waker that cleared it could clear it late, when the M has gone idle again.)
+ * The M moves it, but for idle -> spinning (by shm_wakeone) and idle -> busy (to run a home G):
+ * those are made by CAS by the waker. So one CAS both chooses whom to wake and makes him the
+ * spinner that spares others a wake, no two wakers wake the same M, and there is no moment in which
+ * a waker that dies leaves something half said. The bits in hdr->idle_m only say where to look;
+ * each is written by its own M alone. (A waker that cleared it could clear it late, when the M has
+ * gone idle again.)
  *
  * THE IDLE DANCE. Work must not be left lying while an M that could run it sleeps. Both sides store
  * first and look afterwards, sequentially consistent (tag: idle-dance).
@@ -46,21 +47,24 @@
  *   S2 saw no idle P. Then every I has its I1 after S2, so its I3 after S1: it sees the G. (Go 1.19
  *      forgets this case when the one who drops its P was not spinning, golang/go #45867: here
  *      everybody looks, spinner or not.)
- *   S3 saw a spinner X. X stops spinning after S3, by I2 or by F1. It then looks, I3 or F2, after S1.
+ *   S3 saw a spinner X. X stops spinning after S3, by I2 or by F1. It then looks, I3 or F2, after
+ *      S1.
  *   S4 found no idle M. Each M's I2 is after that: its I3 sees the G. Or all of them are busy: they
  *      come to I3 in their time, and until then no M is idle.
  *   S4 woke an M: it is a spinner, and the case above goes for it.
- * Who looks and finds either takes the G, or somebody else took it, or it has no P: then a P was not
- * idle at S2, and who puts it back looks. A waker's note that comes late makes one needless round.
- * The exceptions, bounded by the keeper: a runnext of a P that runs (it is that M's own; I3 does not
- * count it, or nobody could ever sleep beside two Gs that talk), and an M stopped while it spins.
+ * Who looks and finds either takes the G, or somebody else took it, or it has no P: then a P was
+ * not idle at S2, and who puts it back looks. A waker's note that comes late makes one needless
+ * round. The exceptions, bounded by the keeper: a runnext of a P that runs (it is that M's own; I3
+ * does not count it, or nobody could ever sleep beside two Gs that talk), and an M stopped while it
+ * spins.
  *
  * SPINNING. An M that runs dry looks around for hdr->spin_ns, about the price of a wake, before it
- * sleeps: if at most half of the busy Ps do so, and if there is a processor for it that nobody works
- * on. But two Ms that hand over in turns and have once fallen asleep would stay in it: each is woken
- * just when the other has given up. So an M whose sleep was short spins longer next time (twice that
- * sleep, up to SPIN_MOST), and one that slept long as at first. M0 does the same for its home queue,
- * without becoming a `spinner`: it could not take what the others are spared waking for.
+ * sleeps: if at most half of the busy Ps do so, and if there is a processor for it that nobody
+ * works on. But two Ms that hand over in turns and have once fallen asleep would stay in it: each
+ * is woken just when the other has given up. So an M whose sleep was short spins longer next time
+ * (twice that sleep, up to SPIN_MOST), and one that slept long as at first. M0 does the same for
+ * its home queue, without becoming a `spinner`: it could not take what the others are spared waking
+ * for.
  *
  * TIMERS are per P (timer.c). The last M that goes idle is the poller: it sleeps only until the
  * earliest timer of all Ps. Later timers come from Ms that run, and those look themselves. */

@@ -1,7 +1,8 @@
 /* internal.h — for the .c files of shm only: failpoints and small helpers that are no one's API.
  *
  * FAILPOINT("area.name") stands before each store that matters. In a build with SHM_FAILPOINTS it
- * asks failpoint_hit(), which a test arms to die exactly there; in a release build it is nothing. */
+ * asks failpoint_hit(), which a test arms to die exactly there; in a release build it is
+ * nothing. */
 #ifndef SHM_INTERNAL_H
 #define SHM_INTERNAL_H
 
@@ -24,16 +25,16 @@ void shm_failpoint_hit(const char *name);
 uint64_t shm_code_table_bytes(void);      /* code.c: reserved for the whole table */
 uint64_t shm_code_first_bytes(void);      /* code.c: of it, what is needed from the start */
 void shm_handles_drop(struct shm_ctx *c); /* handle.c: gives back all that this M's Python holds */
-/* handle.c, as its essay says. In a tx: a reference on obj is in this M's hand; it is stored now; obj is
- * new, complete but for who knows it; obj, going, is this M's own block. */
+/* handle.c, as its essay says. In a tx: a reference on obj is in this M's hand; it is stored now;
+ * obj is new, complete but for who knows it; obj, going, is this M's own block. */
 void shm_hand(struct shm_ctx *c, shm_off obj);
 void shm_hand_given(struct shm_ctx *c, shm_off obj);
 void shm_obj_made(struct shm_ctx *c, shm_off obj);
 void shm_obj_gone(struct shm_ctx *c, shm_off obj);
 void shm_going(struct shm_ctx *c, shm_off obj);     /* this M is to free it */
 void shm_going_not(struct shm_ctx *c, shm_off obj); /* another will */
-/* A new object of `bytes` that are zero, but for kind and one reference, and others behind that are not.
- * It is this M's own block until it is complete and born (or made, in a tx). */
+/* A new object of `bytes` that are zero, but for kind and one reference, and others behind that are
+ * not. It is this M's own block until it is complete and born (or made, in a tx). */
 SHM_MUSTUSE int shm_obj_alloc(struct shm_ctx *c, uint32_t kind, size_t bytes, size_t behind,
                               shm_off *off);
 void shm_obj_born(struct shm_ctx *c, shm_off obj);
@@ -100,7 +101,8 @@ void shm_unlock_all(struct shm_ctx *c, shm_off set); /* in the reverse order */
 
 /* ---- sudog.c, for who has waiters: chan.c, join.c, select.c, timer.c ------------------------- */
 
-/* A FIFO of sudogs, under the lock of its object: two words in a row of a shm_chan or a shm_join. */
+/* A FIFO of sudogs, under the lock of its object:
+ * two words in a row of a shm_chan or a shm_join. */
 struct shm_waitq {
     shm_off first, last;
 };

@@ -1,9 +1,9 @@
-/* procs.c — Ps: which M has which, and how many there are: gomaxprocs while the program runs, and a P
- * more for one that stands.
+/* procs.c — Ps: which M has which, and how many there are: gomaxprocs while the program runs, and a
+ * P more for one that stands.
  *
- * WHO HAS A P says its status word, (Prunning, M) or Pidle; m->p1 is the other way round. The bit in
- * idle_p only says where to look, and is never missing: it is set before the status says idle, and
- * cleared by who has taken the P. Giving one back is step I1 of the idle dance (idle.c).
+ * WHO HAS A P says its status word, (Prunning, M) or Pidle; m->p1 is the other way round. The bit
+ * in idle_p only says where to look, and is never missing: it is set before the status says idle,
+ * and cleared by who has taken the P. Giving one back is step I1 of the idle dance (idle.c).
  *
  * WHO IS WANTED follows from the P's place alone: of the work Ps (all but M0's) the first nprocs +
  * extra. So nobody has to be chosen or told: an M looks at each schedule whether its P is still

@@ -1,33 +1,33 @@
 /* sched.c — the scheduler: who runs what. Who is woken for it, who looks for work and who sleeps is
  * idle.c; when nobody ever will again, deadlock.c.
  *
- * Gs, Ms and Ps are Go's (runtime/proc.go): a G is a goroutine, an M a process that runs Python, a P
- * the right to run light Gs, with a ring of runnable ones. There are nprocs Ps; an M without one is a
- * spare. Queues are in runq.c, statuses in g.c, Ps in procs.c; this file decides.
+ * Gs, Ms and Ps are Go's (runtime/proc.go): a G is a goroutine, an M a process that runs Python, a
+ * P the right to run light Gs, with a ring of runnable ones. There are nprocs Ps; an M without one
+ * is a spare. Queues are in runq.c, statuses in g.c, Ps in procs.c; this file decides.
  *
  * M0 APART. With workers, M0 runs main and nothing else: its P has timers only (nosteal), its ring
- * is never used, what it readies goes to the global queue, and it looks at its home queue alone. With
- * nprocs 0 it is the one worker: then all of this file holds for it.
+ * is never used, what it readies goes to the global queue, and it looks at its home queue alone.
+ * With nprocs 0 it is the one worker: then all of this file holds for it.
  *
  * A G THAT IS READIED goes to the readier's runnext, and nobody is woken for it: mostly the readier
  * parks within microseconds and runs it (idle.c, WAKING). Who will not come back for it (M0, the
  * keeper, a thread that is no M) queues it globally and wakes somebody at once.
  *
- * THE ORDER OF A SEARCH is Go's: due timers of the own P; at its turn (every 61st schedule) the global
- * queue; runnext and ring; what is at home; the global queue; the other Ps, in an order of its own
- * each time; the batch queue. findrunnable goes round in it: found, it pays what it owes; else it
- * spins, does the idle dance, sleeps, and looks again.
+ * THE ORDER OF A SEARCH is Go's: due timers of the own P; at its turn (every 61st schedule) the
+ * global queue; runnext and ring; what is at home; the global queue; the other Ps, in an order of
+ * its own each time; the batch queue. findrunnable goes round in it: found, it pays what it owes;
+ * else it spins, does the idle dance, sleeps, and looks again.
  *
- * TWO CLASSES. A batch G (SHM_GF_BATCH) is queued apart (runq.c, INV batch-apart) and looked for when
- * there is nothing in any queue that this M could take, others' rings included; and before the ring
- * at every 61st schedule, another one than the global queue's, so that neither starves behind rings
- * that never run dry. What is at home (heavy, pinned) has no class: only its M can run it. A running
- * batch G is preempted like another, after 10 ms, and goes to the tail of its own queue.
+ * TWO CLASSES. A batch G (SHM_GF_BATCH) is queued apart (runq.c, INV batch-apart) and looked for
+ * when there is nothing in any queue that this M could take, others' rings included; and before the
+ * ring at every 61st schedule, another one than the global queue's, so that neither starves behind
+ * rings that never run dry. What is at home (heavy, pinned) has no class: only its M can run it. A
+ * running batch G is preempted like another, after 10 ms, and goes to the tail of its own queue.
  *
  * FAIRNESS. The global queue every 61st schedule; a home queue every other one; a runnext inherits
  * the time slice, so that two Gs that ready each other in turns share one: after 10 ms (keeper) or
- * CHAIN turns the runnext goes to the tail and the ring has its turn. With procs=0 there is no keeper:
- * shm_preempt_requested() looks at the clock. */
+ * CHAIN turns the runnext goes to the tail and the ring has its turn. With procs=0 there is no
+ * keeper: shm_preempt_requested() looks at the clock. */
 #include "internal.h"
 
 #include <limits.h>

@@ -30,10 +30,10 @@
  *   INV only-the-dead    nothing is taken over from a process that may still run (lock_futex.c).
  *
  * LOCK ORDER: a channel, join or timer-heap lock may be held when the global queue's or the heap's
- * is taken; never two channel locks except in select, by ascending offset. Before a timer heap's lock
- * may come an after_func's or that of a tree of contexts, after it a channel's. The list of sync
- * objects, then one of them; a Cond, then its mutex. No G is readied while a
- * channel lock is held: peers are claimed under the lock, named in m->inflight, readied after it.
+ * is taken; never two channel locks except in select, by ascending offset. Before a timer heap's
+ * lock may come an after_func's or that of a tree of contexts, after it a channel's. The list of
+ * sync objects, then one of them; a Cond, then its mutex. No G is readied while a channel lock is
+ * held: peers are claimed under the lock, named in m->inflight, readied after it.
  *
  * WHAT BLOCKS WHAT
  *   a park        blocks the G; the M goes on to schedule().
@@ -41,8 +41,8 @@
  *                 looks whether the owner lives.
  *   a note        blocks the M, without a P (it was put back before).
  *
- * ERRORS: 0 or a negative SHM_E…; nothing has changed on failure. A broken invariant is shm_throw(),
- * which says what was found and what was wanted and does not return. */
+ * ERRORS: 0 or a negative SHM_E…; nothing has changed on failure. A broken invariant is
+ * shm_throw(), which says what was found and what was wanted and does not return. */
 #ifndef SHM_SHM_H
 #define SHM_SHM_H
 
@@ -126,11 +126,12 @@ enum {
     SHM_OBJ_GROUP = 10,
     SHM_OBJ_DONEQ = 12,
 };
-/* What g->waitkind can say beside these: g->waitobj is a select's block; a struct shm_p, whose timer
- * heap has the sleeper. Nothing has a handle on either. */
+/* What g->waitkind can say beside these: g->waitobj is a select's block; a struct shm_p, whose
+ * timer heap has the sleeper. Nothing has a handle on either. */
 enum { SHM_WAIT_SELECT = 64, SHM_WAIT_SLEEP = 65 };
 
-/* A lock word: owner M and the epoch of that M's slot; bit 31: somebody may sleep on it. 0: free. */
+/* A lock word: owner M and the epoch of that M's slot; bit 31: somebody may sleep on it.
+ * 0: free. */
 typedef _Atomic uint32_t shm_lockword;
 
 /* ---- sudog: one G waiting on one object ------------------------------------------------------ */
@@ -220,8 +221,8 @@ static_assert(sizeof(struct shm_g) == 128, "two cache lines; 256 bytes a parked 
 
 /* ---- retry.c --------------------------------------------------------------------------------- */
 
-/* The last await of a goroutine with retries, and how it ended: where it is run again from. By the M
- * that runs it, by tx. */
+/* The last await of a goroutine with retries, and how it ended: where it is run again from. By the
+ * M that runs it, by tx. */
 struct shm_retry {
     uint32_t left; /* re-runs */
     uint32_t pad_;
@@ -637,8 +638,8 @@ void shm_gcont_set(struct shm_ctx *c, struct shm_g *g, shm_off off, uint32_t len
 void shm_gcont_drop(struct shm_ctx *c, struct shm_g *g);
 /* The block alone is this M's from here on, with what it refers to; 0: g had none. */
 shm_off shm_gcont_take(struct shm_ctx *c, struct shm_g *g);
-/* Other bytes into a block of this M's, which keeps its handle words; false: it is not of the size that
- * they would be given. */
+/* Other bytes into a block of this M's, which keeps its handle words; false: it is not of the size
+ * that they would be given. */
 bool shm_cont_rewrite(struct shm_ctx *c, shm_off off, const void *bytes, uint32_t len);
 /* Frees what a dead M had allocated and not published, and takes over its free blocks. By its
  * reaper, after rollback, locks and everything that may still publish one of its blocks. */
@@ -672,8 +673,8 @@ void shm_handle_reap(struct shm_ctx *c, struct shm_m *dead); /* gives back what 
 /* A fresh G in Gidle with a new generation and goid, named in m->inflight[SHM_IF_NEW]. */
 SHM_MUSTUSE int shm_gnew(struct shm_ctx *c, shm_gref *g);
 void shm_gfree(struct shm_ctx *c, shm_gref g); /* Gdead -> free list */
-/* The move old -> to by CAS; on a legal race it spins as Go's; throws on an illegal move. False: the
- * generation is another (stale gref). */
+/* The move old -> to by CAS; on a legal race it spins as Go's; throws on an illegal move. False:
+ * the generation is another (stale gref). */
 bool shm_casgstatus(struct shm_ctx *c, shm_gref g, unsigned old, unsigned to);
 unsigned shm_readgstatus(const struct shm_ctx *c, shm_gref g); /* Gdead if the gref is stale */
 /* Runnable -> running, or false: a stale or duplicate queue entry (INV status-truth). */
@@ -737,12 +738,11 @@ void shm_ready(struct shm_ctx *c, shm_gref g, bool next);
 void shm_newproc(struct shm_ctx *c, shm_gref g);
 /* Runnable -> running on this M; false: stale entry, look again. inherit: same time slice. */
 bool shm_execute(struct shm_ctx *c, shm_gref g, bool inherit);
-/* The next G in Go's order. A worker without a P first takes an idle one; while there is none it is a
- * spare and sleeps. block false: SHM_EAGAIN when there is none now. block true: spins,
- * does the delicate dance, sleeps; SHM_EINTR on attn, signal or shutdown. On M0 with workers: main's
- * home queue and its timers only. Pays wake debts.
- * On M0 a blocking call returns SHM_EINTR at the latest after 100 ms: its caller looks at signals and at
- * the keeper. */
+/* The next G in Go's order. A worker without a P first takes an idle one; while there is none it is
+ * a spare and sleeps. block false: SHM_EAGAIN when there is none now. block true: spins, does the
+ * delicate dance, sleeps; SHM_EINTR on attn, signal or shutdown. On M0 with workers: main's home
+ * queue and its timers only. Pays wake debts. On M0 a blocking call returns SHM_EINTR at the latest
+ * after 100 ms: its caller looks at signals and at the keeper. */
 SHM_MUSTUSE int shm_findrunnable(struct shm_ctx *c, bool block, shm_gref *g, bool *inherit);
 /* Running -> runnable on the global tail (Gosched, preemption); continuation stored before. */
 void shm_gosched(struct shm_ctx *c, shm_gref g);
@@ -753,13 +753,13 @@ void shm_gopark(struct shm_ctx *c, shm_gref g, unsigned reason);
 void shm_goexit0(struct shm_ctx *c, shm_gref g);
 bool shm_preempt_requested(const struct shm_ctx *c); /* cheap: every runtime call asks */
 
-/* ---- idle.c ----------------------------------------------------------------------------------- */
+/* ---- idle.c ---------------------------------------------------------------------------------- */
 
 /* Wakes one idle M if there is an idle P and nobody looks for work yet. */
 void shm_wakep(struct shm_ctx *c);
-/* After SHM_EAGAIN: looks around for some microseconds, as a spinner. True: there is something, find it.
- * False: nothing, or this is not the moment to spin; the caller goes on to a blocking call. For an M that
- * would have to let go of a lock (Python's) before it may block. */
+/* After SHM_EAGAIN: looks around for some microseconds, as a spinner. True: there is something,
+ * find it. False: nothing, or this is not the moment to spin; the caller goes on to a blocking
+ * call. For an M that would have to let go of a lock (Python's) before it may block. */
 bool shm_linger(struct shm_ctx *c);
 /* A timer was put into the heap of a P that is not the caller's own: somebody who is awake, or the
  * keeper, must come to know of it. Go's wakeNetPoller. */
@@ -767,7 +767,7 @@ void shm_wakepoller(struct shm_ctx *c);
 /* Sets hdr->ncpu, hdr->wake_cost_ns and hdr->spin_ns for this machine. Once, by M0 at start. */
 void shm_calibrate(struct shm_ctx *c);
 
-/* ---- deadlock.c ------------------------------------------------------------------------------- */
+/* ---- deadlock.c ------------------------------------------------------------------------------ */
 
 /* True when no M runs, nothing is runnable, no timer is pending and externs is 0. */
 bool shm_checkdead(struct shm_ctx *c);
@@ -805,12 +805,12 @@ uint64_t shm_timer_next(struct shm_ctx *c); /* earliest over all Ps */
 
 /* ---- sudog.c --------------------------------------------------------------------------------- */
 
-/* Claims a parked G for cancel or timeout, unlinks it from what it waits on and sets g->ok. False: too
- * late, another has it. True: the G is the caller's, who calls shm_ready() (until then the G is
+/* Claims a parked G for cancel or timeout, unlinks it from what it waits on and sets g->ok. False:
+ * too late, another has it. True: the G is the caller's, who calls shm_ready() (until then the G is
  * named in m->inflight[SHM_IF_READY]). */
 bool shm_wait_abort(struct shm_ctx *c, shm_gref g, uint64_t epoch, uint8_t ok);
-/* Claims a G that waits on nothing but its readier (gopark) and gives it v, which has moved then. The
- * caller calls shm_ready(). Until then such a wait has g->ok SHM_OK_NONE. */
+/* Claims a G that waits on nothing but its readier (gopark) and gives it v, which has moved then.
+ * The caller calls shm_ready(). Until then such a wait has g->ok SHM_OK_NONE. */
 #define SHM_OK_NONE 0xff
 bool shm_wait_give(struct shm_ctx *c, shm_gref g, uint64_t epoch, const struct shm_val *v);
 /* Running -> waiting, armed: what a park on nothing but its readier ends with. */
@@ -871,9 +871,9 @@ SHM_MUSTUSE int shm_select_try(struct shm_ctx *c, const struct shm_case *cases, 
  * shm_select_done() once. */
 SHM_MUSTUSE int shm_select_park(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
                                 shm_gref g, uint32_t *which, struct shm_val *v);
-/* The case that ended the wait, and its tag, with g->ok and g->value as after a park on its channel;
- * -1: none (cancelled, timed out). Takes the G out of the other queues, drops what was not sent and
- * gives back the channels. */
+/* The case that ended the wait, and its tag, with g->ok and g->value as after a park on its
+ * channel; -1: none (cancelled, timed out). Takes the G out of the other queues, drops what was not
+ * sent and gives back the channels. */
 int shm_select_done(struct shm_ctx *c, shm_gref g, uint32_t *tag);
 
 /* ---- sema.c, mutex.c ------------------------------------------------------------------------- */
@@ -918,8 +918,8 @@ static_assert(sizeof(struct shm_sema) == 120, "two lines with its header");
 SHM_MUSTUSE int shm_sema_new(struct shm_ctx *c, uint32_t what, uint64_t n, shm_off mutex,
                              shm_off *sy);
 void shm_sema_free(struct shm_ctx *c, shm_off sy); /* at the last unref */
-/* goid: the caller's, 0 a thread that is no goroutine. SHM_OK: it has the lock; SHM_EAGAIN: it would
- * have to wait; SHM_EOWNER. */
+/* goid: the caller's, 0 a thread that is no goroutine. SHM_OK: it has the lock; SHM_EAGAIN: it
+ * would have to wait; SHM_EOWNER. */
 SHM_MUSTUSE int shm_mutex_trylock(struct shm_ctx *c, shm_off sy, uint64_t goid);
 /* As above, but SHM_PARKED for SHM_EAGAIN. Woken with g->ok SHM_OK_VALUE, it has the lock;
  * SHM_OK_OWNER; SHM_OK_COMPETE: it calls shm_mutex_again(). */
@@ -949,9 +949,9 @@ void shm_once_done(struct shm_ctx *c, shm_off sy);
 SHM_MUSTUSE int shm_semaphore_release(struct shm_ctx *c, shm_off sy, uint64_t n); /* EAGAIN: more */
 /* A lock whose holder died is free again; false: it is not such a lock (any more). */
 bool shm_sema_recover(struct shm_ctx *c, shm_off sy);
-/* Goroutine goid has died with its M, or was killed: what it held is marked, and who waits for that is
- * told. 0: an M has died, and its goroutines have been told of: whoever may go on is let on, everywhere.
- * By a reaper after rollback and locks, by a killer. */
+/* Goroutine goid has died with its M, or was killed: what it held is marked, and who waits for that
+ * is told. 0: an M has died, and its goroutines have been told of: whoever may go on is let on,
+ * everywhere. By a reaper after rollback and locks, by a killer. */
 void shm_sema_reap(struct shm_ctx *c, uint64_t goid);
 
 /* A 64-bit number that all Ms may change. */
@@ -984,11 +984,12 @@ void shm_map_free(struct shm_ctx *c, shm_off map);
 /* SHM_OK: *v is a copy (v NULL: it is only asked for); SHM_EAGAIN: it has no such key. */
 SHM_MUSTUSE int shm_map_load(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
                              struct shm_val *v);
-/* SHM_OK: a new key, v is moved. SHM_EAGAIN: it was there: keep: *old is a copy of its value and v the
- * caller's; else v is moved and *old is the value before, the caller's. */
+/* SHM_OK: a new key, v is moved. SHM_EAGAIN: it was there: keep: *old is a copy of its value and v
+ * the caller's; else v is moved and *old is the value before, the caller's. */
 SHM_MUSTUSE int shm_map_store(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
                               const struct shm_val *v, bool keep, struct shm_val *old);
-/* SHM_OK: its value was the bytes of *was, v is moved, *old is the caller's. SHM_EAGAIN: it was not. */
+/* SHM_OK: its value was the bytes of *was, v is moved, *old is the caller's. SHM_EAGAIN:
+ * it was not. */
 SHM_MUSTUSE int shm_map_cas(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
                             const struct shm_val *was, const struct shm_val *v,
                             struct shm_val *old);
@@ -1047,7 +1048,8 @@ void shm_join_free(struct shm_ctx *c, shm_off j);
 void shm_join_finish(struct shm_ctx *c, shm_off j, unsigned state, struct shm_val *v); /* v moved */
 /* SHM_OK: ended already; SHM_PARKED. */
 SHM_MUSTUSE int shm_join_park(struct shm_ctx *c, shm_off j, shm_gref g);
-/* Cancelled is due in its goroutine: where it is parked, or at its next park. False: it has ended. */
+/* Cancelled is due in its goroutine: where it is parked, or at its next park. False:
+ * it has ended. */
 bool shm_join_cancel(struct shm_ctx *c, shm_off j);
 /* One cancel less was asked for; what is due and nobody else asked for is due no more. Its own
  * goroutine only. Returns how many are left. */
@@ -1143,8 +1145,8 @@ struct shm_timer {
 };
 /* Not active; tick stands in place. */
 SHM_MUSTUSE int shm_timer_new(struct shm_ctx *c, const struct shm_val *tick, shm_off *t);
-/* when_ns UINT64_MAX: never. No value of before is received after either. True: it was active, or its
- * value was still unread. */
+/* when_ns UINT64_MAX: never. No value of before is received after either. True: it was active, or
+ * its value was still unread. */
 bool shm_timer_stop(struct shm_ctx *c, shm_off t);
 SHM_MUSTUSE int shm_timer_reset(struct shm_ctx *c, shm_off t, uint64_t when_ns, uint64_t period_ns,
                                 bool *was);
@@ -1256,7 +1258,7 @@ SHM_MUSTUSE int shm_code_intern(struct shm_ctx *c, const uint8_t hash[16], const
                                 size_t n, uint32_t *id);
 const void *shm_code_payload(struct shm_ctx *c, uint32_t id, size_t *n, uint8_t hash[16]);
 
-/* ---- trace.c ---------------------------------------------------------------------------------- */
+/* ---- trace.c --------------------------------------------------------------------------------- */
 
 enum { SHM_TRACE_STARTING = 1, SHM_TRACE_ON = 2 };
 enum {                    /* what an event says; arg in brackets */

@@ -14,8 +14,9 @@
  *   2 named in inflight; running -> waiting, curg dropped
  *   3 armed (INV touch-nothing); the name is taken back; the caller unlocks
  * A death before 2 is one of a running G. Between 2 and 3 the G is waiting, linked, not armed, and
- * named with its epoch: its reaper arms it, before it gives back the object's lock. Rejected: to do 2 inside the transaction. A status is moved by CAS and
- * cannot be rolled back, so a rollback would leave a waiting G that is in no queue.
+ * named with its epoch: its reaper arms it, before it gives back the object's lock. Rejected: to do
+ * 2 inside the transaction. A status is moved by CAS and cannot be rolled back, so a rollback would
+ * leave a waiting G that is in no queue.
  *
  * THE WAKE, with the object's lock held
  *   1 named in inflight, claimed by CAS (INV one-waker)
@@ -23,9 +24,9 @@
  *   3 unlocked; shm_ready(), which takes the name back
  * For a claimed G that a dead M named, `linked` decides, after the rollback: still linked, nothing
  * was given to it and it is armed again; not linked, it has all that it gets and is readied. Of a
- * select, `winner` decides, since the losers stay linked until the G itself takes them out; of a G that
- * waits on nothing but its readier, g->ok (shm_wait_give). The reaper arms before it gives back the
- * dead M's locks: who met such a sudog with the lock would take it for stale.
+ * select, `winner` decides, since the losers stay linked until the G itself takes them out; of a G
+ * that waits on nothing but its readier, g->ok (shm_wait_give). The reaper arms before it gives
+ * back the dead M's locks: who met such a sudog with the lock would take it for stale.
  *
  * STALE SUDOGS. A canceller claims without the lock, by the wait word alone, and comes for the lock
  * afterwards to unlink. In between the sudog is stale: who meets it loses the claim, unlinks it and
@@ -33,9 +34,9 @@
  * a G in other hands reads and writes of a sudog is only ever under the lock of its object.
  *
  * WAKING ALL. A channel may have a million waiters. What is claimed must be named, and what is
- * written must fit the undo log, so it goes by SHM_WAKE_BATCH, with the lock given back in between. The
- * object is closed (or ended) before the first batch, so no waiter can join behind. The M names the
- * object in inflight[SHM_IF_DRAIN]: dead halfway, its reaper goes on (shm_waiters_drain). */
+ * written must fit the undo log, so it goes by SHM_WAKE_BATCH, with the lock given back in between.
+ * The object is closed (or ended) before the first batch, so no waiter can join behind. The M names
+ * the object in inflight[SHM_IF_DRAIN]: dead halfway, its reaper goes on (shm_waiters_drain). */
 #include "internal.h"
 
 static_assert(SHM_IF_WAKE + SHM_WAKE_BATCH <= SHM_INFLIGHT, "a wake batch has names");
@@ -154,8 +155,8 @@ bool shm_wait_give(struct shm_ctx *c, shm_gref r, uint64_t epoch, const struct s
     return true;
 }
 
-/* The lock of q's object held, no tx. The first waiter that can be had, claimed, still linked, named
- * in inflight[SHM_IF_READY]; NULL: nobody waits. */
+/* The lock of q's object held, no tx. The first waiter that can be had, claimed, still linked,
+ * named in inflight[SHM_IF_READY]; NULL: nobody waits. */
 struct shm_sudog *shm_sudog_claim(struct shm_ctx *c, struct shm_waitq *q)
 {
     while (q->first) {

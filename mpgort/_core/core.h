@@ -23,8 +23,8 @@ struct core_enc {
     uint8_t *p, *base, *end; /* write pointer, start and end of the buffer (grown by realloc) */
     uint64_t *h;             /* handle words in order of appearance: kind << 56 | offset */
     uint32_t nh, hcap;
-    /* What a block that the bytes will replace holds: words that are the same, from the first on, are
-     * not counted again, the block's references are theirs (cont.c). */
+    /* What a block that the bytes will replace holds: words that are the same, from the first on,
+     * are not counted again, the block's references are theirs (cont.c). */
     const uint64_t *had;
     uint32_t had_n, same;
     bool loose;       /* the bytes go where nobody counts references: handles are refused */
@@ -62,7 +62,8 @@ void core_chain_drop_kept(PyObject *root,
                           struct core_frames *f); /* leaves f empty, with its room */
 /* The handle words that bytes hold, while they are decoded: each makes one handle, which takes a
  * reference of its own; a word that is not there makes none. The bytes keep theirs until they are
- * dropped, so whatever instruction a death comes at, every reference stands somewhere (shm/reap.c). */
+ * dropped, so whatever instruction a death comes at, every reference stands somewhere
+ * (shm/reap.c). */
 struct core_words {
     uint64_t *w; /* 0: made a handle */
     uint32_t n, next;
@@ -75,9 +76,10 @@ void core_words_close(struct core_words *W);
  * at a fresh park request; *park receives it (borrowed; it lives on the leaf's stack).
  * W: here and below, the words of the bytes; NULL: they hold none. */
 PyObject *core_chain_decode(const uint8_t *p, size_t n, struct core_words *W, PyObject **park);
-/* Resumes the chain with `value` (borrowed) as the result of the awaited park, by fast-forward where
- * that is safe (frames.md §3), else through the park. As PyIter_Send: PYGEN_NEXT: *out is the new
- * park request (or a foreign object); PYGEN_RETURN: *out is the result; PYGEN_ERROR: exception set. */
+/* Resumes the chain with `value` (borrowed) as the result of the awaited park, by fast-forward
+ * where that is safe (frames.md §3), else through the park. As PyIter_Send: PYGEN_NEXT: *out is the
+ * new park request (or a foreign object); PYGEN_RETURN: *out is the result; PYGEN_ERROR: exception
+ * set. */
 PySendResult core_chain_send(PyObject *root, PyObject *park, PyObject *value, PyObject **out);
 /* Raises the given exception instance (borrowed) at the awaited park. */
 PySendResult core_chain_throw(PyObject *root, PyObject *park, PyObject *exc, PyObject **out);
@@ -89,8 +91,8 @@ int core_value_encode(PyObject *v, struct core_enc *e);
 int core_call_encode(PyObject *call, struct core_enc *e);
 PyObject *core_value_decode(const uint8_t *p, size_t n, struct core_words *W);
 /* The same bytes for the values that most messages are (None, bool, int, float, short str), without
- * what a blob needs that may hold anything: how many of at most `room` were written to p, 0: not such
- * a value. Decoding: NULL without an exception says the same. */
+ * what a blob needs that may hold anything: how many of at most `room` were written to p, 0: not
+ * such a value. Decoding: NULL without an exception says the same. */
 size_t core_value_encode_small(PyObject *v, uint8_t *p, size_t room);
 PyObject *core_value_decode_small(const uint8_t *p, size_t n);
 
@@ -143,8 +145,8 @@ extern core_park_try core_park_tries[CORE_PARK_KINDS];
 
 /* ---- hooks the codec calls ------------------------------------------------------------------- */
 
-/* Runtime handles (Chan, Goroutine, ...) cross as one word: kind << 56 | offset. Who counts what the
- * word refers to is the registrar's business (handle.c). */
+/* Runtime handles (Chan, Goroutine, ...) cross as one word: kind << 56 | offset. Who counts what
+ * the word refers to is the registrar's business (handle.c). */
 struct core_handle_type {
     PyTypeObject *type;
     uint8_t kind;                  /* 1..127, unique */
@@ -218,7 +220,8 @@ int core_detached(void); /* the same for a program that is not mapped any more *
 
 /* Worker: takes a P and runs goroutines until shutdown. 0, or -1 with an exception set. */
 int core_m_loop(CoreProg *prog);
-/* M0: runs fn(*args, **kwargs) as goroutine 1, at home; returns its value, or NULL and exception. */
+/* M0: runs fn(*args, **kwargs) as goroutine 1, at home;
+ * returns its value, or NULL and exception. */
 PyObject *core_main_loop(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs);
 /* Frees proc.c's state of a program that is detached (or in a forked child that is no M). */
 void core_proc_free(CoreProg *prog);

@@ -30,7 +30,7 @@ int core_raise(PyObject *exc)
     return -1;
 }
 
-/* ---- errors of the segment -------------------------------------------------------------------- */
+/* ---- errors of the segment ------------------------------------------------------------------- */
 
 static int raise_text(PyObject *cls, PyObject *text)
 {
@@ -110,15 +110,7 @@ int core_detached(void)
     return -1;
 }
 
-/* ---- ends ------------------------------------------------------------------------------------- */
-
-PyObject *core_died(const struct shm_val *v)
-{
-    struct shm_died d;
-    memcpy(&d, v->b, sizeof d);
-    return PyObject_CallFunction(core_err.make_death, "IiK", (unsigned)d.m, (int)d.status,
-                                 (unsigned long long)d.goid);
-}
+/* ---- ends ------------------------------------------------------------------------------------ */
 
 /* The panic that ended the program, as an exception object; NULL without one set: there is none. */
 PyObject *core_failure(CoreProg *prog)
@@ -147,7 +139,7 @@ PyObject *core_deadlock(struct core_proc *s)
                                  s->main_goexit ? Py_True : Py_False);
 }
 
-/* ---- the module's part ------------------------------------------------------------------------ */
+/* ---- the module's part ----------------------------------------------------------------------- */
 
 static PyObject *mod_hooks(PyObject *mod, PyObject *args)
 {

@@ -1,7 +1,8 @@
 /* goroutine.c — the face of a goroutine: go, spawn and its handle, gosched, sleep, goexit.
  *
- * A handle refers to the join object (shm/join.c): how the goroutine ended, and who waits. It lives on
- * its own counts, so a result stays for whoever comes late, and a handle can be sent anywhere. */
+ * A handle refers to the join object (shm/join.c): how the goroutine ended, and who waits. It lives
+ * on its own counts, so a result stays for whoever comes late, and a handle can be sent
+ * anywhere. */
 #include "proc.h"
 #include <stddef.h>
 
@@ -11,6 +12,14 @@ static struct shm_join *join_of(CoreHandle *h)
 }
 
 /* ---- results --------------------------------------------------------------------------------- */
+
+PyObject *core_died(const struct shm_val *v)
+{
+    struct shm_died d;
+    memcpy(&d, v->b, sizeof d);
+    return PyObject_CallFunction(core_err.make_death, "IiK", (unsigned)d.m, (int)d.status,
+                                 (unsigned long long)d.goid);
+}
 
 /* How the goroutine ended, as an exception object; NULL without one set: it has a value. */
 static PyObject *join_exception(CoreProg *prog, struct shm_join *j)

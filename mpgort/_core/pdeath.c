@@ -1,6 +1,6 @@
-/* pdeath.c — INV nothing-left: no process of a program outlives M0. The kernel sends a signal when a
- * process's parent dies (PR_SET_PDEATHSIG). The parent of a worker is the keeper, whose death alone
- * must not end it, so:
+/* pdeath.c — INV nothing-left: no process of a program outlives M0. The kernel sends a signal when
+ * a process's parent dies (PR_SET_PDEATHSIG). The parent of a worker is the keeper, whose death
+ * alone must not end it, so:
  *   1 the handler looks at M0's pidfd, which every process has inherited: readable, M0 is dead,
  *     _exit;
  *   2 M0 lives: the keeper was killed, init is the parent now and no further signal will come, so

@@ -249,6 +249,7 @@ int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs,
 /* The join object of the running goroutine, made if it has none (main, and what go has started);
  * borrowed. 0: exception. */
 shm_off core_self_join(struct core_proc *s);
+PyObject *core_died(const struct shm_val *v); /* goroutine.c: MDied, from what the reaper left */
 /* goroutine.c: spawn of fn, *args, **kwargs as a vectorcall has them; group: 0 or whose child. */
 PyObject *core_spawn_call(CoreProg *prog, shm_off group, PyObject *const *args, Py_ssize_t n,
                           PyObject *names);
@@ -306,7 +307,6 @@ int core_raise(PyObject *exc); /* sets it (owned; NULL: nothing); always -1 */
 /* What ended the program from elsewhere (a panic, a dead worker) as an exception object, or
  * NULL. */
 PyObject *core_failure(CoreProg *prog);
-PyObject *core_died(const struct shm_val *v); /* MDied, from what the reaper left */
 PyObject *core_deadlock(struct core_proc *s); /* the exception, with its dump */
 
 /* A park request for `op` with operand a (a new reference is taken; NULL allowed). */

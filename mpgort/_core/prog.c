@@ -357,7 +357,7 @@ static PyObject *prog_run_main(CoreProg *p, PyObject *args)
     return core_main_loop(p, fn, a, kw);
 }
 
-/* ---- the end of a program --------------------------------------------------------------------- */
+/* ---- the end of a program -------------------------------------------------------------------- */
 
 void core_prog_notify(struct shm_ctx *c, struct shm_m *m, uint32_t attn)
 {

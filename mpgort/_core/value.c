@@ -1,8 +1,9 @@
 /* value.c — Python values <-> struct shm_val: the codec, told which program it works for.
  *
- * The codec (codec.c) names code objects and handles in terms of one program; a thread may take part in
- * several (M0 with two Runtimes), so each use enters the program first. Handles in bytes count as
- * references on their objects: bytes that are not stored after all give them back (core_enc_undo). */
+ * The codec (codec.c) names code objects and handles in terms of one program; a thread may take
+ * part in several (M0 with two Runtimes), so each use enters the program first. Handles in bytes
+ * count as references on their objects: bytes that are not stored after all give them back
+ * (core_enc_undo). */
 #include "proc.h"
 
 /* Encoding and decoding name codes and handles in terms of one program. */
@@ -116,7 +117,8 @@ static PyObject *val_decode(CoreProg *prog, struct shm_ctx *c, const struct shm_
     return v;
 }
 
-/* *v: the value, or NULL with an exception set, of one that lies within 16 bytes. False: it does not. */
+/* *v: the value, or NULL with an exception set, of one that lies within 16 bytes. False: it does
+ * not. */
 static bool val_small(const struct shm_val *val, PyObject **v)
 {
     *v = NULL;
@@ -145,8 +147,8 @@ PyObject *core_val_take(CoreProg *prog, struct shm_val *val)
     return v;
 }
 
-/* In place, without a copy: who looks holds what holds the value, and an outcome is written once. A copy
- * would need room, and a full heap is when one wants to know how a goroutine ended. */
+/* In place, without a copy: who looks holds what holds the value, and an outcome is written once. A
+ * copy would need room, and a full heap is when one wants to know how a goroutine ended. */
 PyObject *core_val_peek(CoreProg *prog, const struct shm_val *val)
 {
     PyObject *v;
