@@ -13,12 +13,12 @@
  *   INV chan-no-idle    buffered: values in the ring: nobody waits to receive; room: nobody to send
  *   INV chan-fifo       values leave in the order in which they came, waiters as they came, and who
  *                       comes new never overtakes who waits
- *   INV one-place       a value is in exactly one of: its sender's hands, the g (or select block) of
- *                       a parked sender, a slot, the g of a woken receiver, its receiver's hands
+ *   INV one-place       a value is in exactly one of: its sender's hands, the g (or select block)
+ *                       of a parked sender, a slot, the g of a woken receiver, its receiver's hands
  *
  * THE ORDER OF LOOKS is Go's.
- *   send   closed: an error. A waiting receiver: straight into its g, past the ring (which is empty).
- *          Room: into the ring. Else wait.
+ *   send   closed: an error. A waiting receiver: straight into its g, past the ring (which is
+ *          empty). Room: into the ring. Else wait.
  *   recv   closed and empty: the end. A waiting sender: without a ring its value; with one (it is
  *          full) the head of the ring, and the sender's value to the tail. In the ring: its head.
  *          Else wait. A closed channel is looked at before its senders: they are woken to fail, in

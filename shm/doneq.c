@@ -1,21 +1,21 @@
 /* doneq.c — goroutines that have ended, in one queue: for somebody who waits for many.
  *
- * A join object (join.c) is for those who wait for one goroutine. Who has started a million and wants
- * each as it ends cannot park on a million objects; and a channel would not do: it is full at some
- * time, what has ended cannot wait for room, and a goroutine that a dead M ran sends nothing. So the
- * joins themselves are linked, and every end comes here, whatever it was: value, exception, kill,
- * the death of an M. The queue cannot be full and an end cannot be lost.
+ * A join object (join.c) is for those who wait for one goroutine. Who has started a million and
+ * wants each as it ends cannot park on a million objects; and a channel would not do: it is full at
+ * some time, what has ended cannot wait for room, and a goroutine that a dead M ran sends nothing.
+ * So the joins themselves are linked, and every end comes here, whatever it was: value, exception,
+ * kill, the death of an M. The queue cannot be full and an end cannot be lost.
  *
- *   attach   before the goroutine is made runnable: the queue gets a reference on the join, the join
- *            one on the queue
+ *   attach   before the goroutine is made runnable: the queue gets a reference on the join, the
+ *            join one on the queue
  *   put      by shm_join_finish(), after the state is final: linked and a waiter woken, in one
  *            transaction. Done again by a reaper (IF_DRAIN names the join) it changes nothing:
  *            `dlisted` says how far it came.
- *   take     unlinked; the queue's reference on the join is the taker's, the join's one on the queue
- *            is given back
+ *   take     unlinked; the queue's reference on the join is the taker's, the join's one on the
+ *            queue is given back
  *
- * A waiter is handed nothing: it is woken and looks again. Waiters beyond the first are woken by the
- * taker, who leaves something behind. */
+ * A waiter is handed nothing: it is woken and looks again. Waiters beyond the first are woken by
+ * the taker, who leaves something behind. */
 #include "internal.h"
 
 enum { DQ_NO = 0, DQ_LINKED = 1, DQ_TAKEN = 2 }; /* join->dlisted */

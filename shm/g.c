@@ -26,10 +26,10 @@
  * (an endless spin for a corpse is what Go never has to fear).
  *
  * INV one-waker: the wait word is (epoch, armed) while somebody may wake the G, and the CAS to
- * (epoch, claimed by M) decides who does. The epoch counts the waits of the SLOT and is never reset:
- * a sudog or timer entry left over from an earlier wait, also of an earlier goroutine in the same
- * slot, never matches again. (Sudogs keep 32 bits of it: four thousand million waits.) The claimed
- * word stays until the next arming, so a reaper sees whom a dead claimer had in hand.
+ * (epoch, claimed by M) decides who does. The epoch counts the waits of the SLOT and is never
+ * reset: a sudog or timer entry left over from an earlier wait, also of an earlier goroutine in the
+ * same slot, never matches again. (Sudogs keep 32 bits of it: four thousand million waits.) The
+ * claimed word stays until the next arming, so a reaper sees whom a dead claimer had in hand.
  *
  *     parker                                     waker
  *     1 continuation, value, reason into g       1 claim: CAS (epoch, armed) -> (epoch, claimed)
@@ -40,8 +40,9 @@
  * and goes away; the parker arms, then looks for the mark (tag: cancel).
  *
  * FREE SLOTS go through a magazine of the M (64 indices, no lock) and a central list, half a
- * magazine at a time. A slot is all the time in exactly one of: a magazine, the central list, beyond
- * g_next, in use, or named in inflight[SHM_IF_NEW] or curg of the M that is just moving it. */
+ * magazine at a time. A slot is all the time in exactly one of: a magazine, the central list,
+ * beyond g_next, in use, or named in inflight[SHM_IF_NEW] or curg of the M that is just moving
+ * it. */
 #include "internal.h"
 
 #define BATCH (SHM_MAG / 2)

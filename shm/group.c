@@ -2,23 +2,24 @@
  *
  * asyncio.TaskGroup's rules, kept where every M can reach them, so that a child may spawn into its
  * group from wherever it runs, and a child that is killed or dies with its M counts like one that
- * fails. Rejected: a coordinator goroutine with a channel of reports (a killed child reports nothing),
- * and a list of handles in the parent's frame (a parent with a thousand children would be heavy).
+ * fails. Rejected: a coordinator goroutine with a channel of reports (a killed child reports
+ * nothing), and a list of handles in the parent's frame (a parent with a thousand children would be
+ * heavy).
  *
  *   child starts    shm_group_add(): into kids, pending + 1. With a limit it is let in there, or
  *                   later, in the order of the spawns; `next` is the first in kids that is not. On
  *                   its first turn it asks shm_group_admit(), and parks if it is not yet let in.
  *   child ends      shm_join_finish() calls shm_group_done(): out of kids, its place to `next`; a
  *                   failure into errs. The first failure aborts. The last end wakes the parent.
- *   abort           every child is cancelled, one by one: the lock is not held while a wait is ended,
- *                   for that takes a channel's lock. A child that fails then is one more error.
- *                   While the parent is still in the block's body, it is cancelled too.
+ *   abort           every child is cancelled, one by one: the lock is not held while a wait is
+ *                   ended, for that takes a channel's lock. A child that fails then is one more
+ *                   error. While the parent is still in the block's body, it is cancelled too.
  *   parent ends     without leaving the block (killed, its M died): shm_group_orphan() aborts.
  *
- * INV told-once: join->group is set until the group has counted the end of that child; both change in
- * one transaction. So a reaper may call shm_group_done() again.
- * An M that dies in an abort leaves `aborting` set and the child it had in hand in `cancelling`;
- * it names the group in inflight[SHM_IF_DRAIN], and shm_group_drain() goes on. */
+ * INV told-once: join->group is set until the group has counted the end of that child; both change
+ * in one transaction. So a reaper may call shm_group_done() again. An M that dies in an abort
+ * leaves `aborting` set and the child it had in hand in `cancelling`; it names the group in
+ * inflight[SHM_IF_DRAIN], and shm_group_drain() goes on. */
 #include "internal.h"
 
 static struct shm_group *group_at(const struct shm_ctx *c, shm_off off)
@@ -92,7 +93,8 @@ int shm_group_new(struct shm_ctx *c, uint32_t limit, shm_off *out)
     return SHM_OK;
 }
 
-/* At the last unref: every child has ended (it holds a reference), nobody is in the block (as well). */
+/* At the last unref: every child has ended (it holds a reference),
+ * nobody is in the block (as well). */
 void shm_group_free(struct shm_ctx *c, shm_off off)
 {
     shm_off j;
@@ -180,9 +182,9 @@ static bool failed(struct shm_join *j)
     return state == SHM_J_ERROR || state == SHM_J_KILLED || state == SHM_J_DIED;
 }
 
-/* The lock held. The next child is let in, if there is a place for it, and claimed, if it waits for that:
- * then the caller readies it. 0: nobody to be readied. In an abort nobody is let in: who still waits is
- * cancelled where he waits, and never begins. */
+/* The lock held. The next child is let in, if there is a place for it, and claimed, if it waits for
+ * that: then the caller readies it. 0: nobody to be readied. In an abort nobody is let in: who
+ * still waits is cancelled where he waits, and never begins. */
 static shm_gref admit_next(struct shm_ctx *c, struct shm_group *gr)
 {
     struct shm_join *j = gr->next ? join_at(c, gr->next) : NULL;

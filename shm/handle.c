@@ -8,26 +8,29 @@
  * stands in the segment, in his table, and his reaper gives it back slot by slot. It is a table and
  * not a counter per object and M because handles are few and objects may be a million.
  *
- * THE TABLE is words: the offset of an object, or FREE | next free slot + 1. The first few lie in the M,
- * so that a worker that comes up in a full heap can begin what waits for it; then it is a heap block. It
- * grows by copying into a block of twice the size; where it is and how large it is change in one tx.
+ * THE TABLE is words: the offset of an object, or FREE | next free slot + 1. The first few lie in
+ * the M, so that a worker that comes up in a full heap can begin what waits for it; then it is a
+ * heap block. It grows by copying into a block of twice the size; where it is and how large it is
+ * change in one tx.
  *
- * IN HAND. Every reference stands somewhere: in a slot, in bytes, in an object. On its way from one place
- * to the next it is in the hand of an M, m->hand, from the transaction that takes it out of one to the one
- * that stores it in the other: a new object's first (m->hand_join: the one that a join's goroutine gets),
- * that of a handle let go of, that of an object which goes on another. So a reaper finds it stored, or in
- * the hand, and gives it back. One word is enough for what an M does in a row.
+ * IN HAND. Every reference stands somewhere: in a slot, in bytes, in an object. On its way from one
+ * place to the next it is in the hand of an M, m->hand, from the transaction that takes it out of
+ * one to the one that stores it in the other: a new object's first (m->hand_join: the one that a
+ * join's goroutine gets), that of a handle let go of, that of an object which goes on another. So a
+ * reaper finds it stored, or in the hand, and gives it back. One word is enough for what an M does
+ * in a row.
  *
- * THE LAST reference. Who finds that it is his names the object in m->going, then moves refs from 1 to 0 by
- * CAS: so a named one with refs 0 is his to free, with refs above 0 he still has his reference. What frees
- * an object takes its parts out of it one by one, each in a transaction that says where it is now, so that
- * a reaper goes on with it; the last one makes the block the M's own and takes the name back. An object may
- * hold the last reference of another, so the names are a stack. Weak references look for refs > 0, under a
- * lock that who frees has to take (timers, contexts).
+ * THE LAST reference. Who finds that it is his names the object in m->going, then moves refs from 1
+ * to 0 by CAS: so a named one with refs 0 is his to free, with refs above 0 he still has his
+ * reference. What frees an object takes its parts out of it one by one, each in a transaction that
+ * says where it is now, so that a reaper goes on with it; the last one makes the block the M's own
+ * and takes the name back. An object may hold the last reference of another, so the names are a
+ * stack. Weak references look for refs > 0, under a lock that who frees has to take (timers,
+ * contexts).
  *
- * WHAT IS LOST: a reference that was just taken (shm_obj_ref()) and is not stored yet, and one that is given
- * back beside others, in the instruction between the hand and the count. Then the count is too high, the
- * object stays to the program's end. It is never too low. */
+ * WHAT IS LOST: a reference that was just taken (shm_obj_ref()) and is not stored yet, and one that
+ * is given back beside others, in the instruction between the hand and the count. Then the count is
+ * too high, the object stays to the program's end. It is never too low. */
 #include "internal.h"
 
 #define FREE (1ULL << 63)

@@ -26,9 +26,10 @@
  * declares free what stands in the magazine or the bump span, then frees what is allocated and the
  * M's; no block is lost and none is free twice.
  *
- * SCRUB, an option: continuations and messages may hold secrets. What is freed is overwritten, and so is
- * what leaves a value in place (val_leaves(), a channel's slot), what an undo log keeps after its
- * commit, and the rest of a block that is written anew. Pages given back are the system's to clear.
+ * SCRUB, an option: continuations and messages may hold secrets. What is freed is overwritten, and
+ * so is what leaves a value in place (val_leaves(), a channel's slot), what an undo log keeps after
+ * its commit, and the rest of a block that is written anew. Pages given back are the system's to
+ * clear.
  *
  * MEMORY IS GIVEN BACK. Of a free run only the first page, with its header, is backed: the others
  * are holes. They are punched before the run is linked, while it still belongs to who frees it, so
@@ -544,8 +545,9 @@ static int bytes_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32
     return SHM_OK;
 }
 
-/* A value that stands in the segment is this M's before it is named no more: whatever the instruction
- * a death comes at, one of the two names the block. The way of a value out of the segment. */
+/* A value that stands in the segment is this M's before it is named no more: whatever the
+ * instruction a death comes at, one of the two names the block. The way of a value out of the
+ * segment. */
 static bool val_leaves(struct shm_ctx *c, struct shm_val *v, shm_off *off)
 {
     bool heap = v->tag == SHM_VAL_HEAP;
@@ -692,7 +694,8 @@ void shm_gcont_drop(struct shm_ctx *c, struct shm_g *g)
         shm_cont_drop(c, off, g->cont_len);
 }
 
-/* If this M dies in here, the block is its own: its words are given back, nobody reads its bytes. */
+/* If this M dies in here, the block is its own:
+ * its words are given back, nobody reads its bytes. */
 bool shm_cont_rewrite(struct shm_ctx *c, shm_off off, const void *bytes, uint32_t len)
 {
     const struct shm_blk *b = live_blk(c, off, "rewrite");

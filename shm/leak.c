@@ -1,31 +1,34 @@
 /* leak.c — a partial deadlock: parked goroutines that nothing reachable can ever ready.
  *
- * A goroutine that waits on an object (channel, lock, another goroutine's end, a group) goes on only if
- * somebody does something to that object, or cancels it by its handle; and for that he must have
- * a handle. All handles are counted (handle.c). So:
+ * A goroutine that waits on an object (channel, lock, another goroutine's end, a group) goes on
+ * only if somebody does something to that object, or cancels it by its handle; and for that he must
+ * have a handle. All handles are counted (handle.c). So:
  *
  *   1 Every light goroutine parked in such a wait is a CANDIDATE. All it holds stands in its
  *     continuation, and is found there: an object's references are either INSIDE (found in
  *     candidates, and in the objects that they lead to) or held by somebody else.
  *   2 An object with references that are not inside can be reached by what is no candidate: a
- *     goroutine that runs, is runnable, asleep or at home (main), a timer, a thread, a process outside,
- *     a message on its way. It is LIVE. So is what a timer will move.
+ *     goroutine that runs, is runnable, asleep or at home (main), a timer, a thread, a process
+ *     outside, a message on its way. It is LIVE. So is what a timer will move.
  *   3 Live spreads along edges: from an object to who waits on it and to what it holds (a buffer's
  *     values, a group's children, a context's children), from a goroutine to what it holds.
  *   4 Candidates that are not live never run again: the leaks.
  *
- * IN DOUBT LIVE. References that nobody accounts for (a handle Python has not yet dropped, one that a dead
- * M leaked, a wait this file does not know) count as somebody else's. So what is at home
+ * IN DOUBT LIVE. References that nobody accounts for (a handle Python has not yet dropped, one that
+ * a dead M leaked, a wait this file does not know) count as somebody else's. So what is at home
  * (MPGORT_MIGRATE=never: everybody) is never reported, nor what an M that answers late keeps warm.
  *
- * NOBODY IS STOPPED. The walk is done twice; what was not found the second time just as it was the first,
- * with the same wait, the same references and the same edges, is live. Why that is enough: a set that is
- * closed (no reference from outside) at one moment is closed for ever. If it was not at the moment
- * between the walks, then either an object had a reference more than was read before and after, or a
- * message was missing from a buffer that held it before and after: somebody worked on that buffer
- * meanwhile, so had a handle on it, from where? From what he holds for longer, which both walks count as
- * not inside; or from a wait that he has left, and a second wait is another one.
- * As in check.c, nothing is trusted: what is followed may have been freed; the second walk finds out. */
+ * NOBODY IS STOPPED. The walk is done twice; what was not found the second time just as it was the
+ * first, with the same wait, the same references and the same edges, is live. Why that is enough: a
+ * set that is closed (no reference from outside) at one moment is closed for ever. If it was not at
+ * the moment between the walks, then either an object had a reference more than was read before and
+ * after, or a message was missing from a buffer that held it before and after: somebody worked on
+ * that buffer meanwhile, so had a handle on it, from where? From what he holds for longer, which
+ * both walks count as not inside; or from a wait that he has left, and a second wait is another
+ * one.
+ *
+ * As in check.c, nothing is trusted: what is followed may have been freed; the second walk finds
+ * out. */
 #include "internal.h"
 
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* lock_futex.c — locks that know their owner, and notes; both on shared futexes.
  *
- * THE LOCK WORD   0: free; else  waiters (bit 31) | epoch of the owner's slot (15 bits) | M slot + 1
+ * THE LOCK WORD  0: free; else waiters (bit 31) | epoch of the owner's slot (15 bits) | M slot + 1
  *
  *   lock    1 name the word in m->held[]       so that a reaper finds it whatever comes next
  *           2 CAS 0 -> mine                     or: set the waiters bit and sleep on the word
@@ -10,24 +10,25 @@
  * the reaper leaves it. So each of the four gaps is safe to die in. Who was asleep takes the lock
  * with the waiters bit set: others may sleep behind it, and one needless wake is the price.
  *
- * A SET (a select of thousands of channels) has its words in a list of its own, which m->lockset names
- * instead of each word. The list may stand in what the locks guard, and be gone as soon as the last is
- * given back. So the first of the set, which is given back last, comes to m->held before that.
+ * A SET (a select of thousands of channels) has its words in a list of its own, which m->lockset
+ * names instead of each word. The list may stand in what the locks guard, and be gone as soon as
+ * the last is given back. So the first of the set, which is given back last, comes to m->held
+ * before that.
  *
  * INV only-the-dead: a waiter never takes a lock from its owner, dead or not. What the owner was
  * doing has to be undone first, and only the reaper does that (undo.c), once, knowing by a pidfd
- * that the process has ended. A waiter sleeps at most BOUND at a time; if it then sees that the owner
- * has ended, it tells the keeper, and sleeps on. An owner that is stopped or swapped out is waited for.
- * The keeper itself, and M0 while no keeper lives (it is M0 that makes another), would wait for
- * themselves: they do that part of the reaping here which needs no lock, shm_reap_locks().
+ * that the process has ended. A waiter sleeps at most BOUND at a time; if it then sees that the
+ * owner has ended, it tells the keeper, and sleeps on. An owner that is stopped or swapped out is
+ * waited for. The keeper itself, and M0 while no keeper lives (it is M0 that makes another), would
+ * wait for themselves: they do that part of the reaping here which needs no lock, shm_reap_locks().
  *
  * Rejected: pthread mutexes with PTHREAD_MUTEX_ROBUST. The kernel hands the lock of a dead owner to
  * the next waiter at once, that is, to an M that would have to repair what it does not know.
  *
  * THE NOTE is Go's: an event that happens once, until it is cleared. 0 clear, 1 set, 2 somebody
- * sleeps. The word says whether there is anybody to wake, so a wakeup of an awake M is one exchange.
- * A waker that dies after it has left a sleeper with a word that says 1: its reaper wakes all sleepers,
- * whatever their words say.
+ * sleeps. The word says whether there is anybody to wake, so a wakeup of an awake M is one
+ * exchange. A waker that dies after it has left a sleeper with a word that says 1: its reaper wakes
+ * all sleepers, whatever their words say.
  *
  * The futexes are shared (no FUTEX_PRIVATE_FLAG): the key is the page of the object, not the
  * address, so every process finds the same queue whatever its base address. */

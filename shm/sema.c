@@ -1,45 +1,50 @@
-/* sema.c — what sync is made of: a state, those who wait for it to change, and one way to let them on.
+/* sema.c — what sync is made of: a state, those who wait for it to change,
+ * and one way to let them on.
  *
- * Go builds sync on a semaphore queue hashed by address (runtime/sema.go). Here every object has its
- * queue: it is in shared memory anyway, and a queue of one's own needs no search. RWMutex, WaitGroup,
- * Once, Cond and Semaphore have one shape:
+ * Go builds sync on a semaphore queue hashed by address (runtime/sema.go). Here every object has
+ * its queue: it is in shared memory anyway, and a queue of one's own needs no search. RWMutex,
+ * WaitGroup, Once, Cond and Semaphore have one shape:
  *
  *     lock; if it may go on now: grant, in one transaction; else join the queue and park
  *     lock; change the state, in one transaction; settle: whoever may go now is let on
  *
  * so a primitive is two questions: may someone who comes now go on (may_go), and who of those who
- * wait is next (next_queue). What is granted is granted to the waiter before it runs (a hand-off), so
- * nobody overtakes and nobody wakes in vain. A Mutex alone lets newcomers in first (mutex.c).
+ * wait is next (next_queue). What is granted is granted to the waiter before it runs (a hand-off),
+ * so nobody overtakes and nobody wakes in vain. A Mutex alone lets newcomers in first (mutex.c).
  *
- * SETTLE claims the first that may go (INV one-waker), writes grant, ok and unlink in one transaction,
- * and goes on until nobody may or a batch is full; then it gives the lock back and readies them. It
- * is a function of the state alone, so anybody may do it at any time: an M that dies between two
- * batches, or a waiter that was cancelled, leaves something for settle to do, never something lost.
+ * SETTLE claims the first that may go (INV one-waker), writes grant, ok and unlink in one
+ * transaction, and goes on until nobody may or a batch is full; then it gives the lock back and
+ * readies them. It is a function of the state alone, so anybody may do it at any time: an M that
+ * dies between two batches, or a waiter that was cancelled, leaves something for settle to do,
+ * never something lost.
  *
- *   INV sync-settled   with the lock free, nobody waits who may go: but for what a canceller, or the
- *                      M in the middle of its batches, is about to settle
+ *   INV sync-settled   with the lock free, nobody waits who may go: but for what a canceller, or
+ *                      the M in the middle of its batches, is about to settle
  *
  * WHO MAY GO
- *   RWMutex     as Go's: a writer that waits keeps new readers out; at a writer's end the readers that
- *               wait by then (ticket < notify) go first, at the last reader's end the first writer
- *   WaitGroup   those who came before the counter was 0 (ticket < notify): a later round that begins
- *               while they are being woken is none of their business
+ *   RWMutex     as Go's: a writer that waits keeps new readers out; at a writer's end the readers
+ *               that wait by then (ticket < notify) go first, at the last reader's end the first
+ *               writer
+ *   WaitGroup   those who came before the counter was 0 (ticket < notify): a later round that
+ *               begins while they are being woken is none of their business
  *   Cond        those who came before the broadcast, likewise; signal takes the first by itself
  *   Once        all, when it is done
  *   Semaphore   the first, if what it wants is free: a large one is not starved by small ones
  *
- * A WAITER'S MARK (ticket, or what it wants) stands in the value of its g, which holds none meanwhile.
+ * A WAITER'S MARK (ticket, or what it wants) stands in the value of its g, which holds none
+ * meanwhile.
  *
  * A CANCELLED WAITER leaves the queue by its canceller and settles when it runs (shm_sema_left): it
- * may have stood in the way of those behind. Rejected: settling by the canceller, which has a claimed
- * G in its hand already.
+ * may have stood in the way of those behind. Rejected: settling by the canceller, which has a
+ * claimed G in its hand already.
  *
- * WHO HOLDS IT. Mutex, RWMutex and Once know their holder's goid, a RWMutex its readers' too (as far
- * as there is memory for their names: who is not named is only counted). A reaper tells them of each
- * goroutine that died with its M (shm_sema_reap); the lock is then dead (INV owner-died): all who wait
- * and all who come get SHM_EOWNER until somebody, who has looked after what it protects, recovers it.
- * All objects are in one list for this. Rejected: to find the dead holder when somebody waits; a goid
- * that is gone may as well have ended in peace, which is legal (Go's locks belong to no goroutine). */
+ * WHO HOLDS IT. Mutex, RWMutex and Once know their holder's goid, a RWMutex its readers' too (as
+ * far as there is memory for their names: who is not named is only counted). A reaper tells them of
+ * each goroutine that died with its M (shm_sema_reap); the lock is then dead (INV owner-died): all
+ * who wait and all who come get SHM_EOWNER until somebody, who has looked after what it protects,
+ * recovers it. All objects are in one list for this. Rejected: to find the dead holder when
+ * somebody waits; a goid that is gone may as well have ended in peace, which is legal (Go's locks
+ * belong to no goroutine). */
 #include "internal.h"
 
 #define FIRST_HOLDERS 7 /* with their count a block of 64 bytes */

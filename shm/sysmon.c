@@ -27,7 +27,8 @@
  * it.
  *
  * The keeper's m->spinning says idle while it polls, busy while it acts on what it saw (also
- * between two calls, when its caller reaps): a deadlock is not declared over its head (deadlock.c). */
+ * between two calls, when its caller reaps): a deadlock is not declared over its head
+ * (deadlock.c). */
 #include "internal.h"
 
 #include <fcntl.h>

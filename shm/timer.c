@@ -1,31 +1,32 @@
 /* timer.c — sleeping: a heap of times per P.
  *
- * Each P has a 4-ary heap (Go's, runtime/time.go: shallower than a binary one, and four children are
- * 96 bytes in a row), under a lock of its own. An M puts its timers on its P; any M may run what is
- * due on any P, and all do, so a timer does not depend on one M being awake: the owner's schedule,
- * a thief's last pass, the poller (the idle M that sleeps until the next timer), the keeper.
- * timer0_when repeats the first entry's time outside the lock: with nothing due, looking costs one
- * load.
+ * Each P has a 4-ary heap (Go's, runtime/time.go: shallower than a binary one, and four children
+ * are 96 bytes in a row), under a lock of its own. An M puts its timers on its P; any M may run
+ * what is due on any P, and all do, so a timer does not depend on one M being awake: the owner's
+ * schedule, a thief's last pass, the poller (the idle M that sleeps until the next timer), the
+ * keeper. timer0_when repeats the first entry's time outside the lock: with nothing due, looking
+ * costs one load.
  *
- * WHO IS IN THE HEAP KNOWS WHERE (sudog.next of a sleeper is its index), so an entry is taken out at
- * once when its wait is cancelled. Go's former way, to leave it and to skip it when its time comes,
- * was rejected: a heap of dead entries needs counting and sweeping, wakes Ms for nothing, and keeps
- * the program from seeing that all goroutines are asleep for as long as a cancelled timeout would
- * have run. A move in the heap costs a store into another g instead.
+ * WHO IS IN THE HEAP KNOWS WHERE (sudog.next of a sleeper is its index), so an entry is taken out
+ * at once when its wait is cancelled. Go's former way, to leave it and to skip it when its time
+ * comes, was rejected: a heap of dead entries needs counting and sweeping, wakes Ms for nothing,
+ * and keeps the program from seeing that all goroutines are asleep for as long as a cancelled
+ * timeout would have run. A move in the heap costs a store into another g instead.
  *
- * BESIDE SLEEPERS stand nodes (struct shm_tnode): of a timer with a channel (ticker.c), of a context's
- * deadline (context.c). Their entries hold no reference: who frees the object takes the node out, under
- * the heap's lock. A node keeps to one P, so a lock that was taken for it is the right one.
+ * BESIDE SLEEPERS stand nodes (struct shm_tnode): of a timer with a channel (ticker.c), of a
+ * context's deadline (context.c). Their entries hold no reference: who frees the object takes the
+ * node out, under the heap's lock. A node keeps to one P, so a lock that was taken for it is the
+ * right one.
  *
  * A SLEEPER IS A WAITER LIKE ANY OTHER (sudog.c): linked, waiting, armed, in this order, under the
  * heap's lock; claimed before it is taken out; readied after the lock is given back. A canceller
  * that has claimed and not yet come for the lock leaves an entry that cannot be claimed: who runs
  * the timers takes it out, and the canceller finds it unlinked.
  *
- * BORN ASLEEP is the goroutine of after_func: complete, not started, in the heap. It is due like any
- * other sleeper, at no cost to who runs the timers, and stopping it is cancelling its wait. Its ok says
- * "cancelled" from the start, until it is due: in whatever step its maker or who stops it may die, it
- * begins when it is due or, begun before that, ends at once (the binding looks at ok).
+ * BORN ASLEEP is the goroutine of after_func: complete, not started, in the heap. It is due like
+ * any other sleeper, at no cost to who runs the timers, and stopping it is cancelling its wait. Its
+ * ok says "cancelled" from the start, until it is due: in whatever step its maker or who stops it
+ * may die, it begins when it is due or, begun before that, ends at once (the binding looks at ok).
  *
  * Every change is one transaction: at most 16 levels (4^16 entries), 4 stores each. */
 #include "internal.h"
@@ -199,7 +200,8 @@ int shm_sleep_park(struct shm_ctx *c, shm_gref r, uint64_t when_ns)
         shm_park_commit(c, r, SHM_WR_SLEEP, epoch);
         return SHM_PARKED;
     }
-    /* Due already: the others have their turn, as in Gosched. (A thread that is no M has no turn.) */
+    /* Due already: the others have their turn, as in Gosched.
+     * (A thread that is no M has no turn.) */
     if (when_ns <= shm_now_ns() && !(g->flags & SHM_GF_OUTSIDE)) {
         shm_retry_leave(c);
         shm_gosched(c, r);
@@ -247,7 +249,8 @@ int shm_sleep_born(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t when
     return SHM_OK;
 }
 
-/* Nobody but who runs timers may claim r meanwhile, so under the lock an armed wait is a linked one. */
+/* Nobody but who runs timers may claim r meanwhile,
+ * so under the lock an armed wait is a linked one. */
 bool shm_sleep_move(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t epoch,
                     uint64_t when_ns)
 {

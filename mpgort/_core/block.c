@@ -2,12 +2,12 @@
  *
  * Their C stack cannot move, so what parks is a G that stands for the thread (SHM_GF_OUTSIDE): the
  * running goroutine's own, or a fresh one for a thread that is no M. Its waker sets the status and
- * wakes the futex that the status word is. A worker hands its P over first, so that what it waits for
- * can run. With procs=0 there is no other M, so the loop is entered again below the waiting call: it
- * ends when the waiting G is ready. One stack, so the calls return in the reverse order of their
- * waits: a G that is readied while another one's nested loop lies on top of it is parked again with
- * its result in it (`ready`) until that one has returned. If that one can only go on after it, this
- * is a deadlock and reported as one; with procs >= 1 it is not.
+ * wakes the futex that the status word is. A worker hands its P over first, so that what it waits
+ * for can run. With procs=0 there is no other M, so the loop is entered again below the waiting
+ * call: it ends when the waiting G is ready. One stack, so the calls return in the reverse order of
+ * their waits: a G that is readied while another one's nested loop lies on top of it is parked
+ * again with its result in it (`ready`) until that one has returned. If that one can only go on
+ * after it, this is a deadlock and reported as one; with procs >= 1 it is not.
  *
  * Meanwhile the G is at home here (home_m1): if this M dies, its reaper ends it. */
 #include "proc.h"
@@ -136,8 +136,8 @@ static void linger(const struct shm_ctx *c, struct shm_g *g, uint64_t st)
     while (shm_now_ns() < end);
 }
 
-/* Whether the wait is to end without what it waits for: a signal's exception, a panic, the end of the
- * program, a report, a deadlock. -1: exception. */
+/* Whether the wait is to end without what it waits for: a signal's exception, a panic, the end of
+ * the program, a report, a deadlock. -1: exception. */
 static int look_up(CoreProg *prog, struct shm_ctx *c)
 {
     if (PyErr_CheckSignals() < 0)

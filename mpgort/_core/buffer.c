@@ -1,10 +1,10 @@
-/* buffer.c — arrays cross without a copy: the handle of a shared block of bytes, and how picklers use
- * it.
+/* buffer.c — arrays cross without a copy: the handle of a shared block of bytes, and how picklers
+ * use it.
  *
- * A Buffer is a handle (handle.c) that exports its block by the buffer protocol. What is built on it,
- * a memoryview, a NumPy array, a slice of one, keeps it alive, so the block lives as long as the last
- * of them in any process. Of its two kinds one is FROZEN: written once by who sent it, read-only from
- * then on; the other is SHARED (mpgort.shared): writable by all.
+ * A Buffer is a handle (handle.c) that exports its block by the buffer protocol. What is built on
+ * it, a memoryview, a NumPy array, a slice of one, keeps it alive, so the block lives as long as
+ * the last of them in any process. Of its two kinds one is FROZEN: written once by who sent it,
+ * read-only from then on; the other is SHARED (mpgort.shared): writable by all.
  *
  * IN A PICKLE. Protocol 5 hands over what is large as a PickleBuffer, and asks for a persistent id
  * first, as for every object. So a buffer needs no machinery but that of handles within pickles
@@ -15,12 +15,12 @@
  *   other memory, a move  stays in the pickle, and counts towards the goroutine's budget: its own
  *                         array is to be its own, and writable, wherever it goes on
  *
- * Rejected: to give bytes and bytearray the same way. They would arrive as something that is neither.
- * Who wants that sends memoryview(b), which arrives as a read-only memoryview.
+ * Rejected: to give bytes and bytearray the same way. They would arrive as something that is
+ * neither. Who wants that sends memoryview(b), which arrives as a read-only memoryview.
  *
- * THE MAPPING outlives its program while a Buffer that was ever exported lives (CoreProg.exports): a
- * result that is an array can be used after the end of the run that made it. Not only while an export
- * is out: NumPy keeps the object, and lets go of the export. */
+ * THE MAPPING outlives its program while a Buffer that was ever exported lives (CoreProg.exports):
+ * a result that is an array can be used after the end of the run that made it. Not only while an
+ * export is out: NumPy keeps the object, and lets go of the export. */
 #include "codec.h"
 #include "proc.h"
 #include <stddef.h>

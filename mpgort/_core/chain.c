@@ -6,11 +6,12 @@
  *   3  drop the references. The empty coroutine object itself is kept as a shell, a few per code
  *      object, to be filled by the next decode: that saves its allocation and its GC tracking.
  *
- * FAST-FORWARD. Resuming through the park costs a call into the park, and on 3.12 on a StopIteration
- * for each value. Instead the park is taken off the leaf's stack, the leaf's position moved to where
- * SEND leaves to, and the value sent: it is pushed exactly where SEND's result belongs. This skips one
- * RESUME instruction, so it is done only when no tool was switched on meanwhile (tool_is_watching).
- * Nothing is ever thrown into a frame that was moved on so: its handler depth would be off by one. */
+ * FAST-FORWARD. Resuming through the park costs a call into the park, and on 3.12 on a
+ * StopIteration for each value. Instead the park is taken off the leaf's stack, the leaf's position
+ * moved to where SEND leaves to, and the value sent: it is pushed exactly where SEND's result
+ * belongs. This skips one RESUME instruction, so it is done only when no tool was switched on
+ * meanwhile (tool_is_watching). Nothing is ever thrown into a frame that was moved on so: its
+ * handler depth would be off by one. */
 #include "codec.h"
 
 bool fast_forward_on = true;

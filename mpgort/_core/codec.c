@@ -1,7 +1,7 @@
 /* codec.c — values <-> tagged bytes: the builtin types, identity, and who may not be copied.
  *
- * The format is in codec.h. Here are the hot types; codec_types.c, codec_call.c and codec_iter.c have
- * the rarer ones, codec_handle.c says which are which and has the handles, codec_exc.c
+ * The format is in codec.h. Here are the hot types; codec_types.c, codec_call.c and codec_iter.c
+ * have the rarer ones, codec_handle.c says which are which and has the handles, codec_exc.c
  * exceptions, codec_pickle.c what is left to pickle, frame.c the frames.
  *
  * SPEED. A store through uint8_t * may alias anything, so a write pointer kept in a struct would be
@@ -13,8 +13,8 @@
  * the blob. So the encoder counts the visits of each remembered object that is mutable, or leads to
  * something that is (a tuple with a list in it), and compares with the reference count at the end.
  * One with more references than visits is shared with somebody outside:
- *   1  it is the value of a module's global variable: it goes by that name (a further try writes the
- *      name; from then on the first try does);
+ *   1  it is the value of a module's global variable: it goes by that name (a further try writes
+ *      the name; from then on the first try does);
  *   2  the surplus comes from what does not travel and vanishes with the original: the functions
  *      that the frames were made from, dead frames that a traceback keeps (codec_exc.c counts);
  *   3  else the goroutine is pinned, naming the local.
@@ -622,8 +622,8 @@ static PyObject *enc_function_of_cell(struct enc *E, PyObject *cell)
 }
 
 /* INV unobservable: everything mutable in the blob is referred to from within it alone. After the
- * pickle, for what refers to what inside of it is known only then. The list of what was pickled counts
- * as one of the places where the pickler met its objects. */
+ * pickle, for what refers to what inside of it is known only then. The list of what was pickled
+ * counts as one of the places where the pickler met its objects. */
 static int check_closed(struct enc *E)
 {
     for (uint32_t i = 0; i < E->n_memo; i++) {

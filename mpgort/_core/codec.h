@@ -1,16 +1,19 @@
-/* codec.h — what frame.c, chain.c and the codec_*.c files share: the format, the encoder, the decoder.
+/* codec.h — what frame.c, chain.c and the codec_*.c files share:
+ * the format, the encoder, the decoder.
  *
  * THE FORMAT. A blob is `magic, BLOB_*, body`, and if that says so `pickle, its length (4 bytes)`.
  * The body is one value; a value is a tag byte and what the tag says follows. Numbers are
- * little-endian, counts are varints (seven bits a byte). Bit 7 of a tag, TAG_MEMO, says "remember this one": the n-th remembered object is what
- * TAG_REF n means later, so identity and cycles inside one blob survive. Only an object that somebody
- * else refers to as well (reference count > 1) can be met twice, so only those are remembered.
- * A container is made and remembered before its items are read; what must be complete to exist
- * (frozenset, range, slice) is remembered after, and a reference to it from within is refused.
+ * little-endian, counts are varints (seven bits a byte). Bit 7 of a tag, TAG_MEMO, says "remember
+ * this one": the n-th remembered object is what TAG_REF n means later, so identity and cycles
+ * inside one blob survive. Only an object that somebody else refers to as well (reference count >
+ * 1) can be met twice, so only those are remembered. A container is made and remembered before its
+ * items are read; what must be complete to exist (frozenset, range, slice) is remembered after, and
+ * a reference to it from within is refused.
  *
  * TWO MODES. A continuation *moves*: what it holds afterwards must be what it held before, so an
- * object that somebody outside also holds is not copied (INV unobservable, codec.c), and what cannot
- * move pins the goroutine. A value *is copied*, as pickle copies; what cannot be is an error. */
+ * object that somebody outside also holds is not copied (INV unobservable, codec.c), and what
+ * cannot move pins the goroutine. A value *is copied*, as pickle copies; what cannot be is an
+ * error. */
 #ifndef MPGORT_CODEC_H
 #define MPGORT_CODEC_H
 
@@ -117,8 +120,8 @@ struct code_info {          /* hangs on the code object (co_extra), made once, n
 extern uint32_t codes_epoch;
 extern Py_ssize_t code_extra_at;
 
-/* The info of a code object run with these globals; NULL with an exception set, or without one where
- * such frames do not move (*why says why). */
+/* The info of a code object run with these globals; NULL with an exception set, or without one
+ * where such frames do not move (*why says why). */
 struct code_info *code_info_of(PyCodeObject *code, PyObject *globals, const char **why);
 /* The same without asking for what is not known yet: NULL. */
 static inline struct code_info *code_info_known(PyCodeObject *code)
@@ -133,10 +136,12 @@ static inline uint32_t code_info_id(struct code_info *ci)
 }
 /* The code with this number, located or built; NULL with BadContinuation or CodeMismatch. */
 struct code_info *code_info_by_id(uint32_t id);
-/* A function or class by (module, qualified name); 0 without exception: not found under its name. */
+/* A function or class by (module, qualified name); 0 without exception:
+ * not found under its name. */
 uint32_t global_id(PyObject *o);
 PyObject *global_by_id(uint32_t id);
-/* If o is the value of a global variable of a module, its number as such; 0 without exception: not. */
+/* If o is the value of a global variable of a module, its number as such;
+ * 0 without exception: not. */
 uint32_t variable_id(PyObject *o);
 uint32_t variable_known(PyObject *o);      /* the same, but only what was asked for before: cheap */
 PyObject *code_payload_tuple(uint32_t id); /* the unmarshalled payload */
@@ -221,7 +226,8 @@ uint8_t *enc_traceback(struct enc *E, uint8_t *p, PyObject *tb); /* codec_exc.c 
 uint8_t *enc_exception(struct enc *E, uint8_t *p, PyObject *o);  /* codec_exc.c */
 uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o);    /* codec_pickle.c */
 int enc_pickle_all(struct enc *E, uint8_t **p);
-/* Takes a handle's word (kind << 56 | offset) into the blob's list of them; 0 with an exception set. */
+/* Takes a handle's word (kind << 56 | offset) into the blob's list of them;
+ * 0 with an exception set. */
 uint64_t enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h);
 uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h);
 int enc_run(struct enc *E, PyObject *root, uint8_t magic); /* codec.c: one blob into E->out */
@@ -280,7 +286,8 @@ void enc_locate(struct enc *E, uint32_t frame, int slot);
 Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o); /* codec_exc.c */
 const char *enc_kind_name(PyObject *o);                /* "an open file (_io.TextIOWrapper)" */
 int is_plain_instance(PyTypeObject *type);             /* -1: exception */
-/* By which a class says how it is pickled: interned strings, __reduce_ex__ and so on (codec_types.c). */
+/* By which a class says how it is pickled: interned strings, __reduce_ex__ and so on
+ * (codec_types.c). */
 enum { N_PICKLING_NAMES = 6 };
 extern PyObject *pickling_names[N_PICKLING_NAMES];
 void core_handles_drop(struct core_enc *out, uint32_t from);

@@ -1,9 +1,9 @@
 /* codec_call.c — functions, methods and cells.
  *
  * A function of a module goes by its name. A local one is its code (by number), cells, defaults and
- * what else differs from what its code alone would give. A cell that several frames and closures share
- * is one object, remembered; the cells of a function that a module's name leads to (a decorator's
- * wrapper) are shared with that function for good, and go as its k-th cell. */
+ * what else differs from what its code alone would give. A cell that several frames and closures
+ * share is one object, remembered; the cells of a function that a module's name leads to (a
+ * decorator's wrapper) are shared with that function for good, and go as its k-th cell. */
 #include "codec.h"
 
 /* ---- functions and methods ------------------------------------------------------------------- */
@@ -341,8 +341,8 @@ fail:
     return NULL;
 }
 
-/* The cells of a function that a module's name leads to (a decorator's wrapper) are shared with that
- * function for good. They go as "the k-th cell of that function". */
+/* The cells of a function that a module's name leads to (a decorator's wrapper) are shared with
+ * that function for good. They go as "the k-th cell of that function". */
 uint32_t closure_owner(PyObject *fn)
 {
     uint32_t id = variable_known(fn);

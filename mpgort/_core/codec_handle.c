@@ -1,5 +1,5 @@
-/* codec_handle.c — how objects of each type are written, asked once per type; and handles, which are
- * written as the word of what they stand for.
+/* codec_handle.c — how objects of each type are written, asked once per type; and handles, which
+ * are written as the word of what they stand for.
  *
  * The answer to "how" is kept by the type's address, direct-mapped: types that are looked for here
  * are static and live on, and any other that comes to a place, even one that was freed and whose

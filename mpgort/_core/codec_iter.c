@@ -1,9 +1,9 @@
 /* codec_iter.c — iterators, deques, and the awaitables of async generators.
  *
- * An iterator is its position and its sequence; one of the builtin functions and of itertools what its
- * own __reduce__ says; an awaitable its generator, what is sent or thrown, and its state. None of them
- * has a layout that CPython's headers show (cpython.h declares them): their sizes are compared in
- * core_layouts_ok() before the first use. */
+ * An iterator is its position and its sequence; one of the builtin functions and of itertools what
+ * its own __reduce__ says; an awaitable its generator, what is sent or thrown, and its state. None
+ * of them has a layout that CPython's headers show (cpython.h declares them): their sizes are
+ * compared in core_layouts_ok() before the first use. */
 #include "codec.h"
 
 /* ---- tables of types, filled at start -------------------------------------------------------- */
@@ -120,7 +120,8 @@ static uint8_t *enc_seqiter(struct enc *E, uint8_t *p, PyObject *o, int type)
     return enc_value(E, p, it->seq);
 }
 
-/* A new iterator of the given type over seq; NULL without an exception if seq is of a wrong type. */
+/* A new iterator of the given type over seq; NULL without an exception if seq is of a wrong
+ * type. */
 static PyObject *make_seqiter(int type, PyObject *seq)
 {
     switch (type) {

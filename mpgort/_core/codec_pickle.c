@@ -5,13 +5,14 @@
  * pickler asks about every object it meets (`seen`), and one that the tagged part has written too
  * sends the encoder back for another try, in which the pickle has it alone.
  *
- * A handle inside an object (a dataclass with a channel in it) is a word of the blob like any other:
- * `seen` takes it, and the pickle has the word as a persistent id, one for each time it is met, so
- * that unpickling takes over as many references as were written. A large buffer is one too (buffer.c).
+ * A handle inside an object (a dataclass with a channel in it) is a word of the blob like any
+ * other: `seen` takes it, and the pickle has the word as a persistent id, one for each time it is
+ * met, so that unpickling takes over as many references as were written. A large buffer is one too
+ * (buffer.c).
  *
- * In a move the check for sharing (codec.c) covers what is inside of the pickle as well: the pickler asks
- * about an object once for each reference that it follows, and those are counted. What a module's variable
- * holds goes by its name here too, as the negative of its number.
+ * In a move the check for sharing (codec.c) covers what is inside of the pickle as well: the
+ * pickler asks about an object once for each reference that it follows, and those are counted. What
+ * a module's variable holds goes by its name here too, as the negative of its number.
  *
  * Pickling runs code of the user's. Meanwhile all frames of the graph are marked EXECUTING: nobody
  * can resume or close what is being encoded.
@@ -87,8 +88,8 @@ uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o)
     return put_varint(p, (uint64_t)n);
 }
 
-/* References to o from what was pickled, counted by the collector's own means: a type's __reduce__ need
- * not show each. What only one object of the pickle has is looked into. */
+/* References to o from what was pickled, counted by the collector's own means: a type's __reduce__
+ * need not show each. What only one object of the pickle has is looked into. */
 struct inner_count {
     PyObject *o;
     Py_ssize_t n;

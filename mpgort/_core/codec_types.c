@@ -1,9 +1,9 @@
-/* codec_types.c — the rarer types that are no iterators and no code: instances, ranges, slices, modules,
- * classes; and which file writes the others (enc_other, dec_other).
+/* codec_types.c — the rarer types that are no iterators and no code: instances, ranges, slices,
+ * modules, classes; and which file writes the others (enc_other, dec_other).
  *
  * A plain instance (nothing about its pickling overridden, no slots, no finalizer) is its class and
- * attributes, and is rebuilt without running code of the user's. Whatever is not known here falls to
- * the pickle (codec_pickle.c), which refuses what must never cross. */
+ * attributes, and is rebuilt without running code of the user's. Whatever is not known here falls
+ * to the pickle (codec_pickle.c), which refuses what must never cross. */
 #include "codec.h"
 
 PyObject *pickling_names[N_PICKLING_NAMES];

@@ -2,8 +2,8 @@
  *
  * Nothing in the bytes is trusted: every count is compared with the bytes that are left before
  * anything of its size is made, every number with the table it points into, every type with what is
- * about to be done with it. Damage is BadContinuation; objects made so far are dropped, frames among
- * them as COMPLETED ones, which run nothing.
+ * about to be done with it. Damage is BadContinuation; objects made so far are dropped, frames
+ * among them as COMPLETED ones, which run nothing.
  *
  * A remembered tuple is filled with None before its items are read: hostile bytes may use it as a
  * dict key while it is incomplete, and hashing must find objects there. */
@@ -428,7 +428,8 @@ void core_words_close(struct core_words *W)
     W->n = 0;
 }
 
-/* The words come in the order of the tags, but those of the pickle, which is read first, come last. */
+/* The words come in the order of the tags, but those of the pickle, which is read first,
+ * come last. */
 static bool words_take(struct core_words *W, uint64_t word)
 {
     for (uint32_t i = 0; W != NULL && i < W->n; i++) {

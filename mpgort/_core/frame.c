@@ -5,9 +5,10 @@
  *
  *   TAG_GEN flags code-number resume-point [name qualname] [exception being handled] [origin] slots
  *
- * where a slot is a value, TAG_NULL or TAG_CONST, locals first, and the last one of an awaiting frame
- * is what it awaits: the next coroutine of the chain, in the end TAG_PARK. So the chain is encoded by
- * the same recursion as everything else, and generators and async generators are records too.
+ * where a slot is a value, TAG_NULL or TAG_CONST, locals first, and the last one of an awaiting
+ * frame is what it awaits: the next coroutine of the chain, in the end TAG_PARK. So the chain is
+ * encoded by the same recursion as everything else, and generators and async generators are records
+ * too.
  *
  * Rebuilding calls nothing: a generator object is allocated and filled. What the first call of the
  * function did (arguments, cells, defaults) stands in the slots; so one template function per code

@@ -1,8 +1,9 @@
 /* group.c — mpgort.Group: the handle of a block of goroutines (shm/group.c has the rules).
  *
  * The handle can be sent like any other, so a child, or whoever was given it, spawns into the group
- * from any process; only the goroutine that entered the block leaves it. What a block's end does, in
- * what order, is asyncio.TaskGroup's, and stands in Python (mpgort/_group.py): it runs once a block. */
+ * from any process; only the goroutine that entered the block leaves it. What a block's end does,
+ * in what order, is asyncio.TaskGroup's, and stands in Python (mpgort/_group.py): it runs once a
+ * block. */
 #include "proc.h"
 
 static PyTypeObject Group_Type;

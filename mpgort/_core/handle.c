@@ -4,14 +4,15 @@
  * hold within a process as == holds everywhere, and a message that carries a known channel costs a
  * look-up instead of an allocation. The table maps a key (segment offset, with the direction of a
  * channel view in the top bits) to a borrowed object; the object's dealloc takes itself out. Open
- * addressing with backward-shift deletion: no tombstones, so a table that has been large stays fast.
+ * addressing with backward-shift deletion: no tombstones, so a table that has been large stays
+ * fast.
  *
- * RECENT. A goroutine that moves drops its handles when it parks and makes them again when it goes on:
- * the same few, over and over. So the loop keeps the ones last made alive for a while (`recent`, strong
- * references, one place per key), which saves an object and two transactions each time. They are let go
- * when the M has had nothing to do for a moment (core_handle_rest): a channel nobody else knows is then
- * freed. Not so what stands in a timer heap: it would go on to fire while all sleep, and keep the program
- * from being seen to be dead. */
+ * RECENT. A goroutine that moves drops its handles when it parks and makes them again when it goes
+ * on: the same few, over and over. So the loop keeps the ones last made alive for a while
+ * (`recent`, strong references, one place per key), which saves an object and two transactions each
+ * time. They are let go when the M has had nothing to do for a moment (core_handle_rest): a channel
+ * nobody else knows is then freed. Not so what stands in a timer heap: it would go on to fire while
+ * all sleep, and keep the program from being seen to be dead. */
 #include "proc.h"
 
 static uint32_t slot_of(uint64_t key, uint32_t cap)

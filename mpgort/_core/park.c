@@ -1,9 +1,10 @@
 /* park.c — the park request: what an awaitable of the runtime yields to the M's loop.
  *
- * It is an iterator of one step and a value. The first step runs the operation's `try`; one that has to
- * wait yields the request itself, which comes out of the coroutine on the scheduler's stack. Resumed
- * through it (chain.c mostly goes past it), it gives `result`, raises `exc` or passes on what was sent.
- * One is made per await: they are kept in a pool, and the collector is told of few (core_park_holds). */
+ * It is an iterator of one step and a value. The first step runs the operation's `try`; one that
+ * has to wait yields the request itself, which comes out of the coroutine on the scheduler's stack.
+ * Resumed through it (chain.c mostly goes past it), it gives `result`, raises `exc` or passes on
+ * what was sent. One is made per await: they are kept in a pool, and the collector is told of few
+ * (core_park_holds). */
 #include "codec.h"
 
 #define PARK_POOL 64

@@ -4,18 +4,20 @@
  * contracts:
  *
  * gopark     1 the G's continuation is stored, 2 running -> waiting with its reason, curg dropped,
- *            the wait armed; 3 THEN unlockf(g, lock) runs on the scheduler's stack. From 2 on another M
- *            may ready, run and finish the G, so after 2 only unlockf's answer matters: if it is false,
- *            the M claims the wait itself (INV one-waker), and if it wins, goes on with the G at once,
- *            in the same time slice. If it loses, someone has readied the G: it is his.
- * mcall      fn(g) runs on the scheduler's stack with g still running; it has to record g and end in
- *            schedule(), execute() or park_m(), which do not return: they raise ScheduleExit, which only
- *            park() here catches.
+ *            the wait armed; 3 THEN unlockf(g, lock) runs on the scheduler's stack. From 2 on
+ *            another M may ready, run and finish the G, so after 2 only unlockf's answer matters:
+ *            if it is false, the M claims the wait itself (INV one-waker), and if it wins, goes on
+ *            with the G at once, in the same time slice. If it loses, someone has readied the G: it
+ *            is his.
+ * mcall      fn(g) runs on the scheduler's stack with g still running; it has to record g and end
+ *            in schedule(), execute() or park_m(), which do not return: they raise ScheduleExit,
+ *            which only park() here catches.
  * m.locks    acquirem() counts; while it is > 0 nothing parks, and a preempt request, which is a
  *            level, waits until releasem() brings it to 0.
  *
- * LOOSE. A queue may hold a goroutine once only (INV linked-once in runq.c), so globrunqput() and execute()
- * take only what casgstatus() in this process has made runnable and nobody has queued since.
+ * LOOSE. A queue may hold a goroutine once only (INV linked-once in runq.c), so globrunqput() and
+ * execute() take only what casgstatus() in this process has made runnable and nobody has queued
+ * since.
  *
  * The scheduler's stack (m->g0) is the code between a goroutine's yield and the next one's resume:
  * core_proc->on_g0 > 0 while a user's function runs there. */

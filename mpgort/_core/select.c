@@ -1,12 +1,12 @@
 /* select.c — the face of select: the cases as a user writes them, and `default`.
  *
- * What a select is stands in shm/select.c. A case is named by what would be awaited alone: the bound
- * method ch.recv or ch.recv_ok, the pair (ch.send, v), or default. So the cases are looked at by
- * identity of the C function behind the method (core_chan_method), never called.
+ * What a select is stands in shm/select.c. A case is named by what would be awaited alone: the
+ * bound method ch.recv or ch.recv_ok, the pair (ch.send, v), or default. So the cases are looked at
+ * by identity of the C function behind the method (core_chan_method), never called.
  *
- * One request object (Select) holds everything between the call and the park: the channels, the values
- * (until the try has encoded them, once, as in chan.c), and the array of shm_case that the segment's
- * side reads. It frees what was not handed over, so no path needs to.
+ * One request object (Select) holds everything between the call and the park: the channels, the
+ * values (until the try has encoded them, once, as in chan.c), and the array of shm_case that the
+ * segment's side reads. It frees what was not handed over, so no path needs to.
  *
  * A case's tag says its place in the call and whether it wants (value, ok): all that the resume, on
  * another M, must know to make the pair (index, value). Nil channels are never ready and are left

@@ -1,17 +1,19 @@
 /* thread.c — what ties a goroutine to one process: lock_os_thread, to_thread.
  *
  * LOCKED. Go wires the goroutine to its thread; here the thread is the M's. Between lock and unlock
- * (they count) the goroutine is at home (SHM_HOME_LOCKED): its frames are not encoded. What else lives
- * in a thread (its directory, locale, credentials) is the goroutine's alone meanwhile: when it parks,
- * its M gives the P away and runs only what is at home there, until it is unlocked. With procs=0
- * there is no other M, and on M0 with workers nobody else runs: there the lock only keeps it home.
- * A goroutine that ends locked takes the thread with it, as Go's: nobody knows what it has done to
- * it. So the M retires when the last goroutine at home there has gone, and the keeper starts another.
+ * (they count) the goroutine is at home (SHM_HOME_LOCKED): its frames are not encoded. What else
+ * lives in a thread (its directory, locale, credentials) is the goroutine's alone meanwhile: when
+ * it parks, its M gives the P away and runs only what is at home there, until it is unlocked. With
+ * procs=0 there is no other M, and on M0 with workers nobody else runs: there the lock only keeps
+ * it home. A goroutine that ends locked takes the thread with it, as Go's: nobody knows what it has
+ * done to it. So the M retires when the last goroutine at home there has gone, and the keeper
+ * starts another.
  *
- * to_thread(fn): a thread of this process runs it and the goroutine waits here, at home: arguments and
- * result are the very objects, nothing crosses. The thread uses the process's AUX slot, under the
- * GIL. It claims the wait by its epoch like any waker, so one that was cancelled meanwhile is left
- * alone. While a thread works the program is not dead (shm_checkdead() knows the wait reason). */
+ * to_thread(fn): a thread of this process runs it and the goroutine waits here, at home: arguments
+ * and result are the very objects, nothing crosses. The thread uses the process's AUX slot, under
+ * the GIL. It claims the wait by its epoch like any waker, so one that was cancelled meanwhile is
+ * left alone. While a thread works the program is not dead (shm_checkdead() knows the wait
+ * reason). */
 #include "proc.h"
 
 /* ---- lock_os_thread -------------------------------------------------------------------------- */
@@ -143,7 +145,8 @@ static int thread_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     g->waitkind = 0;
     g->waitobj = 0;
     shm_park_commit(c, gr, SHM_WR_THREAD, epoch);
-    /* After the arming: fn may have ended before this returns. At home the goroutine, and pk, stay. */
+    /* After the arming: fn may have ended before this returns.
+     * At home the goroutine, and pk, stay. */
     PyObject *r = PyObject_CallFunctionObjArgs(pk->a, d, NULL);
     Py_DECREF(d);
     if (r != NULL) {

@@ -166,8 +166,8 @@ H_UNUSED static void o_end(struct shm_ctx *c, shm_gref r)
     shm_goexit0(c, r);
 }
 
-/* An outside thread's G (SHM_GF_OUTSIDE, parked): sleeps until readied. SHM_OK and SHM_ETIME (unlinked,
- * g->ok 3): running again; SHM_EINTR on a signal, still parked: call again. */
+/* An outside thread's G (SHM_GF_OUTSIDE, parked): sleeps until readied. SHM_OK and SHM_ETIME
+ * (unlinked, g->ok 3): running again; SHM_EINTR on a signal, still parked: call again. */
 H_UNUSED static int o_sleep(struct shm_ctx *c, shm_gref r, int64_t timeout_ns)
 {
     struct shm_g *g = shm_g(c, r);

@@ -1,4 +1,5 @@
-/* test_heap.c — blocks, page runs, values with handles, counted objects (shm/heap.c, shm/handle.c). */
+/* test_heap.c — blocks, page runs, values with handles,
+ * counted objects (shm/heap.c, shm/handle.c). */
 #include "harness.h"
 
 #include <fcntl.h>

@@ -1,7 +1,7 @@
 /* test_sched.c — ready, findrunnable, execute, the idle dance, deadlock (shm/sched.c, sysmon.c).
  *
- * A `goroutine` here is a G whose code is a C function of the test, called by the M that executes it;
- * what it waits on is a place: a slot in the heap that one G parks in and another takes out. */
+ * A `goroutine` here is a G whose code is a C function of the test, called by the M that executes
+ * it; what it waits on is a place: a slot in the heap that one G parks in and another takes out. */
 #include "gs.h"
 
 #include <sys/eventfd.h>
@@ -572,7 +572,8 @@ static void storm_m(struct shm_ctx *c, int i, void *arg)
         worker(c, arg);
 }
 
-/* nworkers Ms, M0 and ntok tokens, each with its turns. Nothing is lost, doubled or forgotten asleep. */
+/* nworkers Ms, M0 and ntok tokens, each with its turns.
+ * Nothing is lost, doubled or forgotten asleep. */
 static void storm(uint32_t nprocs, uint32_t nworkers, uint32_t ntok, uint32_t nplaces,
                   uint32_t turns, uint64_t spin_ns, uint32_t sleep_ns, uint32_t migrate)
 {
@@ -739,7 +740,8 @@ static void test_one_goroutine_left_behind_a_hog_is_paid_for_by_the_keeper(void)
     h_seg_end(&c);
 }
 
-/* Ms 0 and 1 sleep, the keeper sleeps long; then a thread outside makes a hog, and the hog one behind it. */
+/* Ms 0 and 1 sleep, the keeper sleeps long; then a thread outside makes a hog,
+ * and the hog one behind it. */
 static void quiet_then_busy(struct shm_ctx *c, int i, void *arg)
 {
     struct prog *s = arg;
@@ -783,7 +785,8 @@ static void test_a_keeper_that_sleeps_long_is_kicked_when_work_begins(void)
     h_seg_end(&c);
 }
 
-/* M 0 runs one G for long: the keeper asks it to yield, not before 10 ms, and again if it does not. */
+/* M 0 runs one G for long: the keeper asks it to yield, not before 10 ms,
+ * and again if it does not. */
 static void long_slice(struct shm_ctx *c, int i, void *arg)
 {
     struct prog *s = arg;

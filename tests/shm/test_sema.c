@@ -1,4 +1,5 @@
-/* Tests of sema.c and mutex.c: who gets in, in which order, who is told, and that nothing is lost. */
+/* Tests of sema.c and mutex.c: who gets in, in which order, who is told,
+ * and that nothing is lost. */
 #include "gs.h"
 
 static void end_all(struct shm_ctx *c)
