@@ -8,7 +8,8 @@ failure.
 `segment` makes segments without processes, for tests that use mpgort._core directly.
 
 Ports (tests/go): when the last process of a program has gone, the checker walks its segment
-(`sound`). MPGORT_SHAKE=50 runs each of them under 50 seeds of the schedule shaker (shm/shake.c)."""
+(`sound`). MPGORT_SHAKE=50 runs each of them under 50 seeds of the schedule shaker (shm/shake.c),
+its numbers of workers and modes in turn (all of them with each seed: eight times as long)."""
 
 from __future__ import annotations
 
@@ -333,6 +334,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if SEEDS and PORTS in metafunc.definition.path.parents and "seed" not in metafunc.fixturenames:
         metafunc.fixturenames.append("seed")
         metafunc.parametrize("seed", SEEDS, indirect=True, ids="seed={}".format)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ways: dict[str, list[pytest.Item]] = {}  # of one port under one seed
+    for item in items:
+        params = dict(item.callspec.params) if isinstance(item, pytest.Function) and SEEDS else {}
+        if params.keys() >= {"seed"} and params.keys() & {"run", "procs"}:
+            which = [f"{k}={v!r}" for k, v in sorted(params.items()) if k not in ("run", "procs")]
+            ways.setdefault(f"{item.path} {item.originalname} {which}", []).append(item)
+    spared = [
+        item
+        for same in ways.values()
+        for i, item in enumerate(same)
+        if i != item.callspec.params["seed"] % len(same)
+    ]
+    if spared:
+        config.hook.pytest_deselected(items=spared)
+        left = set(map(id, spared))
+        items[:] = [item for item in items if id(item) not in left]
 
 
 @pytest.fixture
