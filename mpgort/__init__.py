@@ -2,7 +2,7 @@
 
 Layout, in order of dependence (imports go left only):
 _platform, _errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime, sync, context,
-_group | _run | demos, cli.
+_group | _options | _host | _run | demos, cli.
 """
 
 from mpgort import _platform as _platform  # refuses what cannot work; first

@@ -36,7 +36,7 @@ from mpgort._errors import Closed, Killed, MDied
 from mpgort._group import _hand_over
 
 if TYPE_CHECKING:
-    from mpgort._run import Host
+    from mpgort._host import Host
 
 SLICE_S = 0.1  # a waiting thread looks at keeper, reports and its own end this often
 IDLE_SLICES = 10

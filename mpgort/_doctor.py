@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mpgort import _run
+from mpgort import _options
 
 MIB = 1 << 20
 # 1,000,000 parked goroutines at 256 bytes each; the same again for messages and results.
@@ -129,7 +129,7 @@ def check_address_space() -> Finding:
 def check_cpus() -> Finding:
     """Affinity and quota: what `procs` defaults to."""
     allowed, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    quota = _run.cgroup_cpus()
+    quota = _options.cgroup_cpus()
     found = f"{allowed} of {present} by affinity"
     if quota is not None:
         found += f", {quota} by cgroup quota"

@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 from mpgort import _core
 from mpgort._engine import SLICE_S, Engine, Handle, Plan, method_of, outcome, recast
 from mpgort._job import Job
-from mpgort._run import check_bound, default_procs, whole
+from mpgort._options import check_bound, default_procs, whole
 from mpgort._service import full
 
 P = ParamSpec("P")

@@ -25,7 +25,7 @@ from mpgort import _core
 from mpgort._engine import Engine, Handle, Plan, method_of, outcome, recast
 from mpgort._executor import is_async
 from mpgort._job import Failure, Job
-from mpgort._run import default_procs, whole
+from mpgort._options import default_procs, whole
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 Callback = Callable[[Any], object] | None

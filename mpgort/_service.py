@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mpgort import _core, _keeper, _segment
 
 if TYPE_CHECKING:
-    from mpgort._run import Host
+    from mpgort._host import Host
 
 WHEN_FULL = ("block", "raise")
 SLICE_S = 0.1

@@ -24,7 +24,7 @@ from joblib._parallel_backends import (
 
 from mpgort import _core, shared
 from mpgort._executor import Executor, Future
-from mpgort._run import cpu_count
+from mpgort._options import cpu_count
 
 SHARE_BYTES = 65536
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from mpgort import _core, _run, _service
+from mpgort import _core, _host, _service
 
 try:
     import prometheus_client
@@ -55,7 +55,7 @@ COUNTERS = [
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
-def stats_of(host: _run.Host) -> dict[str, Any] | None:
+def stats_of(host: _host.Host) -> dict[str, Any] | None:
     """As Runtime.stats(); None: it has just ended."""
     try:
         stats = host.prog.stats()
@@ -81,7 +81,7 @@ class Collector:
     def collect(self) -> Iterator[Any]:
         rows = []
         names: dict[str, int] = {}
-        for host in sorted(_run._hosts, key=lambda host: host.number):
+        for host in sorted(_host.hosts, key=lambda host: host.number):
             stats = stats_of(host)
             if stats is not None:
                 name = host.opts.name

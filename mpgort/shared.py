@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from mpgort import _core, _run
+from mpgort import _core, _host
 from mpgort._core import Dict
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _program(runtime: Any) -> _core.Program:
     current = _core.current()
     if current is not None:
         return current
-    hosts = [h for h in _run._hosts if not h.stopped]
+    hosts = [h for h in _host.hosts if not h.stopped]
     if len(hosts) == 1:
         return hosts[0].prog
     what = "no runtime is running here" if not hosts else f"{len(hosts)} runtimes are running here"

@@ -370,12 +370,12 @@ def sound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     if PORTS not in request.path.parents:
         yield
         return
-    from mpgort import _core, _run, _segment
+    from mpgort import _core, _host, _segment
 
     found: list[str] = []
-    stop = _run.Host.stop
+    stop = _host.Host.stop
 
-    def stop_and_look(host: _run.Host) -> None:
+    def stop_and_look(host: _host.Host) -> None:
         first = not host.stopped and os.getpid() == host.pid
         stop(host)
         if first:
@@ -388,6 +388,6 @@ def sound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
             alone = held == 0 and bool((statuses == _core.Gdead).all())
             found.extend(host.prog.check(alone))
 
-    monkeypatch.setattr(_run.Host, "stop", stop_and_look)
+    monkeypatch.setattr(_host.Host, "stop", stop_and_look)
     yield
     assert found == []

@@ -3,7 +3,7 @@
  * what is seen of it stats.c.
  *
  * It owns the mapping and the two M slots a process may have in it, and knows nothing of what the
- * goroutines do. Python's side of the processes (_run.py, _keeper.py, _m.py) stands on it.
+ * goroutines do. Python's side of the processes (_host.py, _keeper.py, _m.py) stands on it.
  *
  * TWO CTXS. `loop` belongs to the thread that runs the M's loop; `aux` to all others together: they
  * use it with the GIL held and never block in it, so one slot of kind AUX serves them all. It is

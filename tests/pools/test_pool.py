@@ -153,7 +153,7 @@ def test_after_terminate_no_thread_of_the_pool_is_left(program: Any) -> None:
     r = program("""
         import threading
         import mpgort
-        from mpgort._run import default_method
+        from mpgort._options import default_method
 
         def main():
             for i in range(5):

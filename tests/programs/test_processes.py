@@ -261,10 +261,10 @@ def test_from_a_process_with_threads_the_keeper_is_not_forked(program):
             done = threading.Event()
             t = threading.Thread(target=done.wait)
             t.start()
-            print(mpgort._run.default_method(), mpgort.run(main, procs=2))
+            print(mpgort._options.default_method(), mpgort.run(main, procs=2))
             done.set()
             t.join()
-            print(mpgort._run.default_method())
+            print(mpgort._options.default_method())
     """)
     assert (r.status, r.out) == (0, "forkserver 49\nfork\n"), r.err
 

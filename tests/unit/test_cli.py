@@ -241,7 +241,7 @@ def test_doctor_counts_the_processors_that_affinity_and_quota_leave(
     monkeypatch: pytest.MonkeyPatch, quota: int | None, level: str, found: str
 ) -> None:
     monkeypatch.setattr(_doctor.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    monkeypatch.setattr(_doctor._run, "cgroup_cpus", lambda: quota)
+    monkeypatch.setattr(_doctor._options, "cgroup_cpus", lambda: quota)
     f = _doctor.check_cpus()
     assert f.level == level
     assert found in f.found
