@@ -157,7 +157,10 @@ bool shm_sema_owes(const struct shm_ctx *c, const struct shm_sema *sy); /* not s
 void shm_mutex_revive(struct shm_ctx *c, struct shm_sema *sy); /* whoever was to try may be dead */
 bool shm_mutex_slow(struct shm_sema *sy);                      /* false: it is not locked */
 void shm_select_unlink(struct shm_ctx *c, shm_off blk);        /* select.c */
-void shm_sleep_unlink(struct shm_ctx *c, shm_gref r);          /* timer.c */
+void shm_select_revive(struct shm_ctx *c, shm_gref r);         /* by the reaper of its claimer */
+void shm_select_give(struct shm_ctx *c, struct shm_g *g, uint32_t which, uint8_t ok,
+                     const struct shm_val *v);
+void shm_sleep_unlink(struct shm_ctx *c, shm_gref r); /* timer.c */
 
 /* ---- timer.c, for ticker.c and context.c: nodes in heaps ------------------------------------- */
 
@@ -205,7 +208,8 @@ static inline void shm_val_adopt(struct shm_ctx *c, const struct shm_val *v)
 /* ---- retry.c, for the primitives ------------------------------------------------------------- */
 
 /* In the tx of an operation that ends at once: the goroutine it is for has this outcome, with the
- * commit (note: where a wait has its object). False: it is nobody's with retries. */
+ * commit (note: where a wait has its object). False: it is nobody's with retries, and of no select that
+ * is revived. */
 bool shm_retry_done_(struct shm_ctx *c, uint8_t ok, const struct shm_val *v, uint64_t note);
 static inline bool shm_retry_done(struct shm_ctx *c, uint8_t ok, const struct shm_val *v,
                                   uint64_t note)

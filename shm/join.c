@@ -110,10 +110,22 @@ int shm_join_park(struct shm_ctx *c, shm_off off, shm_gref r)
 
 /* ---- cancel ---------------------------------------------------------------------------------- */
 
-/* CANCEL (tag: cancel; the other side is park() in _core/proc.c). The canceller sets join->cancel, then
+/* CANCEL (tag: cancel; the other side is shm_join_marks(), after each arming). The canceller sets join->cancel, then
  * looks whether the goroutine waits and, if so, claims that wait. The parking M arms the wait, then looks
  * at join->cancel. Both store before they load, seq_cst, so at least one of them sees the other: a
  * cancel is never lost between. Who wins the claim takes the flag with it. */
+
+/* The other side, of a kill too (tag: kill, in kill.c): r was armed in its wait number epoch. j is its
+ * join if it still waits there, so only who wins that claim writes to it. */
+void shm_join_marks(struct shm_ctx *c, struct shm_join *j, shm_gref r, uint64_t epoch)
+{
+    if (load_seq(&j->cancel) == 1 && shm_wait_abort(c, r, epoch, SHM_OK_CANCELLED))
+        store_seq(&j->cancel, 0); /* delivered with this wake-up */
+    else if (load_seq(&j->kill) == 0 || !shm_wait_abort(c, r, epoch, SHM_OK_KILLED))
+        return;
+    FAILPOINT("join.marks.claimed");
+    shm_ready(c, r, true);
+}
 
 /* Wakes the goroutine of a join whose cancel is due, if it waits. */
 void shm_join_deliver(struct shm_ctx *c, shm_off off)

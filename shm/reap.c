@@ -9,9 +9,13 @@
  *           uses nothing of the reaper's own slot, so that who waits for a dead M's lock can do it
  *           there (lock_futex.c). Before the locks go, every wait that the dead M had in hand under
  *           them is whole again: a G it was parking is armed; a G it had claimed and given nothing is
- *           armed again. Else the next owner of the lock would take their sudogs for stale.
+ *           armed again. Else the next owner of the lock would take their sudogs for stale. A select
+ *           stays claimed: the dead M held one of its channels, those of the others have taken it for
+ *           stale all the time (select.c, REVIVED).
  *   rest    shm_reap(), with this M's own verbs, locks and names:
- *             1 what was claimed and given is readied; a half-done abort is ended; a drain goes on
+ *             1 what was claimed and given is readied, a select that was given nothing is revived; a
+ *               half-done abort is ended; a drain goes on. Who wanted to cancel or kill a G while it
+ *               was claimed has left a mark and gone: what is armed again is looked at for one
  *             2 runnable Gs it had between two queues are queued (NOWHERE, below)
  *             3 its P is given back as it is: ring, runnext and timers wait there for another M,
  *               thieves, whoever runs due timers
@@ -105,21 +109,10 @@ static bool claimed(struct shm_ctx *c, const struct shm_m *dead, shm_gref r)
 }
 
 /* Of a claimed G, after the rollback: has it what its waker gives? */
-static bool given(struct shm_ctx *c, const struct shm_g *g)
+static bool given(const struct shm_g *g)
 {
-    switch (g->waitkind) {
-    case 0:
-        return g->ok != SHM_OK_NONE;
-    case SHM_WAIT_SELECT: {
-        const struct shm_selblk *b = shm_at(c, g->waitobj);
-        bool linked = b->n == 0;
-        for (uint32_t i = 0; i < b->n && !linked; i++)
-            linked = b->cs[i].sudog.linked;
-        return b->winner != 0 || !linked; /* none is: it was cancelled, all was taken out */
-    }
-    default:
-        return g->sudog.linked == 0;
-    }
+    return g->waitkind == 0 || g->waitkind == SHM_WAIT_SELECT ? g->ok != SHM_OK_NONE
+                                                              : g->sudog.linked == 0;
 }
 
 /* slot: one whose G was claimed with its object locked. */
@@ -127,7 +120,7 @@ static void rearm(struct shm_ctx *c, struct shm_m *dead, uint32_t slot)
 {
     shm_gref r = load_acq(&dead->inflight[slot]); /* a dead M's word, as all here */
     if (r == load_acq(&dead->inflight[SHM_IF_ABORT]) || !claimed(c, dead, r) ||
-        given(c, shm_g(c, r)))
+        given(shm_g(c, r)) || shm_g(c, r)->waitkind == SHM_WAIT_SELECT)
         return;
     uint64_t w = load_rlx(&shm_g(c, r)->wait); /* claimed by the dead: nobody writes it */
     FAILPOINT("reap.rearm");
@@ -205,32 +198,39 @@ static void end_abort(struct shm_ctx *c, struct shm_m *dead)
     store_rel(&dead->inflight[SHM_IF_ABORT], 0); /* after it, for a next reaper */
 }
 
-/* The dead M had armed a wait, or the reaper has; it may not have come to look for a cancel that was
- * set before (tag: cancel). If r is still in that wait, its join is what it was. */
-static void look_for_cancel(struct shm_ctx *c, struct shm_m *dead)
+/* The dead M had armed a wait, or the reaper has; nobody may have come to look for a cancel or a kill
+ * that was set before. */
+static void look_for_marks(struct shm_ctx *c, shm_gref r, uint64_t epoch)
 {
-    shm_gref r = load_acq(&dead->inflight[SHM_IF_PARK]);
-    if (of_this_life(c, r)) {
-        shm_off j = shm_g(c, r)->obj;
-        _Atomic uint32_t *cancel = j ? &((struct shm_join *)shm_at(c, j))->cancel : NULL;
-        if (cancel && load_seq(cancel) == 1 && /* tag: cancel */
-            shm_wait_abort(c, r, load_rlx(&dead->park_epoch), SHM_OK_CANCELLED)) {
-            store_seq(cancel, 0); /* delivered with this wake-up */
+    shm_off j = of_this_life(c, r) ? shm_g(c, r)->obj : 0;
+    if (j)
+        shm_join_marks(c, shm_at(c, j), r, epoch);
+}
+
+/* One that the dead M had named to wake it. */
+static void finish_wake(struct shm_ctx *c, struct shm_m *dead, shm_gref r)
+{
+    if (claimed(c, dead, r)) {
+        struct shm_g *g = shm_g(c, r);
+        if (given(g)) /* else it was armed again, or is a select */
             shm_ready(c, r, false);
-        }
+        else if (g->home_m1 != m1_of(dead)) /* who ends with it is to get nothing any more */
+            shm_select_revive(c, r);
     }
-    store_rel(&dead->inflight[SHM_IF_PARK], 0); /* as in end_abort() */
+    if (of_this_life(c, r)) {
+        uint64_t w = load_seq(&shm_g(c, r)->wait);
+        if (SHM_W_STATE(w) == SHM_W_ARMED)
+            look_for_marks(c, r, SHM_W_EPOCH(w));
+    }
 }
 
 static void finish_wakes(struct shm_ctx *c, struct shm_m *dead)
 {
     end_abort(c, dead);
-    for (uint32_t i = 0; i <= SHM_WAKE_BATCH; i++) {
-        shm_gref r = load_acq(&dead->inflight[i ? SHM_IF_WAKE + i - 1 : SHM_IF_READY]);
-        if (claimed(c, dead, r)) /* given: else it was armed again */
-            shm_ready(c, r, false);
-    }
-    look_for_cancel(c, dead);
+    for (uint32_t i = 0; i <= SHM_WAKE_BATCH; i++)
+        finish_wake(c, dead, load_acq(&dead->inflight[i ? SHM_IF_WAKE + i - 1 : SHM_IF_READY]));
+    look_for_marks(c, load_acq(&dead->inflight[SHM_IF_PARK]), load_rlx(&dead->park_epoch));
+    store_rel(&dead->inflight[SHM_IF_PARK], 0); /* as in end_abort() */
     shm_off obj = load_acq(&dead->inflight[SHM_IF_DRAIN]);
     if (obj)
         shm_waiters_drain(c, obj);

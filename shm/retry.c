@@ -192,9 +192,12 @@ void shm_retry_take(struct shm_ctx *c, shm_gref r)
 
 bool shm_retry_done_(struct shm_ctx *c, uint8_t ok, const struct shm_val *v, uint64_t note)
 {
-    struct shm_g *g = shm_g(c, c->retrying);
+    shm_gref r = c->retrying;
+    struct shm_g *g = shm_g(c, r);
     c->retrying = 0;
-    if (shm_retry_live(c, g))
+    if (shm_readgstatus(c, r) == Gwaiting) /* claimed by this M's dead: shm_select_revive() */
+        shm_select_give(c, g, (uint32_t)note, ok, v);
+    else if (shm_retry_live(c, g))
         move(c, g, checkpoint(c, g), ok, v ? v : &(struct shm_val){.tag = SHM_VAL_NONE}, 0, note);
     else /* woken, and not yet resumed: it stands in g */
         shm_tx_ok(c, g, ok);

@@ -25,12 +25,19 @@
  * Two cases may name the same channel, in both directions too. It is locked once. A G never meets
  * itself: its own sudogs are linked only after pass 1.
  *
+ * REVIVED. An M that has claimed the G with one channel locked may die before it has given anything.
+ * Those who met the other sudogs meanwhile, each with its own channel locked, lost the claim and took
+ * them for stale: they are unlinked, and what could have been handed to the G went past it, into a ring
+ * or to wait itself. Armed again as it is, it would sleep beside what it waits for. So its reaper, all
+ * locks held, looks at the cases once more, as in pass 1; if one is ready the G gets it, as from any
+ * claimer; if none is, what was unlinked goes to the end of its queue and the G is armed. Until then
+ * it stays claimed by the dead, which g->ok tells from a claim that has given (SHM_OK_NONE).
+ *
  * MANY CASES. Up to FEW, all that a select needs beside its block is on the stack, and each lock is
  * named in m->held. With more, up to SHM_SELECT_MAX, the sorted list of the locks is in the
  * segment, so that one word names all of them (struct shm_lockset): behind the cases in the block,
- * so that pass 3, which must not fail, finds it there; in a block for the moment while nothing is
- *   parked. The undo log has no room for many cases, and needs none. They are linked BATCH at a
- *   time, all locks
+ * so that pass 3, which must not fail, finds it there; in a block for the moment while nothing is parked.
+ * The undo log has no room for many cases, and needs none. They are linked BATCH at a time, all locks
  * held, the G running: nobody alive can see how far it has come. If the M dies between two batches,
  * the G dies with it, and its reaper finds the block as that of a G that has just been woken: what
  * is linked is taken out (each sudog says whether it is), what has a value is dropped. Pass 3 may
@@ -222,6 +229,7 @@ static void enqueue(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
         k->tag = cases[i].tag;
     }
     g->value.tag = SHM_VAL_NONE;
+    g->ok = SHM_OK_NONE;
     g->waitobj = off;
     store_rel((_Atomic uint8_t *)&g->waitkind, SHM_WAIT_SELECT); /* after waitobj, for a reaper */
     shm_tx_begin(c);
@@ -273,15 +281,23 @@ int shm_select_park(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
 
 /* ---- pass 3 ---------------------------------------------------------------------------------- */
 
+/* The channels of a parked select. */
+static void plan_of(struct shm_ctx *c, struct shm_selblk *b, struct plan *p)
+{
+    p->n = 0;
+    p->lockset = b->lockset;
+    for (uint32_t i = 0; i < b->n && !p->lockset; i++)
+        few_add(p, lock_of(b->cs[i].ch));
+    p->order = p->lockset ? (uint16_t *)(((struct shm_lockset *)shm_at(c, p->lockset))->word + b->n)
+                          : p->few_order;
+}
+
 /* By who owns the G: its claimer, or the M that runs it. */
 void shm_select_unlink(struct shm_ctx *c, shm_off off)
 {
     struct shm_selblk *b = shm_at(c, off);
     struct plan p;
-    p.n = 0;
-    p.lockset = b->lockset;
-    for (uint32_t i = 0; i < b->n && !p.lockset; i++)
-        few_add(&p, lock_of(b->cs[i].ch));
+    plan_of(c, b, &p);
     lock_plan(c, &p);
     shm_tx_begin(c);
     for (uint32_t i = 0, removed = 0; i < b->n; i++) {
@@ -323,4 +339,87 @@ int shm_select_done(struct shm_ctx *c, shm_gref r, uint32_t *tag)
         shm_obj_unref(c, b->cs[i].ch);
     shm_free(c, off);
     return winner;
+}
+
+/* ---- after a death --------------------------------------------------------------------------- */
+
+/* All locks held. Puts back what was taken for stale. */
+static void relink(struct shm_ctx *c, struct shm_selblk *b, const struct plan *p)
+{
+    shm_tx_begin(c);
+    for (uint32_t i = 0, put = 0; i < b->n; i++) {
+        struct shm_selcase *k = &b->cs[p->order[i]];
+        if (k->sudog.linked)
+            continue;
+        if (unlikely(put && put % BATCH == 0)) {
+            shm_tx_commit(c);
+            FAILPOINT("select.revive.batch");
+            shm_tx_begin(c);
+        }
+        shm_tx_linked(c, &k->sudog, (uint8_t)k->dir);
+        shm_sudog_put(c, queue_of(chan_at(c, k->ch), k->dir), &k->sudog);
+        put++;
+    }
+    shm_tx_commit(c);
+}
+
+/* In a tx. The claimed g has the case: v, if it receives. */
+void shm_select_give(struct shm_ctx *c, struct shm_g *g, uint32_t which, uint8_t ok,
+                     const struct shm_val *v)
+{
+    struct shm_selblk *b = shm_at(c, g->waitobj);
+    if (v)
+        shm_tx_val(c, &g->value, v);
+    else if (ok == SHM_OK_VALUE)
+        shm_tx_val(c, &b->cs[which].v, &(struct shm_val){.tag = SHM_VAL_NONE}); /* is sent */
+    shm_tx_ok(c, g, ok);
+    shm_tx_store32(c, &b->winner, which + 1);
+}
+
+/* All locks held. r gets the first case that is ready; false: none is. */
+static bool give(struct shm_ctx *c, shm_gref r, struct shm_selblk *b, const uint16_t *order,
+                 shm_gref *peer)
+{
+    int e = SHM_EAGAIN;
+    for (uint32_t i = 0; e == SHM_EAGAIN && i < b->n; i++) {
+        struct shm_selcase *k = &b->cs[order[i]];
+        struct shm_chan *ch = chan_at(c, k->ch);
+        struct shm_val v;
+        c->retrying = r; /* whom it is done for: shm_retry_done_() */
+        c->retry_tag = order[i];
+        e = k->dir == SHM_DIR_SEND ? shm_chan_send_locked(c, ch, &k->v, peer)
+                                   : shm_chan_recv_locked(c, ch, &v, peer);
+        if (e == SHM_ECLOSED) {
+            shm_tx_begin(c);
+            shm_select_give(c, shm_g(c, r), order[i], SHM_OK_CLOSED, NULL);
+            shm_tx_commit(c);
+        }
+    }
+    c->retrying = 0;
+    c->retry_tag = 0;
+    return e != SHM_EAGAIN;
+}
+
+/* r's wait was claimed by an M that has died and given it nothing. By its reaper, while it names r. */
+void shm_select_revive(struct shm_ctx *c, shm_gref r)
+{
+    struct shm_g *g = shm_g(c, r);
+    struct shm_selblk *b = shm_at(c, g->waitobj);
+    struct plan p;
+    shm_gref peer = 0;
+    plan_of(c, b, &p);
+    lock_plan(c, &p);
+    shuffle(c, p.order, b->n);
+    bool given = give(c, r, b, p.order, &peer);
+    if (!given) {
+        relink(c, b, &p);
+        FAILPOINT("select.revive.linked");
+        shm_wait_arm(c, r, SHM_W_EPOCH(load_rlx(&g->wait))); /* the dead's: nobody writes it */
+    }
+    FAILPOINT("select.revived");
+    unlock_plan(c, &p);
+    if (peer)
+        shm_ready(c, peer, false);
+    if (given)
+        shm_ready(c, r, false);
 }

@@ -500,8 +500,10 @@ struct shm_ctx {
     bool moved;           /* the G that was executed last ran on another M before, or nowhere */
     uint64_t shake;       /* state of the shaker's generator, 0: off; shake.c */
     uint32_t shake_mood, shake_left;
-    shm_gref retrying;          /* whose operation is carried out under retries (retry.c), 0 none */
-    uint32_t retry_tag;         /* of the case of a select that is looked at, else 0 */
+    /* For whom an operation is carried out: under retries (retry.c), or parked in a select that is
+     * revived (select.c); 0: for who calls it. */
+    shm_gref retrying;
+    uint32_t retry_tag; /* of the case of a select that is looked at, else 0; revived: which */
     struct shm_retry retry_old; /* the checkpoint that was left, to be freed */
     uint64_t mapped;
 };
@@ -1051,6 +1053,9 @@ SHM_MUSTUSE int shm_join_park(struct shm_ctx *c, shm_off j, shm_gref g);
 /* Cancelled is due in its goroutine: where it is parked, or at its next park. False:
  * it has ended. */
 bool shm_join_cancel(struct shm_ctx *c, shm_off j);
+/* The last act of a park of this join's goroutine r, which was armed in its wait number epoch: a
+ * cancel or a kill that came before wakes it. */
+void shm_join_marks(struct shm_ctx *c, struct shm_join *j, shm_gref r, uint64_t epoch);
 /* One cancel less was asked for; what is due and nobody else asked for is due no more. Its own
  * goroutine only. Returns how many are left. */
 uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off j);

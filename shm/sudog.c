@@ -24,9 +24,10 @@
  *   3 unlocked; shm_ready(), which takes the name back
  * For a claimed G that a dead M named, `linked` decides, after the rollback: still linked, nothing
  * was given to it and it is armed again; not linked, it has all that it gets and is readied. Of a
- * select, `winner` decides, since the losers stay linked until the G itself takes them out; of a G
- * that waits on nothing but its readier, g->ok (shm_wait_give). The reaper arms before it gives
- * back the dead M's locks: who met such a sudog with the lock would take it for stale.
+ * select, g->ok decides, since the losers stay linked until the G itself takes them out, and given
+ * nothing it is revived (select.c); of a G that waits on nothing but its readier, g->ok as well
+ * (shm_wait_give). The reaper arms before it gives back the dead M's locks: who met such a sudog
+ * with the lock would take it for stale.
  *
  * STALE SUDOGS. A canceller claims without the lock, by the wait word alone, and comes for the lock
  * afterwards to unlink. In between the sudog is stale: who meets it loses the claim, unlinks it and

@@ -561,13 +561,8 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
          * between the look above and the arming saw a goroutine that was not waiting (tag: cancel,
          * in goroutine.c), so look again: the claim by epoch is ours only if it still waits. */
         s->curhome = NULL;
-        if (j != NULL && load_seq(&j->cancel) == 1 &&
-            shm_wait_abort(c, gr, epoch, SHM_OK_CANCELLED)) {
-            store_seq(&j->cancel, 0);
-            shm_ready(c, gr, true);
-        } else if (j != NULL && load_seq(&j->kill) && shm_wait_abort(c, gr, epoch, SHM_OK_KILLED)) {
-            shm_ready(c, gr, true); /* tag: kill (shm/kill.c) */
-        }
+        if (j != NULL)
+            shm_join_marks(c, j, gr, epoch);
         if (how == CORE_LIGHT)
             core_warm_put(s, gr, root, pk);
         return GONE;
@@ -682,10 +677,7 @@ static int admit(struct core_proc *s, shm_gref gr, int *r)
         if (shm_group_admit(c, g->obj, gr) == SHM_OK)
             return GO_ON;
         s->curg = 0; /* as in park(): g is another's, and a cancel may have come in between */
-        if (load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, SHM_OK_CANCELLED)) {
-            store_seq(&j->cancel, 0);
-            shm_ready(c, gr, true);
-        }
+        shm_join_marks(c, j, gr, epoch);
         return GONE;
     }
     shm_gcont_drop(c, g);
@@ -761,13 +753,8 @@ static bool waits_on(struct core_proc *s, shm_gref gr, struct shm_g *g)
         return false;
     }
     own_add(&c->m->st.parks, 1); /* owner only */
-    /* As in park(): tag cancel, tag kill. */
-    if (j != NULL && load_seq(&j->cancel) == 1 && shm_wait_abort(c, gr, epoch, SHM_OK_CANCELLED)) {
-        store_seq(&j->cancel, 0);
-        shm_ready(c, gr, true);
-    } else if (j != NULL && load_seq(&j->kill) && shm_wait_abort(c, gr, epoch, SHM_OK_KILLED)) {
-        shm_ready(c, gr, true);
-    }
+    if (j != NULL)
+        shm_join_marks(c, j, gr, epoch); /* as in park() */
     return true;
 }
 

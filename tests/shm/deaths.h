@@ -32,6 +32,8 @@ static struct shm_ctx k, w;
 static int d_who;    /* which of the Ms that die together this process is */
 static bool d_alone; /* nobody else acts on this world meanwhile */
 static bool d_reaper_died;
+/* By w, between the death and the reaping, when nobody waits for a lock of the dead any more. */
+static void (*d_meanwhile)(void);
 static uint64_t d_rng;
 
 #if H_TSAN
@@ -142,6 +144,11 @@ static bool d_round(const struct act *act, uint32_t n, bool (*reaper)(uint32_t s
     uint32_t slot = d_slot(pid);
     bool died = d_killed(status);
     CHECK_EQ(died, slot != UINT32_MAX);
+    if (d_meanwhile) {
+        if (died)
+            shm_reap_locks(&k, &k.mtab[slot]);
+        d_meanwhile();
+    }
     if (died && (reaper == NULL || !reaper(slot, status))) {
         shm_reap(&k, &k.mtab[slot], status);
         CHECK_EQ(load_acq(&k.mtab[slot].kind), SHM_M_FREE);
@@ -153,7 +160,7 @@ static bool d_round(const struct act *act, uint32_t n, bool (*reaper)(uint32_t s
     return died;
 }
 
-static void d_killed_everywhere(const struct act *acts, size_t nacts)
+H_UNUSED static void d_killed_everywhere(const struct act *acts, size_t nacts)
 {
     d_seed();
     for (size_t i = 0; i < nacts; i++) {
@@ -194,7 +201,7 @@ static bool d_dying_reaper(uint32_t slot, int status)
 }
 
 /* In the storm all of its failpoints, at a tenth of the worker's: each has a few hundred. */
-static void d_reaper_killed(const struct act *acts, size_t nacts)
+H_UNUSED static void d_reaper_killed(const struct act *acts, size_t nacts)
 {
     uint32_t deaths = 0, share = h_storm() ? 10 : 3 * D_SHARE;
     d_seed();
