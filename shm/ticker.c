@@ -123,8 +123,11 @@ shm_gref shm_timer_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n,
     struct shm_sudog *s = alive ? shm_sudog_claim(c, recvq(t)) : NULL;
     if (s) {
         peer = s->g;
-        store_rlx(&c->m->inflight[slot], peer); /* INV nothing-in-hand: in the batch from now on */
-        store_rlx(&c->m->inflight[SHM_IF_READY], 0);
+        /* INV nothing-in-hand: in the batch from now on. Own words, read by the reaper: the one after
+         * the other, or the compiler may leave an instruction at which neither names it. */
+        store_rlx(&c->m->inflight[slot], peer);
+        FAILPOINT("ticker.fire.named");
+        store_rel(&c->m->inflight[SHM_IF_READY], 0);
     } else if (load_rlx(&t->ch.qcount) == 0) {       /* under the lock */
         *(struct shm_val *)shm_at(c, t->ch.buf) = v; /* not to be seen before the count */
     }
