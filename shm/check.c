@@ -246,7 +246,7 @@ int shm_check(struct shm_ctx *c, bool quiet, void (*out)(void *, const char *), 
         check_header(&k);
         for (uint32_t i = 0; i < load_acq(&h->max_m); i++)
             check_m(&k, i);
-        for (uint32_t i = 0; i < h->max_p; i++)
+        for (uint32_t i = 0; i < load_acq(&h->max_p); i++)
             check_p(&k, i);
         for (uint64_t i = 1; i < k.ng; i++)
             check_g(&k, i);

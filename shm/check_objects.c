@@ -83,7 +83,7 @@ static bool drained(const struct check *k, shm_off obj)
 /* The other side of check_node(). */
 static void check_in_heap(struct check *k, const struct shm_tnode *n, const char *what, shm_off off)
 {
-    const struct shm_p *p = n->pi < k->c->hdr->max_p ? &k->c->ptab[n->pi] : NULL;
+    const struct shm_p *p = n->pi < load_acq(&k->c->hdr->max_p) ? &k->c->ptab[n->pi] : NULL;
     const struct block *b = p ? check_block_at(k, p->timers_off) : NULL;
     uint64_t when = load_acq(&n->when_ns);
     if ((n->index1 != 0) != (when != 0 && when != UINT64_MAX))

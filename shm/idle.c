@@ -235,13 +235,14 @@ static bool may_spin(const struct shm_ctx *c)
 {
     const struct shm_hdr *h = c->hdr;
     uint32_t spinners, idle = 0, busy = others_busy(c, &spinners);
-    if (h->nprocs == 0 || h->spin_ns == 0 || busy >= h->ncpu || c->p == NULL)
+    uint32_t n = load_rlx(&h->nprocs); /* a hint, but for 0 */
+    if (n == 0 || h->spin_ns == 0 || busy >= h->ncpu || c->p == NULL)
         return false;
     if (shm_home_only(c) || load_rlx(&c->m->spinning) == SHM_M_SPINNING)
         return true;
-    for (uint32_t w = 0; w <= (h->max_p - 1) / 64; w++)
+    for (uint32_t w = 0; w <= (load_acq(&h->max_p) - 1) / 64; w++)
         idle += (uint32_t)__builtin_popcountll(load_rlx(&h->idle_p[w])); /* a hint */
-    return 2 * spinners < h->nprocs - (idle < h->nprocs ? idle : h->nprocs);
+    return 2 * spinners < n - (idle < n ? idle : n);
 }
 
 /* Is there something for this M? Also the last look of who goes idle. */

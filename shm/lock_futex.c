@@ -154,7 +154,8 @@ static void owner_died(struct shm_ctx *c, uint32_t m1)
     uint32_t kind = load_rlx(&c->m->kind), n = load_acq(&c->hdr->max_m); /* pairs with minit */
     for (uint32_t i = 0; kind == SHM_M_M0 && !keeper && i < n; i++)
         keeper = load_acq(&c->mtab[i].kind) == SHM_M_KEEPER && shm_m_alive(c, i + 1); /* as above */
-    if (m1 != 0 && (kind == SHM_M_KEEPER || (kind == SHM_M_M0 && !keeper && c->hdr->nprocs)))
+    bool keeps = load_rlx(&c->hdr->nprocs) != 0; /* from start to end */
+    if (m1 != 0 && (kind == SHM_M_KEEPER || (kind == SHM_M_M0 && !keeper && keeps)))
         shm_reap_locks(c, &c->mtab[m1 - 1]);
     else
         tell_keeper(c);

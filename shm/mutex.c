@@ -109,7 +109,7 @@ int shm_mutex_trylock(struct shm_ctx *c, shm_off off, uint64_t goid)
  * else could run here meanwhile. */
 static bool spin(struct shm_ctx *c, struct shm_sema *sy, uint64_t goid)
 {
-    if (c->hdr->ncpu < 2 || c->hdr->nprocs < 2 || !c->p || c->retrying)
+    if (c->hdr->ncpu < 2 || load_rlx(&c->hdr->nprocs) < 2 || !c->p || c->retrying) /* a hint */
         return false;
     for (int i = 0; i < SPIN_ROUNDS && shm_runqempty(c->p); i++) {
         for (int k = 0; k < SPIN_PAUSES; k++)

@@ -39,8 +39,8 @@ static uint32_t rank(const struct shm_hdr *h, uint32_t pi)
 bool shm_p_wanted(const struct shm_ctx *c, const struct shm_p *p)
 {
     const struct shm_hdr *h = c->hdr;
-    return p->nosteal ||
-           rank(h, p->index) < (h->nprocs ? h->nprocs : 1) + h->extra; /* seq_cst, tag: wanted */
+    uint32_t n = load_seq(&h->nprocs); /* tag: wanted, as extra */
+    return p->nosteal || rank(h, p->index) < (n ? n : 1) + load_seq(&h->extra);
 }
 
 /* A dead P that is wanted again. Several may try. */
@@ -116,7 +116,8 @@ void shm_releasep(struct shm_ctx *c)
 
 bool shm_anyidlep(const struct shm_ctx *c)
 {
-    for (uint32_t w = 0; w <= (c->hdr->max_p - 1) / 64; w++)
+    uint32_t n = load_acq(&c->hdr->max_p); /* pairs with grow() */
+    for (uint32_t w = 0; w <= (n - 1) / 64; w++)
         if (load_seq(&c->hdr->idle_p[w])) /* S2, tag: idle-dance */
             return true;
     return false;
@@ -134,7 +135,8 @@ void shm_takep(struct shm_ctx *c)
                       (int)SHM_ST_M1(load_rlx(&c->ptab[pi].status)) - 1);
         return;
     }
-    for (uint32_t w = 0; w <= (c->hdr->max_p - 1) / 64; w++)
+    uint32_t n = load_acq(&c->hdr->max_p); /* pairs with grow() */
+    for (uint32_t w = 0; w <= (n - 1) / 64; w++)
         for (uint64_t b = load_seq(&c->hdr->idle_p[w]); b; b &= b - 1)
             if (shm_acquirep(c, w * 64 + (uint32_t)__builtin_ctzll(b)) == SHM_OK)
                 return;

@@ -400,7 +400,7 @@ static bool queue_names(struct shm_ctx *c, struct shm_m *dead)
 
 static void give_p(struct shm_ctx *c, struct shm_m *dead)
 {
-    for (uint32_t i = 0; i < c->hdr->max_p; i++) {
+    for (uint32_t i = 0; i < load_acq(&c->hdr->max_p); i++) { /* pairs with procs.c */
         struct shm_p *p = &c->ptab[i];
         uint64_t w = load_acq(&p->status); /* a dead M's: nobody moves it */
         if (SHM_ST_STATUS(w) == Pidle || SHM_ST_M1(w) != m1_of(dead))

@@ -125,7 +125,8 @@ static shm_gref gqget(struct shm_ctx *c, struct gq *q, struct shm_p *p, uint32_t
         return 0;
     shm_lock(c, &h->sched_lock);
     uint64_t size = load_rlx(&q->size); /* under sched_lock */
-    uint64_t share = size / (h->nprocs ? h->nprocs : 1) + 1, n = size < share ? size : share;
+    uint32_t np = load_rlx(&h->nprocs); /* a share of about now */
+    uint64_t share = size / (np ? np : 1) + 1, n = size < share ? size : share;
     n = n < max ? n : max;
     n = n < SHM_RUNQ / 2 ? n : SHM_RUNQ / 2;
     uint64_t t = 0;
@@ -214,7 +215,8 @@ static bool runqputslow(struct shm_ctx *c, struct shm_p *p, shm_gref r, uint64_t
 void shm_runqput(struct shm_ctx *c, struct shm_p *p, shm_gref r, bool next)
 {
     if (next) {
-        if (unlikely(load_rlx(&p->prompt) < PROMPT) && c->hdr->nprocs > 1) /* thieves reset it */
+        if (unlikely(load_rlx(&p->prompt) < PROMPT) && /* thieves reset it */
+            load_rlx(&c->hdr->nprocs) > 1)             /* a hint */
             c->next_ns = shm_now_ns();
         shm_gref old = load_rlx(&p->runnext);
         do

@@ -224,7 +224,7 @@ bool shm_preempt_requested(const struct shm_ctx *c)
     return (c->p && load_rlx(&c->p->preempt)) || /* a level: late is well */
            (load_rlx(&c->m->attn) & (SHM_ATTN_NOW | SHM_ATTN_OFFLOAD)) ||
            /* Without a keeper the M looks at the clock itself. */
-           (c->hdr->nprocs == 0 && coarse_ns() > c->now_ns + SLICE_NS);
+           (load_rlx(&c->hdr->nprocs) == 0 && coarse_ns() > c->now_ns + SLICE_NS);
 }
 
 /* ---- looking for work ------------------------------------------------------------------------ */
@@ -288,7 +288,8 @@ static shm_gref steal(struct shm_ctx *c, bool *inherit)
 /* migrate=always: a G that ran here last is left to another M, if there is one, a little while. */
 static shm_gref refuse(struct shm_ctx *c, shm_gref r, int *refused)
 {
-    if (shm_g(c, r)->ran_m1 != c->m1 || c->hdr->nprocs < 2 || *refused == REFUSALS)
+    if (shm_g(c, r)->ran_m1 != c->m1 || load_rlx(&c->hdr->nprocs) < 2 || /* a hint */
+        *refused == REFUSALS)
         return r;
     ++*refused;
     shm_globrunqput(c, r);

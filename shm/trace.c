@@ -129,8 +129,9 @@ size_t shm_trace_read(const struct shm_ctx *c, uint32_t m, struct shm_event *out
 size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n)
 {
     struct shm_hdr *h = c->hdr;
-    uint32_t idlep = 0, threads = 0, spinning = 0, idle = 0, nm = load_acq(&h->max_m);
-    for (uint32_t i = 0; i < shm_nworkp(c); i++) /* a snapshot, as all here */
+    uint32_t idlep = 0, threads = 0, spinning = 0, idle = 0;
+    uint32_t nm = load_acq(&h->max_m), np = load_rlx(&h->nprocs); /* nm: pairs with shm_minit() */
+    for (uint32_t i = 0; i < shm_nworkp(c); i++)                  /* a snapshot, as all here */
         idlep += i != h->m0_p && SHM_ST_STATUS(load_rlx(&c->ptab[i].status)) == Pidle;
     for (uint32_t i = 0; i < nm; i++) {
         uint32_t kind = load_rlx(&c->mtab[i].kind), state = load_rlx(&c->mtab[i].spinning);
@@ -146,9 +147,8 @@ size_t shm_schedtrace(struct shm_ctx *c, char *buf, size_t n)
     } while (0)
     PUT("SCHED %llums: gomaxprocs=%u idleprocs=%u threads=%u spinningthreads=%u idlethreads=%u "
         "runqueue=%llu [",
-        (unsigned long long)((shm_now_ns() - h->start_ns) / 1000000), h->nprocs ? h->nprocs : 1,
-        idlep, threads, spinning, idle,
-        (unsigned long long)(load_rlx(&h->runq_size) + load_rlx(&h->batchq_size)));
+        (unsigned long long)((shm_now_ns() - h->start_ns) / 1000000), np ? np : 1, idlep, threads,
+        spinning, idle, (unsigned long long)(load_rlx(&h->runq_size) + load_rlx(&h->batchq_size)));
     for (uint32_t i = 0; i < shm_nworkp(c); i++) {
         struct shm_p *p = &c->ptab[i];
         if (i != h->m0_p && SHM_ST_STATUS(load_rlx(&p->status)) != Pdead)

@@ -207,7 +207,7 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     if (s != NULL)
         core_cont_let(s); /* it may wait long */
     shm_gref gr = s ? s->curg : 0;
-    bool own = gr != 0, nested = own && c->hdr->nprocs == 0;
+    bool own = gr != 0, nested = own && load_rlx(&c->hdr->nprocs) == 0; /* from start to end */
     int r = 0;
     if (s != NULL && gr == 0)
         PyErr_SetString(PyExc_RuntimeError, "blocking call on the scheduler's stack (m->g0)");

@@ -530,7 +530,7 @@ static PyObject *mod_num_goroutine(PyObject *mod, PyObject *_)
         return NULL;
     struct shm_ctx *c = prog->proc->c;
     uint64_t n = 0;
-    for (uint32_t i = 0; i < c->hdr->max_m; i++) {
+    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) { /* pairs with shm_minit() */
         struct shm_m *m = &c->mtab[i];
         n += load_rlx(&m->st.spawned) - load_rlx(&m->st.finished); /* counters: a glance */
     }

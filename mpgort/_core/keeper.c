@@ -6,7 +6,7 @@
 /* Slot + 1 of the worker with this pid, 0: it has none (not yet, or no more). */
 static uint32_t slot_of(struct shm_ctx *c, uint32_t pid)
 {
-    for (uint32_t i = 0; i < c->hdr->max_m; i++) {
+    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) { /* pairs with shm_minit() */
         struct shm_m *m = &c->mtab[i];
         /* acq: pairs with minit's CAS; the pid is stored after it, so it may be seen one look
          * later. */
@@ -81,7 +81,7 @@ static PyObject *prog_kill_again(CoreProg *p, PyObject *args)
     unsigned int slot;
     if (!PyArg_ParseTuple(args, "I", &slot) || !core_prog_usable(p))
         return NULL;
-    if (slot >= p->loop.hdr->max_m)
+    if (slot >= load_acq(&p->loop.hdr->max_m)) /* pairs with shm_minit() */
         return PyErr_Format(PyExc_ValueError, "no M slot %u", slot);
     p->loop.mtab[slot].kill_ns = 0; /* the keeper's own word */
     Py_RETURN_NONE;
@@ -94,7 +94,7 @@ static PyObject *prog_kill_check(CoreProg *p, PyObject *args)
     unsigned int slot;
     if (!PyArg_ParseTuple(args, "I", &slot) || !core_prog_usable(p))
         return NULL;
-    if (slot >= p->loop.hdr->max_m)
+    if (slot >= load_acq(&p->loop.hdr->max_m)) /* pairs with shm_minit() */
         return PyErr_Format(PyExc_ValueError, "no M slot %u", slot);
     return PyBool_FromLong(shm_kill_check(&p->loop, slot + 1));
 }
@@ -111,7 +111,7 @@ static PyObject *prog_reap(CoreProg *p, PyObject *args)
     if (!PyArg_ParseTuple(args, "Ii", &slot, &status) || !core_prog_usable(p))
         return NULL;
     struct shm_ctx *c = &p->loop;
-    if (slot >= c->hdr->max_m)
+    if (slot >= load_acq(&c->hdr->max_m)) /* pairs with shm_minit() */
         return PyErr_Format(PyExc_ValueError, "no M slot %u", slot);
     bool looping =
         load_acq(&c->mtab[slot].looping); /* a dead M's word: nobody writes it any more */

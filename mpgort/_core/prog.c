@@ -373,8 +373,8 @@ static PyObject *prog_shutdown(CoreProg *p, PyObject *noargs)
         return NULL;
     struct shm_ctx *c = &p->loop;
     store_rel(&c->hdr->shutdown, 1); /* pairs with the load_acq in attend(), findrunnable, sysmon */
-    for (uint32_t i = 0; i < c->hdr->max_m; i++)
-        if (load_acq(&c->mtab[i].kind) != SHM_M_FREE) /* pairs with minit's CAS */
+    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) /* pairs with shm_minit() */
+        if (load_acq(&c->mtab[i].kind) != SHM_M_FREE)       /* pairs with minit's CAS */
             core_prog_notify(c, &c->mtab[i], SHM_ATTN_SHUTDOWN);
     if (c->kick_fd >= 0) {
         uint64_t one = 1;
@@ -445,7 +445,7 @@ static PyObject *prog_get(CoreProg *p, void *which)
     case A_PID0:
         return PyLong_FromUnsignedLong(h->pid0);
     case A_PROCS:
-        return PyLong_FromUnsignedLong(h->nprocs);
+        return PyLong_FromUnsignedLong(load_rlx(&h->nprocs));
     case A_M0_SLOT:
         return PyLong_FromUnsignedLong(h->m0_slot);
     case A_SHUTDOWN:

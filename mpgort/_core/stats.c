@@ -12,7 +12,8 @@ static PyObject *prog_slots(CoreProg *p, PyObject *noargs)
         return NULL;
     struct shm_ctx *c = &p->loop;
     PyObject *list = PyList_New(0);
-    for (uint32_t i = 0; list != NULL && i < c->hdr->max_m; i++) {
+    uint32_t n = load_acq(&c->hdr->max_m); /* pairs with shm_minit() */
+    for (uint32_t i = 0; list != NULL && i < n; i++) {
         struct shm_m *m = &c->mtab[i];
         uint32_t kind = load_acq(&m->kind); /* pairs with minit's CAS */
         if (kind == SHM_M_FREE)
@@ -54,16 +55,17 @@ static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
     if (c == NULL)
         return NULL;
     PyObject *d = PyDict_New(), *rows = PyList_New(0);
+    uint32_t nm = load_acq(&c->hdr->max_m); /* pairs with shm_minit() */
     if (d == NULL || rows == NULL)
         goto fail;
     /* Each counter has one writer; relaxed: the sums are of about now, not of one instant. */
-#define X(name)                                      \
-    {                                                \
-        unsigned long long sum = 0;                  \
-        for (uint32_t i = 0; i < c->hdr->max_m; i++) \
-            sum += load_rlx(&c->mtab[i].st.name);    \
-        if (put(d, #name, sum) < 0)                  \
-            goto fail;                               \
+#define X(name)                                   \
+    {                                             \
+        unsigned long long sum = 0;               \
+        for (uint32_t i = 0; i < nm; i++)         \
+            sum += load_rlx(&c->mtab[i].st.name); \
+        if (put(d, #name, sum) < 0)               \
+            goto fail;                            \
     }
     COUNTERS(X)
 #undef X
@@ -75,9 +77,10 @@ static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
         put(d, "deaths", load_acq(&c->hdr->deaths)) < 0 || /* as above */
         put(d, "replacements", load_acq(&c->hdr->replaced)) < 0 ||
         put(d, "recycled", load_acq(&c->hdr->recycled)) < 0 ||
-        put(d, "procs", c->hdr->nprocs) < 0 || put(d, "wake_cost_ns", c->hdr->wake_cost_ns) < 0)
+        put(d, "procs", load_rlx(&c->hdr->nprocs)) < 0 ||
+        put(d, "wake_cost_ns", c->hdr->wake_cost_ns) < 0)
         goto fail;
-    for (uint32_t i = 0; i < c->hdr->max_m; i++) {
+    for (uint32_t i = 0; i < nm; i++) {
         struct shm_m *m = &c->mtab[i];
         uint32_t kind = load_acq(&m->kind); /* pairs with minit's CAS */
         if (kind == SHM_M_FREE)

@@ -13,6 +13,8 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sysconfig
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -107,3 +109,23 @@ def test_c_program_passes(test: Path, variant: str) -> None:
     if done.returncode != 0:
         text = f"{exe.name} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         pytest.fail(text, pytrace=False)
+
+
+@pytest.mark.timeout(120)
+def test_every_atomic_access_says_its_order() -> None:
+    """A bare one is a silent seq_cst (shm/atomic.h): clang sees them. MPGORT_STORM=1: those of the
+    binding too, some seconds."""
+    if shutil.which("clang") is None:
+        warnings.warn("NOT CHECKED: bare atomic accesses, for want of clang", stacklevel=1)
+        pytest.skip("clang is not installed (apt install clang)")
+    core = (SHM.parent / "mpgort" / "_core").glob("*.c") if STORM else []
+    include = sysconfig.get_paths()["include"]
+    cmd = ["clang", "-std=gnu11", "-fsyntax-only", "-Wno-everything",
+           "-Werror=atomic-implicit-seq-cst", "-I", str(SHM), "-I", include]  # fmt: skip
+    done = subprocess.run(
+        [*cmd, *map(str, sorted([*SHM.glob("*.c"), *core]))],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        pytest.fail(done.stderr, pytrace=False)
