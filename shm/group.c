@@ -209,12 +209,9 @@ static shm_off cancel_next(struct shm_ctx *c, struct shm_group *gr)
     shm_lock(c, &gr->lock);
     shm_off off = gr->cancelling;
     if (off == 0 && (off = gr->kids_first) != 0) {
-        struct shm_join *j = join_at(c, off);
         shm_tx_begin(c);
         take(c, gr, off);
         shm_tx_store64(c, &gr->cancelling, off);
-        shm_tx_store32(c, &j->asked, load_rlx(&j->asked) + 1); /* see shm_join_cancel() */
-        shm_tx_store32(c, &j->cancel, 1);
         shm_tx_commit(c);
     }
     if (off)
@@ -269,7 +266,7 @@ void shm_group_drain(struct shm_ctx *c, shm_off off)
     cancel_parent(c, gr);
     while (load_acq(&gr->aborting) && (child = cancel_next(c, gr)) != 0) { /* pairs with its tx */
         FAILPOINT("group.abort.taken");
-        shm_join_deliver(c, child);
+        shm_join_abort(c, child);
         cancelled(c, gr, child);
     }
     shm_lock(c, &gr->lock);

@@ -143,7 +143,6 @@ void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v);
 int shm_chan_send_locked(struct shm_ctx *c, struct shm_chan *ch, const struct shm_val *v,
                          shm_gref *peer); /* chan.c */
 int shm_chan_recv_locked(struct shm_ctx *c, struct shm_chan *ch, struct shm_val *v, shm_gref *peer);
-void shm_join_deliver(struct shm_ctx *c, shm_off j);     /* join.c: a cancel that is due */
 void shm_group_drain(struct shm_ctx *c, shm_off group);  /* group.c: what its reaper goes on with */
 void shm_join_no_deadline(struct shm_ctx *c, shm_off j); /* kill.c */
 shm_off shm_join_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n);

@@ -113,7 +113,30 @@ int shm_join_park(struct shm_ctx *c, shm_off off, shm_gref r)
 /* CANCEL (tag: cancel; the other side is shm_join_marks(), after each arming). The canceller sets join->cancel, then
  * looks whether the goroutine waits and, if so, claims that wait. The parking M arms the wait, then looks
  * at join->cancel. Both store before they load, seq_cst, so at least one of them sees the other: a
- * cancel is never lost between. Who wins the claim takes the flag with it. */
+ * cancel is never lost between. Who wins the claim takes the flag with it.
+ *
+ * THE COUNT AND THE FLAG are one word to who changes both: several may ask, and the goroutine may take
+ * back, at the same time. So no transaction stores them either: what it has read may be old, and its
+ * rollback would take back what another has asked for. That an abort asks each child once, whoever
+ * carries it on after a death, is a bit of the same word. */
+
+#define DUE 1ULL
+#define ONE (1ULL << 32)
+#define ABORTED (1ULL << 63)
+static_assert(offsetof(struct shm_join, asking) % 8 == 0 &&
+                  offsetof(struct shm_join, asked) == offsetof(struct shm_join, cancel) + 4,
+              "one word");
+
+/* once: a bit that is set with it, and then never again. */
+static void ask(struct shm_join *j, uint64_t once)
+{
+    uint64_t w = load_rlx(&j->asking);
+    do {
+        FAILPOINT("join.asking");
+        if (w & once)
+            return;
+    } while (!cas_seq(&j->asking, &w, ((w | DUE) + ONE) | once)); /* tag: cancel */
+}
 
 /* The other side, of a kill too (tag: kill, in kill.c): r was armed in its wait number epoch. j is its
  * join if it still waits there, so only who wins that claim writes to it. */
@@ -128,7 +151,7 @@ void shm_join_marks(struct shm_ctx *c, struct shm_join *j, shm_gref r, uint64_t 
 }
 
 /* Wakes the goroutine of a join whose cancel is due, if it waits. */
-void shm_join_deliver(struct shm_ctx *c, shm_off off)
+static void deliver(struct shm_ctx *c, shm_off off)
 {
     struct shm_join *j = join_at(c, off);
     shm_gref r = j->g;
@@ -146,17 +169,25 @@ bool shm_join_cancel(struct shm_ctx *c, shm_off off)
     struct shm_join *j = join_at(c, off);
     if (load_acq(&j->state) != SHM_J_PENDING) /* pairs with shm_join_finish() */
         return false;
-    add_acqrel(&j->asked, 1); /* before the flag: who takes the flag counts it */
-    store_seq(&j->cancel, 1); /* tag: cancel: store, then look at the wait */
-    shm_join_deliver(c, off);
+    ask(j, 0);
+    deliver(c, off);
     return true;
+}
+
+void shm_join_abort(struct shm_ctx *c, shm_off off)
+{
+    ask(join_at(c, off), ABORTED);
+    deliver(c, off);
 }
 
 uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off off)
 {
     struct shm_join *j = join_at(c, off);
-    uint32_t left = sub_acqrel(&j->asked, 1) - 1;
-    if (left == 0)
-        store_seq(&j->cancel, 0); /* tag: cancel */
-    return left;
+    uint64_t w = load_rlx(&j->asking), to;
+    do {
+        FAILPOINT("join.unasking");
+        to = w - ONE;
+        to = to < ONE ? 0 : to; /* nobody else has asked: none is due */
+    } while (!cas_seq(&j->asking, &w, to)); /* tag: cancel */
+    return (uint32_t)(to >> 32);
 }

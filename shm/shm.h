@@ -1017,9 +1017,15 @@ enum {
 struct shm_join {
     struct shm_obj obj;
     shm_lockword lock;
-    _Atomic uint32_t state;  /* SHM_J_*; set last, under lock: value is complete when not pending */
-    _Atomic uint32_t cancel; /* 1: Cancelled is due at g's next park; taken by CAS */
-    _Atomic uint32_t asked;  /* cancels asked for, less those a group took back (asyncio's too) */
+    _Atomic uint32_t state; /* SHM_J_*; set last, under lock: value is complete when not pending */
+    union {
+        struct {
+            _Atomic uint32_t cancel; /* 1: Cancelled is due at g's next park; taken by CAS */
+            /* Cancels asked for, less those a group took back (asyncio's too); bit 31: by its own. */
+            _Atomic uint32_t asked;
+        };
+        _Atomic uint64_t asking; /* both: who asks, or takes back, changes them at once (join.c) */
+    };
     shm_gref g;
     uint64_t goid;
     shm_off waiters_first, waiters_last;
@@ -1053,6 +1059,8 @@ SHM_MUSTUSE int shm_join_park(struct shm_ctx *c, shm_off j, shm_gref g);
 /* Cancelled is due in its goroutine: where it is parked, or at its next park. False:
  * it has ended. */
 bool shm_join_cancel(struct shm_ctx *c, shm_off j);
+/* The same by the abort of its group: once, however often, by whomever it is done. */
+void shm_join_abort(struct shm_ctx *c, shm_off j);
 /* The last act of a park of this join's goroutine r, which was armed in its wait number epoch: a
  * cancel or a kill that came before wakes it. */
 void shm_join_marks(struct shm_ctx *c, struct shm_join *j, shm_gref r, uint64_t epoch);

@@ -214,7 +214,7 @@ inline unlink(sel)
     fi
 }
 
-/* shm_join_deliver(), shm_wait_abort(): once, at any wait */
+/* deliver() of join.c, shm_wait_abort(): once, at any wait */
 proctype canceller()
 {
     byte e;

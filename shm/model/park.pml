@@ -216,7 +216,7 @@ proctype readier()
     od
 }
 
-/* shm_join_cancel(), shm_join_deliver() */
+/* shm_join_cancel(), deliver() */
 proctype canceller()
 {
     byte e;

@@ -9,6 +9,7 @@
  *   H_WAIT(cond)           until cond holds: no sleeping and hoping, the time limit is the net
  *   H_N(quick, storm)      a count: quick, or storm if MPGORT_STORM=1
  *   h_die_at(name, nth)    SIGKILL at the nth pass of that FAILPOINT in this process
+ *   h_call_after(nth, fn)  fn() at the nth FAILPOINT: what another M may do just there
  *
  * A test that exceeds its time limit prints every G, M and P of its segment and aborts. Children
  * die with their parent. */
@@ -168,9 +169,20 @@ H_UNUSED static void h_die_at(const char *name, uint32_t nth)
     store_rlx(&h_fp_left, nth);
 }
 
+static uint32_t h_call_left; /* 0: it was called, or none is to be */
+static void (*h_call)(void);
+
+H_UNUSED static void h_call_after(uint32_t nth, void (*fn)(void))
+{
+    h_call = fn;
+    h_call_left = nth;
+}
+
 void shm_failpoint_hit(const char *name);
 void shm_failpoint_hit(const char *name)
 {
+    if (h_call_left && --h_call_left == 0)
+        h_call();
     if (load_rlx(&h_any_left) &&
         atomic_fetch_sub_explicit(&h_any_left, 1, memory_order_relaxed) == 1) {
         if (h_last)

@@ -1,7 +1,7 @@
 /* Tests of group.c: every end is counted once, the limit lets children in by their order, a failure
  * cancels the rest, and the parent is woken by the last. (Several Gs `run` at once on the one M of
  * a test, which the checker would not have: it looks where none does, and at the end.) */
-#include "gs.h"
+#include "deaths.h"
 
 static shm_off parent;
 static shm_gref parent_g;
@@ -307,9 +307,120 @@ static void test_ends_on_many_ms_are_counted_once_each(void)
     munmap(t, sizeof *t);
 }
 
+/* ---- an abort, and who else cancels the same child ------------------------------------------- */
+
+static shm_off cancelled; /* by w */
+
+static void another_cancels(void)
+{
+    CHECK(shm_join_cancel(&w, cancelled));
+}
+
+static void test_a_cancel_that_comes_at_any_moment_of_an_abort_counts_beside_it(void)
+{
+    bool came = true;
+    for (uint32_t n = 1; came; n++) {
+        struct shm_ctx c;
+        shm_gref r;
+        shm_off gr = begin(&c, 0);
+        cancelled = child(&c, gr, &r);
+        const struct shm_join *j = shm_at(&c, cancelled);
+        CHECK_EQ(l_next(&c), r);
+        shm_ctx_copy(&w, &c);
+        CHECK_EQ(shm_minit(&w, SHM_M_WORKER), SHM_OK);
+        h_call_after(n, another_cancels);
+        shm_group_abort(&c, gr);
+        came = h_call_left == 0;
+        h_call_after(0, NULL);
+        CHECK_EQ(load_acq(&j->asked) & 0xff, 1 + came);
+        CHECK_EQ(load_acq(&j->cancel), 1);
+        shm_group_abort(&c, gr); /* once */
+        CHECK_EQ(load_acq(&j->asked) & 0xff, 1 + came);
+        shm_mexit(&w);
+        shm_obj_unref(&c, cancelled);
+        finish(&c, r, SHM_J_CANCELLED);
+        shm_group_exiting(&c, gr);
+        shm_group_finish(&c, gr);
+        end(&c, gr);
+    }
+}
+
+static void test_a_cancel_that_is_taken_back_leaves_one_that_comes_meanwhile(void)
+{
+    bool came = true;
+    for (uint32_t n = 1; came; n++) {
+        struct shm_ctx c;
+        shm_off gr = begin(&c, 0);
+        struct shm_join *j = shm_at(&c, parent);
+        cancelled = parent;
+        shm_ctx_copy(&w, &c);
+        CHECK_EQ(shm_minit(&w, SHM_M_WORKER), SHM_OK);
+        CHECK(shm_join_cancel(&c, parent));
+        h_call_after(n, another_cancels);
+        uint32_t left = shm_join_uncancel(&c, parent);
+        came = h_call_left == 0;
+        h_call_after(0, NULL);
+        CHECK_EQ(load_acq(&j->asked), came);
+        CHECK_EQ(load_acq(&j->cancel), came);
+        CHECK(left == 0 || came);
+        store_seq(&j->cancel, 0);
+        shm_mexit(&w);
+        shm_group_exiting(&c, gr);
+        shm_group_finish(&c, gr);
+        end(&c, gr);
+    }
+}
+
+/* A child fails, on an M that is killed while it aborts the group. */
+static void fails(struct shm_ctx *c, int n, void *arg)
+{
+    const shm_off *join = arg;
+    struct shm_val v = {.tag = SHM_VAL_NONE};
+    h_die_after((uint32_t)n);
+    shm_join_finish(c, *join, SHM_J_ERROR, &v);
+    h_die_after(0);
+}
+
+static void test_a_cancel_between_the_death_of_who_aborts_and_its_reaping_counts(void)
+{
+    bool died = true;
+    for (int n = 1; died; n++) {
+        shm_gref r[2];
+        shm_off j[2], gr = begin(&w, 0);
+        for (int i = 0; i < 2; i++)
+            j[i] = child(&w, gr, &r[i]);
+        shm_ctx_copy(&k, &w);
+        CHECK_EQ(shm_minit(&k, SHM_M_KEEPER), SHM_OK);
+        for (int i = 0; i < 2; i++)
+            CHECK(l_next(&w) != 0);
+        const struct shm_join *other = shm_at(&w, j[1]);
+        int pid = h_fork(fails, n, &j[0]), status = h_wait(pid);
+        died = d_killed(status);
+        CHECK(shm_join_cancel(&w, j[1]));
+        if (died)
+            shm_reap(&k, &k.mtab[d_slot(pid)], status);
+        finish(&w, r[0], SHM_J_ERROR); /* its end may not have been told */
+        CHECK_EQ(load_acq(&other->cancel), 1);
+        CHECK_EQ(load_acq(&other->asked) & 0xff, 2);
+        shm_obj_unref(&w, j[0]);
+        shm_obj_unref(&w, j[1]);
+        finish(&w, r[1], SHM_J_CANCELLED);
+        shm_group_exiting(&w, gr);
+        shm_group_finish(&w, gr);
+        shm_off e;
+        while (shm_group_error(&w, gr, &e))
+            shm_obj_unref(&w, e);
+        shm_obj_unref(&w, gr);
+        h_seg_end(&w); /* what the dead had in its hand is not this test's */
+    }
+}
+
 H_MAIN(T(test_the_last_child_wakes_the_parent),
        T(test_the_limit_lets_in_by_the_order_of_the_spawns),
        T(test_a_failure_cancels_the_others_and_the_parent_once),
        T(test_a_failure_lets_nobody_in_who_waits_at_the_limit),
        T(test_a_parent_that_ends_inside_its_blocks_aborts_them),
-       T(test_ends_on_many_ms_are_counted_once_each))
+       T(test_ends_on_many_ms_are_counted_once_each),
+       T(test_a_cancel_that_comes_at_any_moment_of_an_abort_counts_beside_it),
+       T(test_a_cancel_that_is_taken_back_leaves_one_that_comes_meanwhile),
+       T(test_a_cancel_between_the_death_of_who_aborts_and_its_reaping_counts))
