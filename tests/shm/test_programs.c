@@ -1,0 +1,751 @@
+/* Whole programs on many Ms at once: everything a goroutine can wait on, awaited by dozens that move
+ * between the Ms, are cancelled, preempted and kept at home, while Ps come and go. ThreadSanitizer
+ * sees each access of it (Ms are threads), and what a program keeps under its own locks is plain
+ * memory: that a Mutex, a channel or a join orders what its users write is checked by that too. */
+#include "programs.h"
+
+/* What the goroutines of a program share. The plain words are under what is said beside them. */
+enum { CREW = 24, KEYS = 8 };
+static struct world {
+    uint32_t n;      /* how much each is to do */
+    shm_off j[CREW]; /* main's references */
+    shm_off mutex, rw, sem, cond, once, wg, ctx, map;
+    shm_off to, from;                           /* of the thread outside */
+    uint64_t plain, queue, plain_rw, made_once; /* mutex, mutex, rw, once */
+    uint64_t did[CREW];                         /* wg */
+    _Atomic uint32_t ready, over;
+    _Atomic uint64_t inside, passed, due;
+} *w;
+
+/* main as a program of each sort: Ms that are as many as Ps, that are more, that always or never
+ * take another's goroutines; shaken, and with Ps that come and go. */
+static void run_each(p_body main, void (*outside)(struct shm_ctx *, shm_gref), uint32_t n)
+{
+    static const struct p_opts runs[] = {
+        {.procs = 3, .workers = 3},
+        {.procs = 2, .workers = 3, .migrate = 1, .trace = true},
+        {.procs = 2, .workers = 4, .max_procs = 4, .shake = 7},
+        {.procs = 3, .workers = 3, .migrate = 2},
+    };
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        struct p_opts o = runs[i];
+        o.main = main;
+        o.outside = outside;
+        w = h_shared(sizeof *w);
+        w->n = n;
+        p_run(o);
+        munmap(w, sizeof *w);
+    }
+}
+
+static shm_off new_chan(struct shm_ctx *c, uint32_t cap)
+{
+    shm_off ch;
+    CHECK_EQ(shm_chan_new(c, cap, &ch), SHM_OK);
+    return ch;
+}
+
+/* For the frame of a goroutine that is about to be spawned: the object, once more counted. */
+static uint64_t share(struct shm_ctx *c, shm_off obj)
+{
+    shm_obj_ref(c, obj);
+    return SHM_HANDLE(1, obj);
+}
+
+static shm_off start(struct turn *t, struct p_frame f)
+{
+    return p_spawn(t->c, &f, 0, 0);
+}
+
+static uint64_t result(struct shm_ctx *c, shm_off j, unsigned state)
+{
+    struct shm_join *p = shm_at(c, j);
+    CHECK_EQ(load_acq(&p->state), state); /* pairs with shm_join_finish() */
+    return v_num(c, &p->value);
+}
+
+/* A call that blocks: the P goes to another M meanwhile. */
+static void block(struct turn *t)
+{
+    shm_handoffp(t->c);
+    nanosleep(&(struct timespec){.tv_nsec = (long)(h_rand(t->c) % 30000)}, NULL);
+}
+
+/* ---- channels and select --------------------------------------------------------------------- */
+
+enum { PRODUCERS = 6, WORKERS = 5 };
+
+/* Numbers a[0] to a[1], into h[0]; some with a channel for the answer. */
+static void producer(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    GO(t);
+    for (; f->a[0] < f->a[1]; f->a[0]++) {
+        if (f->a[0] % 4 == 0)
+            hold(t, 1, new_chan(t->c, f->a[0] % 8 == 0));
+        AWAIT(t, op_send(t, OBJ(t, 0),
+                         f->h[1]            ? v_ref(t->c, f->a[0], OBJ(t, 1))
+                         : f->a[0] % 4 == 1 ? v_big(t->c, f->a[0])
+                                            : v_int(f->a[0])));
+        CHECK_EQ(t->ok, SHM_OK_VALUE);
+        if (f->h[1]) {
+            AWAIT(t, op_recv(t, OBJ(t, 1)));
+            CHECK_EQ(t->ok, SHM_OK_VALUE);
+            CHECK_EQ(v_eat(t->c, &t->v), f->a[0]);
+            let(t, 1);
+        }
+        if (h_rand(t->c) % 64 == 0)
+            block(t);
+    }
+    DONE(t);
+}
+
+/* From h[0] to h[1], until h[0] is closed; h[2] is done() of a context that nobody cancels before
+ * that. */
+static void worker(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    GO(t);
+    for (;;) {
+        AWAIT(t, op_select(t, (struct shm_case[]){s_recv(OBJ(t, 2)), s_recv(OBJ(t, 0))}, 2));
+        CHECK_EQ(t->which, 1);
+        if (t->ok != SHM_OK_VALUE)
+            break;
+        if (t->v.tag == SHM_VAL_HEAP) {
+            uint32_t nh;
+            const uint64_t *h = shm_bytes_handles(t->c, t->v.h.off, &nh);
+            if (nh)
+                f->h[3] = share(t->c, SHM_HANDLE_OFF(h[0]));
+        }
+        f->a[0] = v_eat(t->c, &t->v);
+        AWAIT(t,
+              op_select(
+                  t, (struct shm_case[]){s_send(OBJ(t, 1), v_int(f->a[0])), s_recv(OBJ(t, 2))}, 2));
+        CHECK(t->which == 0 && t->ok == SHM_OK_VALUE);
+        if (f->h[3]) {
+            AWAIT(t, op_send(t, OBJ(t, 3), v_big(t->c, f->a[0])));
+            CHECK_EQ(t->ok, SHM_OK_VALUE);
+            let(t, 3);
+        }
+    }
+    DONE(t);
+}
+
+/* Closes h[0] after the producers, h[1] after the workers. */
+static void closer(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    GO(t);
+    for (; f->a[0] < PRODUCERS + WORKERS; f->a[0]++) {
+        if (f->a[0] == PRODUCERS)
+            CHECK_EQ(shm_chan_close(t->c, OBJ(t, 0)), SHM_OK);
+        AWAIT(t, op_join(t, w->j[f->a[0]]));
+        CHECK_EQ(t->ok, SHM_OK_VALUE);
+    }
+    CHECK_EQ(shm_chan_close(t->c, OBJ(t, 1)), SHM_OK);
+    DONE(t);
+}
+
+/* h[3]: the closer. */
+static void pipeline(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    struct shm_ctx *c = t->c;
+    GO(t);
+    shm_off ch;
+    hold(t, 0, new_chan(c, c->hdr->migrate)); /* 0, 1 or 2 */
+    hold(t, 1, new_chan(c, 3));
+    CHECK_EQ(shm_context_new(c, 0, UINT64_MAX, &w->ctx), SHM_OK);
+    CHECK_EQ(shm_context_done(c, w->ctx, &ch), SHM_OK);
+    hold(t, 2, ch);
+    for (uint32_t i = 0; i < PRODUCERS; i++)
+        w->j[i] = start(t, (struct p_frame){.fn = producer,
+                                            .a = {i * w->n, (i + 1) * w->n},
+                                            .h = {share(c, OBJ(t, 0))}});
+    for (uint32_t i = 0; i < WORKERS; i++)
+        w->j[PRODUCERS + i] = start(
+            t,
+            (struct p_frame){.fn = worker,
+                             .h = {share(c, OBJ(t, 0)), share(c, OBJ(t, 1)), share(c, OBJ(t, 2))}});
+    hold(t, 3,
+         start(t, (struct p_frame){.fn = closer, .h = {share(c, OBJ(t, 0)), share(c, OBJ(t, 1))}}));
+    for (;;) {
+        AWAIT(t, op_recv(t, OBJ(t, 1)));
+        if (t->ok != SHM_OK_VALUE)
+            break;
+        f->a[0] += v_eat(t->c, &t->v);
+        f->a[1]++;
+    }
+    CHECK_EQ(f->a[1], PRODUCERS * w->n);
+    CHECK_EQ(f->a[0], f->a[1] * (f->a[1] - 1) / 2);
+    AWAIT(t, op_join(t, OBJ(t, 3)));
+    for (uint32_t i = 0; i < PRODUCERS + WORKERS; i++)
+        shm_obj_unref(t->c, w->j[i]);
+    shm_context_cancel(t->c, w->ctx, SHM_CTX_CANCELED, &(struct shm_val){.tag = SHM_VAL_NONE});
+    shm_obj_unref(t->c, w->ctx);
+    DONE(t);
+}
+
+static void test_a_pipeline_delivers_each_message_once(void)
+{
+    run_each(pipeline, NULL, (uint32_t)H_N(120, 20000));
+}
+
+/* ---- sync ------------------------------------------------------------------------------------ */
+
+enum { LOCKERS = 4, READERS = 6, TAKERS = 4, ENDS = 6, ONCES = 4 };
+static_assert(LOCKERS + READERS + TAKERS + ENDS + ONCES == CREW, "they are all");
+
+/* The first act of a goroutine of this program, and its last. */
+static void come(void)
+{
+    add_acqrel(&w->ready, 1); /* pairs with canceller() */
+}
+
+static void leave(struct turn *t)
+{
+    w->did[t->f.a[1]] = t->f.a[0]; /* plain: the WaitGroup orders it before main's look */
+    CHECK_EQ(shm_waitgroup_add(t->c, w->wg, -1), SHM_OK);
+}
+
+/* A cancel may come at each await: then it has not got what it wanted, and tries again. a[0] is
+ * what it has done, a[1] its number. */
+static void locker(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    GO(t);
+    come();
+    while (f->a[0] < w->n) {
+        AWAIT(t, op_lock(t, w->mutex));
+        if (t->ok != SHM_OK_VALUE)
+            continue;
+        f->a[0]++;
+        f->a[2] = ++w->plain;
+        if (h_rand(t->c) % 8 == 0)
+            AWAIT(t, op_gosched(t)); /* it goes on with it elsewhere */
+        CHECK_EQ(w->plain, f->a[2]);
+        CHECK_EQ(shm_mutex_unlock(t->c, w->mutex), SHM_OK);
+    }
+    leave(t);
+    DONE(t);
+}
+
+static void reader(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    GO(t);
+    come();
+    while (f->a[0] < w->n) {
+        f->a[3] = h_rand(t->c) % 4 ? SHM_SY_READ : SHM_SY_WRITE;
+        AWAIT(t, op_sema(t, w->rw, (int)f->a[3], 0));
+        if (t->ok != SHM_OK_VALUE)
+            continue;
+        f->a[0]++;
+        f->a[2] = f->a[3] == SHM_SY_READ ? w->plain_rw : ++w->plain_rw;
+        if (h_rand(t->c) % 8 == 0)
+            AWAIT(t, op_gosched(t));
+        CHECK_EQ(w->plain_rw, f->a[2]);
+        CHECK_EQ(shm_rwmutex_unlock(t->c, w->rw, (int)f->a[3], t->g->goid), SHM_OK);
+    }
+    leave(t);
+    DONE(t);
+}
+
+static void taker(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    GO(t);
+    come();
+    while (f->a[0] < w->n) {
+        f->a[2] = 1 + h_rand(t->c) % 3;
+        AWAIT(t, op_sema(t, w->sem, 0, f->a[2]));
+        if (t->ok != SHM_OK_VALUE)
+            continue;
+        f->a[0]++;
+        CHECK(add_rlx(&w->inside, f->a[2]) + f->a[2] <= 3);
+        if (h_rand(t->c) % 8 == 0)
+            AWAIT(t, op_sleep(t, h_rand(t->c) % 5000));
+        add_rlx(&w->inside, -f->a[2]);
+        CHECK_EQ(shm_semaphore_release(t->c, w->sem, f->a[2]), SHM_OK);
+    }
+    leave(t);
+    DONE(t);
+}
+
+/* One end of a queue of at most two, in plain memory under the mutex and its Cond. */
+static void queue_end(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    GO(t);
+    come();
+    while (f->a[0] < w->n) {
+        AWAIT(t, op_lock(t, w->mutex));
+        if (t->ok != SHM_OK_VALUE)
+            continue;
+        while (f->a[1] % 2 ? w->queue == 0 : w->queue == 2)
+            AWAIT(t, op_cond(t, w->cond)); /* cancelled, it has the mutex all the same */
+        w->queue += f->a[1] % 2 ? -1ULL : 1;
+        f->a[0]++;
+        shm_cond_broadcast(t->c, w->cond);
+        CHECK_EQ(shm_mutex_unlock(t->c, w->mutex), SHM_OK);
+    }
+    leave(t);
+    DONE(t);
+}
+
+static void once_for_all(struct turn *t)
+{
+    GO(t);
+    come();
+    do
+        AWAIT(t, op_sema(t, w->once, 0, 0));
+    while (t->ok != SHM_OK_VALUE);
+    if (shm_once_mine(t->c, w->once, t->g->goid)) {
+        AWAIT(t, op_gosched(t));
+        w->made_once++;
+        shm_once_done(t->c, w->once);
+    }
+    CHECK_EQ(w->made_once, 1);
+    leave(t);
+    DONE(t);
+}
+
+/* Of those who come only when a[0] have come: who is cancelled before he begins never does. */
+static void canceller(struct turn *t)
+{
+    GO(t);
+    while (load_acq(&w->ready) < t->f.a[0]) /* pairs with come() */
+        AWAIT(t, op_gosched(t));
+    while (!load_acq(&w->over)) {
+        shm_join_cancel(t->c, w->j[h_rand(t->c) % CREW]);
+        AWAIT(t, op_sleep(t, h_rand(t->c) % 100000));
+    }
+    DONE(t);
+}
+
+static shm_off new_sync(struct shm_ctx *c, uint32_t what, uint64_t n, shm_off mutex)
+{
+    shm_off sy;
+    CHECK_EQ(shm_sema_new(c, what, n, mutex, &sy), SHM_OK);
+    return sy;
+}
+
+static void all_of_sync(struct turn *t)
+{
+    static const struct {
+        p_body fn;
+        uint32_t n;
+    } crew[] = {{locker, LOCKERS},
+                {reader, READERS},
+                {taker, TAKERS},
+                {queue_end, ENDS},
+                {once_for_all, ONCES}};
+    struct p_frame *f = &t->f;
+    struct shm_ctx *c = t->c;
+    GO(t);
+    w->mutex = new_sync(c, SHM_SY_MUTEX, 0, 0);
+    w->rw = new_sync(c, SHM_SY_RWMUTEX, 0, 0);
+    w->sem = new_sync(c, SHM_SY_SEMAPHORE, 3, 0);
+    w->cond = new_sync(c, SHM_SY_COND, 0, w->mutex);
+    w->once = new_sync(c, SHM_SY_ONCE, 0, 0);
+    w->wg = new_sync(c, SHM_SY_WAITGROUP, 0, 0);
+    CHECK_EQ(shm_waitgroup_add(c, w->wg, CREW), SHM_OK);
+    for (uint32_t k = 0, i = 0; k < sizeof crew / sizeof *crew; k++)
+        for (uint32_t n = 0; n < crew[k].n; n++, i++)
+            w->j[i] = start(t, (struct p_frame){.fn = crew[k].fn, .a = {0, i}});
+    hold(t, 0, start(t, (struct p_frame){.fn = canceller, .a = {CREW}}));
+    AWAIT(t, op_sema(t, w->wg, 0, 0));
+    for (; f->a[0] < CREW - ONCES; f->a[0]++)
+        CHECK_EQ(w->did[f->a[0]], w->n);
+    CHECK(w->plain == LOCKERS * w->n && w->queue == 0 && w->made_once == 1);
+    store_rel(&w->over, 1); /* pairs with canceller() */
+    AWAIT(t, op_join(t, OBJ(t, 0)));
+    for (f->a[0] = 0; f->a[0] < CREW; f->a[0]++) {
+        AWAIT(t, op_join(t, w->j[f->a[0]]));
+        shm_obj_unref(t->c, w->j[f->a[0]]);
+    }
+    shm_off all[] = {w->mutex, w->rw, w->sem, w->cond, w->once, w->wg};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        shm_obj_unref(t->c, all[i]);
+    DONE(t);
+}
+
+static void test_what_is_under_a_lock_changes_in_one_order_though_all_are_cancelled(void)
+{
+    run_each(all_of_sync, NULL, (uint32_t)H_N(60, 10000));
+}
+
+/* ---- time and contexts ----------------------------------------------------------------------- */
+
+static void sleeper(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    GO(t);
+    for (; f->a[0] < w->n; f->a[0]++) {
+        f->a[1] = h_rand(t->c) % 60000;
+        f->a[2] = shm_now_ns() + f->a[1];
+        AWAIT(t, op_sleep(t, f->a[1]));
+        CHECK(t->ok == SHM_OK_CANCELLED || shm_now_ns() >= f->a[2]);
+    }
+    DONE(t);
+}
+
+/* h[0] a timer of its own, h[1] a channel on which others send. */
+static void timer_user(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    struct shm_val v = {.tag = 8}, stale;
+    bool was;
+    GO(t);
+    shm_off off;
+    CHECK_EQ(shm_timer_new(t->c, &v, &off), SHM_OK);
+    hold(t, 0, off);
+    for (; f->a[0] < w->n; f->a[0]++) {
+        /* Every third a ticker, every third so late that another message comes first. */
+        f->a[1] = f->a[0] % 3 == 2 ? 5000000 : h_rand(t->c) % 60000;
+        CHECK_EQ(shm_timer_reset(t->c, OBJ(t, 0), shm_now_ns() + f->a[1],
+                                 f->a[0] % 3 == 1 ? 20000 : 0, &was),
+                 SHM_OK);
+        AWAIT(t, op_select(t, (struct shm_case[]){s_recv(OBJ(t, 0)), s_recv(OBJ(t, 1))}, 2));
+        if (t->ok == SHM_OK_VALUE)
+            (void)v_eat(t->c, &t->v);
+        if (f->a[0] % 3 == 1) {
+            AWAIT(t, op_recv(t, OBJ(t, 0)));
+            if (t->ok == SHM_OK_VALUE)
+                (void)v_eat(t->c, &t->v);
+        }
+        shm_timer_stop(t->c, OBJ(t, 0));
+        CHECK_EQ(shm_chan_tryrecv(t->c, OBJ(t, 0), &stale), SHM_EAGAIN);
+    }
+    DONE(t);
+}
+
+/* Messages on h[0] from time to time, until it is closed. */
+static void disturber(struct turn *t)
+{
+    GO(t);
+    for (;;) {
+        AWAIT(t, op_sleep(t, h_rand(t->c) % 100000));
+        AWAIT(t, op_send(t, OBJ(t, 0), v_big(t->c, 1)));
+        if (t->ok == SHM_OK_CLOSED)
+            break;
+    }
+    DONE(t);
+}
+
+/* Children of h[0], with deadlines, waited for or cancelled. */
+static void context_user(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    shm_off off, why;
+    GO(t);
+    for (; f->a[0] < w->n; f->a[0]++) {
+        CHECK_EQ(shm_context_new(t->c, OBJ(t, 0), shm_now_ns() + h_rand(t->c) % 100000, &off),
+                 SHM_OK);
+        hold(t, 1, off);
+        CHECK_EQ(shm_context_new(t->c, OBJ(t, 1), UINT64_MAX, &off), SHM_OK);
+        hold(t, 2, off);
+        CHECK_EQ(shm_context_done(t->c, OBJ(t, 2), &off), SHM_OK);
+        hold(t, 3, off);
+        if (h_rand(t->c) % 4 == 0)
+            shm_context_cancel(t->c, OBJ(t, 1), SHM_CTX_CANCELED,
+                               &(struct shm_val){.tag = SHM_VAL_NONE});
+        AWAIT(t, op_recv(t, OBJ(t, 3)));
+        if (t->ok == SHM_OK_CLOSED) {
+            CHECK(shm_context_state(t->c, OBJ(t, 2), &why) != SHM_CTX_LIVE);
+            CHECK(why == OBJ(t, 1) || why == OBJ(t, 0));
+        } else {
+            CHECK_EQ(t->ok, SHM_OK_CANCELLED);
+        }
+        for (int i = 1; i < 4; i++)
+            let(t, i);
+    }
+    DONE(t);
+}
+
+/* What an after_func starts. */
+static void fired(struct turn *t)
+{
+    GO(t);
+    add_rlx(&w->passed, 1);
+    DONE(t);
+}
+
+/* Each of them starts its goroutine, or is stopped in time. */
+static void func_user(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    shm_off off;
+    bool was;
+    GO(t);
+    for (; f->a[0] < w->n; f->a[0]++) {
+        shm_gref r = p_gnew(t->c, &(struct p_frame){.fn = fired});
+        CHECK_EQ(shm_afterfunc_new(t->c, r, shm_now_ns() + h_rand(t->c) % 60000, &off), SHM_OK);
+        hold(t, 0, off);
+        add_rlx(&w->due, 1);
+        AWAIT(t, op_sleep(t, h_rand(t->c) % 60000));
+        if (h_rand(t->c) % 2 == 0) {
+            add_rlx(&w->passed, shm_afterfunc_stop(t->c, OBJ(t, 0)));
+        } else {
+            CHECK_EQ(shm_afterfunc_reset(t->c, OBJ(t, 0), shm_now_ns() + 20000, &was), SHM_OK);
+            add_rlx(&w->due, !was);
+        }
+        let(t, 0);
+    }
+    DONE(t);
+}
+
+static void all_of_time(struct turn *t)
+{
+    static const p_body users[] = {sleeper, timer_user, context_user, func_user};
+    struct p_frame *f = &t->f;
+    struct shm_ctx *c = t->c;
+    GO(t);
+    hold(t, 0, new_chan(c, 0));
+    CHECK_EQ(shm_context_new(c, 0, UINT64_MAX, &w->ctx), SHM_OK);
+    for (uint32_t i = 0; i < CREW; i++) {
+        struct p_frame u = {.fn = users[i % 4]};
+        if (i % 4 == 1)
+            u.h[1] = share(c, OBJ(t, 0));
+        if (i % 4 == 2)
+            u.h[0] = share(c, w->ctx);
+        w->j[i] = start(t, u);
+    }
+    hold(t, 1, start(t, (struct p_frame){.fn = disturber, .h = {share(c, OBJ(t, 0))}}));
+    hold(t, 2, start(t, (struct p_frame){.fn = canceller}));
+    for (; f->a[0] < CREW; f->a[0]++) {
+        AWAIT(t, op_join(t, w->j[f->a[0]]));
+        if (f->a[0] == CREW / 2)
+            shm_context_cancel(t->c, w->ctx, SHM_CTX_CANCELED,
+                               &(struct shm_val){.tag = SHM_VAL_NONE});
+    }
+    store_rel(&w->over, 1); /* pairs with canceller() */
+    CHECK_EQ(shm_chan_close(t->c, OBJ(t, 0)), SHM_OK);
+    AWAIT(t, op_join(t, OBJ(t, 1)));
+    AWAIT(t, op_join(t, OBJ(t, 2)));
+    while (load_acq(&w->passed) < load_acq(&w->due)) /* pairs with nothing: counts */
+        AWAIT(t, op_sleep(t, 20000));
+    for (uint32_t i = 0; i < CREW; i++)
+        shm_obj_unref(t->c, w->j[i]);
+    shm_obj_unref(t->c, w->ctx);
+    DONE(t);
+}
+
+static void test_timers_contexts_and_cancels_meet_and_each_wait_ends_once(void)
+{
+    run_each(all_of_time, NULL, (uint32_t)H_N(25, 2000));
+}
+
+/* ---- groups and joins ------------------------------------------------------------------------ */
+
+enum { KIDS = 3, DEPTH = 4, DOOMED = 8 };
+
+/* a[0]: levels below; its result is the number of leaves. */
+static void node(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    shm_off off;
+    GO(t);
+    f->a[1] = f->a[0] == 0;
+    if (f->a[0]) {
+        CHECK_EQ(shm_group_new(t->c, (uint32_t)f->a[0] % 3, &off), SHM_OK);
+        hold(t, 0, off);
+        p_enter(t, off);
+        for (int i = 1; i <= KIDS; i++) {
+            struct p_frame kid = {.fn = node, .a = {f->a[0] - 1}};
+            hold(t, i, p_spawn(t->c, &kid, off, 0));
+        }
+        AWAIT(t, op_group(t, OBJ(t, 0)));
+        CHECK(!shm_group_exiting(t->c, OBJ(t, 0)) && !shm_group_error(t->c, OBJ(t, 0), &off));
+        shm_group_finish(t->c, OBJ(t, 0));
+        for (int i = 1; i <= KIDS; i++)
+            f->a[1] += result(t->c, OBJ(t, i), SHM_J_VALUE);
+    } else {
+        AWAIT(t, op_gosched(t));
+    }
+    END(t, SHM_J_VALUE, f->a[1]);
+}
+
+/* a[0] != 0: it fails. Else it waits on h[0], on which nothing comes. */
+static void doomed(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    GO(t);
+    if (f->a[0]) {
+        AWAIT(t, op_sleep(t, h_rand(t->c) % 50000));
+    } else {
+        AWAIT(t, op_recv(t, OBJ(t, 0)));
+        CHECK_EQ(t->ok, SHM_OK_CANCELLED);
+    }
+    END(t, f->a[0] ? SHM_J_ERROR : SHM_J_CANCELLED, 0);
+}
+
+/* A block whose children fail: all are cancelled, and its own body. Its result: how many failed. */
+static void parent(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    shm_off off;
+    GO(t);
+    hold(t, 1, new_chan(t->c, 0));
+    CHECK_EQ(shm_group_new(t->c, 0, &off), SHM_OK);
+    hold(t, 0, off);
+    p_enter(t, off);
+    for (uint32_t i = 0; i < DOOMED; i++) {
+        struct p_frame kid = {.fn = doomed, .a = {i % 4 == 1}, .h = {share(t->c, OBJ(t, 1))}};
+        shm_off j = p_spawn(t->c, &kid, off, 0);
+        if (j) /* else one has failed already */
+            shm_obj_unref(t->c, j);
+    }
+    AWAIT(t, op_recv(t, OBJ(t, 1)));
+    CHECK_EQ(t->ok, SHM_OK_CANCELLED);
+    CHECK(shm_group_exiting(t->c, OBJ(t, 0)));
+    shm_join_uncancel(t->c, t->g->obj);
+    AWAIT(t, op_group(t, OBJ(t, 0)));
+    CHECK_EQ(t->ok, SHM_OK_VALUE);
+    for (; shm_group_error(t->c, OBJ(t, 0), &off); f->a[0]++)
+        shm_obj_unref(t->c, off);
+    shm_group_finish(t->c, OBJ(t, 0));
+    END(t, SHM_J_VALUE, f->a[0]);
+}
+
+static void families(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    shm_off off, joins[8];
+    GO(t);
+    hold(t, 0, start(t, (struct p_frame){.fn = node, .a = {DEPTH}}));
+    CHECK_EQ(shm_doneq_new(t->c, &off), SHM_OK);
+    hold(t, 1, off);
+    for (uint32_t i = 0; i < w->n; i++)
+        shm_obj_unref(t->c, p_spawn(t->c, &(struct p_frame){.fn = parent}, 0, off));
+    while (f->a[0] < w->n) {
+        uint32_t got = shm_doneq_take(t->c, OBJ(t, 1), joins, 1 + (uint32_t)h_rand(t->c) % 8);
+        for (uint32_t i = 0; i < got; i++, f->a[0]++) {
+            uint64_t failed = result(t->c, joins[i], SHM_J_VALUE);
+            CHECK(failed >= 1 && failed <= DOOMED / 4);
+            shm_obj_unref(t->c, joins[i]);
+        }
+        if (got == 0)
+            AWAIT(t, op_doneq(t, OBJ(t, 1)));
+    }
+    AWAIT(t, op_join(t, OBJ(t, 0)));
+    CHECK_EQ(result(t->c, OBJ(t, 0), SHM_J_VALUE), KIDS * KIDS * KIDS * KIDS);
+    DONE(t);
+}
+
+static void test_blocks_end_with_all_their_children_whether_they_fail_or_not(void)
+{
+    run_each(families, NULL, (uint32_t)H_N(20, 2000));
+}
+
+/* ---- a map, and a thread outside ------------------------------------------------------------- */
+
+/* Counts under keys that all use, by cas; and has one of its own, that comes and goes. */
+static void counter(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    GO(t);
+    for (; f->a[0] < w->n; f->a[0]++) {
+        uint64_t key = h_rand(t->c) % KEYS, own = KEYS + f->a[1], n;
+        struct shm_val was, now, old = {.tag = SHM_VAL_NONE};
+        int e;
+        do {
+            CHECK_EQ(shm_map_load(t->c, w->map, &key, sizeof key, &was), SHM_OK);
+            n = v_num(t->c, &was) + 1;
+            now = n % 3 ? v_int(n) : v_big(t->c, n);
+            e = shm_map_cas(t->c, w->map, &key, sizeof key, &was, &now, &old);
+            shm_val_drop(t->c, &was);
+            if (e == SHM_EAGAIN)
+                shm_val_drop(t->c, &now);
+        } while (e == SHM_EAGAIN);
+        CHECK_EQ(e, SHM_OK);
+        shm_val_drop(t->c, &old);
+        now = v_int(f->a[0]);
+        CHECK_EQ(shm_map_store(t->c, w->map, &own, sizeof own, &now, false, &old), SHM_OK);
+        if (h_rand(t->c) % 4 == 0)
+            AWAIT(t, op_gosched(t));
+        own = KEYS + f->a[1];
+        CHECK_EQ(shm_map_delete(t->c, w->map, &own, sizeof own, &old), SHM_OK);
+        CHECK_EQ(v_eat(t->c, &old), f->a[0]);
+    }
+    DONE(t);
+}
+
+/* What comes on h[0] goes back on h[1], until h[0] is closed. */
+static void echo(struct turn *t)
+{
+    GO(t);
+    for (;;) {
+        AWAIT(t, op_recv(t, OBJ(t, 0)));
+        if (t->ok != SHM_OK_VALUE)
+            break;
+        t->f.a[0] = v_eat(t->c, &t->v);
+        AWAIT(t, op_send(t, OBJ(t, 1), v_int(t->f.a[0])));
+    }
+    DONE(t);
+}
+
+static void talk(struct shm_ctx *c, shm_gref r)
+{
+    struct shm_val v;
+    H_WAIT(load_acq(&w->ready)); /* pairs with count_and_talk() */
+    shm_obj_ref(c, w->to);
+    shm_obj_ref(c, w->from);
+    for (uint32_t i = 0; i < w->n; i++) {
+        CHECK_EQ(o_send(c, r, w->to, i % 2 ? v_int(i) : v_big(c, i), -1), SHM_OK);
+        CHECK_EQ(o_recv(c, r, w->from, &v, -1), SHM_OK);
+        CHECK_EQ(v_eat(c, &v), i);
+    }
+    CHECK_EQ(shm_chan_close(c, w->to), SHM_OK);
+    shm_obj_unref(c, w->to);
+    shm_obj_unref(c, w->from);
+}
+
+static int add_up(void *arg, const uint8_t *key, uint32_t len, const struct shm_val *v)
+{
+    struct turn *t = arg;
+    (void)key;
+    CHECK_EQ(len, 8);
+    t->f.a[1] += v_num(t->c, v);
+    t->f.a[2]++;
+    return 0;
+}
+
+static void count_and_talk(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    struct shm_ctx *c = t->c;
+    GO(t);
+    CHECK_EQ(shm_map_new(c, &w->map), SHM_OK);
+    for (uint64_t key = 0; key < KEYS; key++) {
+        struct shm_val zero = v_int(0), old;
+        CHECK_EQ(shm_map_store(c, w->map, &key, sizeof key, &zero, false, &old), SHM_OK);
+    }
+    hold(t, 0, w->to = new_chan(c, 0));
+    hold(t, 1, w->from = new_chan(c, 1));
+    store_rel(&w->ready, 1); /* pairs with talk() */
+    hold(t, 2,
+         start(t, (struct p_frame){.fn = echo, .h = {share(c, OBJ(t, 0)), share(c, OBJ(t, 1))}}));
+    for (uint32_t i = 0; i < CREW; i++)
+        w->j[i] = start(t, (struct p_frame){.fn = counter, .a = {0, i}});
+    AWAIT(t, op_join(t, OBJ(t, 2)));
+    for (; f->a[0] < CREW; f->a[0]++) {
+        AWAIT(t, op_join(t, w->j[f->a[0]]));
+        shm_obj_unref(t->c, w->j[f->a[0]]);
+    }
+    CHECK_EQ(shm_map_each(t->c, w->map, add_up, t), 0);
+    CHECK(f->a[1] == CREW * (uint64_t)w->n && f->a[2] == KEYS);
+    shm_obj_unref(t->c, w->map);
+    DONE(t);
+}
+
+static void test_a_map_counts_all_and_a_thread_outside_talks_with_goroutines(void)
+{
+    run_each(count_and_talk, talk, (uint32_t)H_N(60, 10000));
+}
+
+H_MAIN(T(test_a_pipeline_delivers_each_message_once),
+       T(test_what_is_under_a_lock_changes_in_one_order_though_all_are_cancelled),
+       T(test_timers_contexts_and_cancels_meet_and_each_wait_ends_once),
+       T(test_blocks_end_with_all_their_children_whether_they_fail_or_not),
+       T(test_a_map_counts_all_and_a_thread_outside_talks_with_goroutines))
