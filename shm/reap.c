@@ -472,7 +472,7 @@ static void settle_slot(struct shm_ctx *c, struct shm_m *dead, _Atomic uint64_t 
 
 /* ---- 5: who ends with it --------------------------------------------------------------------- */
 
-/* As panic() in _core/proc.c. */
+/* As panic() in _core/life.c. */
 static void panic(struct shm_ctx *c, const struct shm_g *g, struct shm_m *dead)
 {
     struct shm_hdr *h = c->hdr;

@@ -158,7 +158,7 @@ struct core_handle_type {
 int core_handle_register(const struct core_handle_type *t);
 
 /* The shared table of code objects, functions and names: an append-only map of content hash ->
- * (small id, payload bytes), the same in every M. proc.c backs it by the segment; without a
+ * (small id, payload bytes), the same in every M. prog.c backs it by the segment; without a
  * segment (unit tests of the codec) frame.c backs it by a process-local table. */
 struct core_codes {
     /* Returns the id (>= 1) of the entry with this 128-bit hash, adding it if new; 0 with
@@ -194,7 +194,7 @@ typedef struct core_prog {
     unsigned long
         loop_thread;   /* PyThread_get_thread_ident() of the loop's thread, 0: no loop runs */
     PyObject *handles; /* dict: offset -> weak reference to the one handle object of this process */
-    struct core_proc *proc; /* proc.c's own state, made by core_proc_new() on first use */
+    struct core_proc *proc; /* the loop's own state, made by core_proc_get() on first use */
     PyObject *weakrefs;
     PyObject *tick; /* callable or None: M0 calls it about every 100 ms: core_tick() */
     uint64_t ticked_ns;
@@ -216,14 +216,14 @@ struct shm_ctx *core_ctx(CoreProg *prog);
 int core_shm_error(CoreProg *prog, int err); /* error.c */
 int core_detached(void); /* the same for a program that is not mapped any more */
 
-/* ---- proc.c: the M's loop -------------------------------------------------------------------- */
+/* ---- loop.c: the M's loop -------------------------------------------------------------------- */
 
 /* Worker: takes a P and runs goroutines until shutdown. 0, or -1 with an exception set. */
 int core_m_loop(CoreProg *prog);
 /* M0: runs fn(*args, **kwargs) as goroutine 1, at home;
  * returns its value, or NULL and exception. */
 PyObject *core_main_loop(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs);
-/* Frees proc.c's state of a program that is detached (or in a forked child that is no M). */
+/* proc.c. Frees its state of a program that is detached (or in a forked child that is no M). */
 void core_proc_free(CoreProg *prog);
 
 int core_error_init(PyObject *mod);

@@ -1,12 +1,14 @@
-/* proc.c — THEN HERE. The M's loop, under the names of Go's proc.go: schedule, execute, park, finish.
+/* proc.c — THEN HERE. A goroutine's turn on an M, under the names of Go's proc.go. The loop of
+ * which it is a step is loop.c, a goroutine's first and last step life.c.
  *
- * It owns what this process knows of running goroutines: which one's Python runs now (`curg`), which
- * ones are live here between two turns (`homes`), which context is entered. Where a goroutine stands
- * and who may touch it is the segment's business (shm/sched.c, THE essay); this file moves it between
- * bytes and Python.
+ * It owns what this process knows of running goroutines: which one's Python runs now (`curg`),
+ * which ones are live here between two turns (`homes`), which context is entered. Where a goroutine
+ * stands and who may touch it is the segment's business (shm/sched.c, THE essay); this file moves
+ * it between bytes and Python.
  *
  * ONE TURN of a goroutine
- *   1 schedule   shm_findrunnable() with the GIL; if there is nothing, again without it, asleep.
+ *   1 schedule   shm_findrunnable() with the GIL; if there is nothing, again without it, asleep
+ *                (loop.c).
  *   2 execute    runnable -> running by CAS (INV status-truth); a home goroutine is taken from
  *                `homes`, a light one from `warm` or decoded, and its block kept; a new one's call
  *                is made.
@@ -14,30 +16,29 @@
  *                await from g->ok and g->value, or the exception that the await raises.
  *   4 run        PyIter_Send (core_chain_send) until it yields a park request, returns or raises.
  *   5 park       the request comes out here, on the scheduler's stack: this is mcall. Its await
- *                chain is encoded and stored (or it stays at home), then the operation's park() does
- *                the rest in one transaction: try again, link, running -> waiting, arm.
- *                SHM_OK: done after all, go on live with 4. SHM_PARKED: the goroutine may already run
- *                elsewhere; only the local copy is put aside (INV touch-nothing).
- *   6 finish     the value or exception goes to the join object, or is a panic; running -> dead.
+ *                chain is encoded and stored (or it stays at home), then the operation's park()
+ *                does the rest in one transaction: try again, link, running -> waiting, arm.
+ *                SHM_OK: done after all, go on live with 4. SHM_PARKED: the goroutine may already
+ *                run elsewhere; only the local copy is put aside (INV touch-nothing).
+ *   6 finish     the value or exception goes to the join object, or is a panic; running -> dead
+ *                (life.c).
  *
- * PREEMPTION happens where Python can be left: at an await. An operation that succeeds at once while a
- * preemption is due puts its result into g and yields all the same (core_try_done): the loop queues
- * the goroutine at the global tail and step 3 finds the result where a waker would have put it.
+ * PREEMPTION happens where Python can be left: at an await. An operation that succeeds at once
+ * while a preemption is due puts its result into g and yields all the same (core_try_done): the
+ * loop queues the goroutine at the global tail and step 3 finds the result where a waker would have
+ * put it.
  *
  * THE WAIT HOLDS ITS OBJECT. A parked goroutine may be the only one to know its channel (`await
- * chan().recv()`): the request's handle dies with the local copy, so a park on a counted object takes
- * a reference for g->waitobj and the resume gives it back.
+ * chan().recv()`): the request's handle dies with the local copy, so a park on a counted object
+ * takes a reference for g->waitobj and the resume gives it back.
  *
- * WITH RETRIES (shm/retry.c) step 2 keeps what it reads as the checkpoint, and step 3 works on a copy; step
- * 4 yields at every await, and step 5 carries the operation out in one transaction with the next
- * checkpoint: park_retry().
+ * WITH RETRIES (shm/retry.c) step 2 keeps what it reads as the checkpoint, and step 3 works on a
+ * copy; step 4 yields at every await, and step 5 carries the operation out in one transaction with
+ * the next checkpoint: park_retry().
  *
- * A goroutine that must stay here is kept by cont.c; when SHM_ATTN_OFFLOAD asks for one, or this M is to
- * leave, a heavy one that comes up is encoded whole and given to the global queue. */
+ * A goroutine that must stay here is kept by cont.c; when SHM_ATTN_OFFLOAD asks for one, or this M
+ * is to leave, a heavy one that comes up is encoded whole and given to the global queue. */
 #include "proc.h"
-#include <stdio.h>
-#include <string.h>
-#include <unistd.h>
 
 struct core_park_op core_park_ops[CORE_PARK_KINDS];
 CORE_TLS struct core_proc *core_proc_cur;
@@ -117,251 +118,6 @@ CoreProg *core_current(const char *what)
 shm_gref core_curg(CoreProg *prog)
 {
     return core_proc_cur != NULL && core_proc_cur->prog == prog ? core_proc_cur->curg : 0;
-}
-
-/* ---- new goroutines -------------------------------------------------------------------------- */
-
-static PyObject *current_context(void)
-{
-    PyThreadState *ts = PyThreadState_Get();
-    return ts->context;
-}
-
-void core_gdrop(struct shm_ctx *c, shm_gref gr)
-{
-    struct shm_g *g = shm_g(c, gr);
-    shm_gcont_drop(c, g);
-    bool ok = shm_casgstatus(c, gr, Gidle, Gdead);
-    (void)ok;
-    shm_gfree(c, gr);
-}
-
-int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
-              uint8_t flags, shm_gref *out)
-{
-    struct core_proc *s = core_proc_get(prog);
-    struct shm_ctx *c = core_ctx(prog);
-    struct core_enc spare, *e;
-    if (s == NULL || c == NULL)
-        return -1;
-    if (load_acq(&c->hdr->shutdown)) { /* pairs with store_rel in shutdown */
-        PyErr_SetString(PyExc_RuntimeError, "the runtime has been shut down");
-        return -1;
-    }
-    PyObject *call = kwargs != NULL && PyDict_GET_SIZE(kwargs) > 0
-                         ? PyTuple_Pack(3, fn, args, kwargs)
-                         : PyTuple_Pack(2, fn, args);
-    if (call == NULL)
-        return -1;
-    if ((e = core_venc_take(s, &spare)) == NULL) {
-        Py_DECREF(call);
-        return -1;
-    }
-    struct core_entered was = core_enter(prog);
-    int r = core_call_encode(call, e);
-    Py_DECREF(call);
-    shm_gref gr = 0;
-    if (r != ENC_OK) {
-        core_enc_undo(c, e);
-        r = -1;
-    } else if ((r = shm_gnew(c, &gr)) < 0) {
-        core_enc_undo(c, e);
-        r = core_shm_error(prog, r);
-    } else {
-        struct shm_g *g = shm_g(c, gr);
-        shm_gref me = core_curg(prog);
-        g->flags = flags;
-        g->op = PK_START;
-        g->ok = SHM_OK_CLOSED;
-        g->value.tag = SHM_VAL_NONE;
-        g->waitkind = 0;
-        g->home_m1 = 0;
-        g->parent = me ? (uint32_t)shm_g(c, me)->goid : 0;
-        if (me)
-            shm_g_site_set(g, core_site(s));
-        r = core_cont_store(s, c, g, e, current_context(), 0);
-        if (r < 0)
-            core_gdrop(c, gr);
-    }
-    core_leave(was);
-    core_venc_give(s, e);
-    if (r < 0)
-        return -1;
-    if (join != 0) {
-        struct shm_join *j = shm_at(c, join);
-        j->g = gr;
-        j->goid = shm_g(c, gr)->goid;
-        shm_g(c, gr)->retries = j->retry != 0;
-        shm_join_give(c, shm_g(c, gr), join);
-        /* After g is known: who cancels a group's children finds it. */
-        if (j->group != 0 && (r = shm_group_add(c, j->group, join)) < 0) {
-            core_gdrop(c, gr);
-            return core_shm_error(prog, r);
-        }
-    }
-    *out = gr;
-    return 0;
-}
-
-int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
-                 uint8_t flags)
-{
-    shm_gref g;
-    if (core_gnew(prog, fn, args, kwargs, join, flags, &g) < 0)
-        return -1;
-    shm_newproc(core_ctx(prog), g);
-    return 0;
-}
-
-shm_off core_self_join(struct core_proc *s)
-{
-    struct shm_g *g = core_g(s, s->curg);
-    shm_off off;
-    int r;
-    if (g->obj != 0)
-        return g->obj;
-    if ((r = shm_join_new(s->c, &off)) < 0)
-        return core_shm_error(s->prog, r), 0;
-    struct shm_join *j = shm_at(s->c, off);
-    j->g = s->curg;
-    j->goid = g->goid;
-    shm_join_give(s->c, g, off);
-    shm_obj_unref(s->c, off); /* the second reference is a caller's */
-    return off;
-}
-
-/* ---- the end of a goroutine ------------------------------------------------------------------ */
-
-/* The first goroutine that panics names itself in the header; M0 raises it. */
-static void panic(struct core_proc *s, struct shm_g *g, PyObject *exc)
-{
-    struct shm_hdr *hdr = s->c->hdr;
-    struct shm_val v;
-    uint32_t none = 0;
-    own_add(&s->c->m->st.panics, 1); /* owner only */
-    if (core_exc_store(s->prog, exc, &v) < 0) {
-        PyErr_Clear();
-        v.tag = SHM_VAL_NONE;
-    }
-    /* Claims panic_val; pairs with the same CAS here and in reap.c. */
-    if (!cas_acqrel(&hdr->panic, &none, s->c->m1 << 8 | 1)) {
-        shm_val_drop(s->c, &v);
-        return;
-    }
-    hdr->panic_goid = g->goid;
-    hdr->panic_how = SHM_J_ERROR;
-    if (v.tag == SHM_VAL_HEAP)
-        shm_publish(s->c, v.h.off);
-    hdr->panic_val = v;
-    store_rel(&hdr->panic, 2); /* publishes panic_val; pairs with load_acq in core_failure() */
-    struct shm_m *m0 = &s->c->mtab[hdr->m0_slot];
-    or_seq(&m0->attn, SHM_ATTN_PANIC); /* seen by M0 before it sleeps: tag idle-dance (idle.c) */
-    shm_notewakeup(&m0->note);
-}
-
-/* The G that runs has ended with value, or with the exception that is set (value NULL).
- * -1: the exception ends the loop itself (Ctrl-C with procs=0). */
-static int finish(struct core_proc *s, shm_gref gr, PyObject *value)
-{
-    struct shm_g *g = core_g(s, gr);
-    PyObject *exc = NULL;
-    int fatal = 0;
-    core_cont_let(s); /* before anybody can know of the end */
-    if (value == NULL) {
-        PyObject *type, *tb;
-        PyErr_Fetch(&type, &exc, &tb);
-        PyErr_NormalizeException(&type, &exc, &tb);
-        if (tb != NULL)
-            PyException_SetTraceback(exc, tb);
-        Py_XDECREF(tb);
-        Py_XDECREF(type);
-        if (Py_TYPE(exc) == (PyTypeObject *)core_err.Goexit) {
-            Py_CLEAR(exc);
-            value = Py_NewRef(Py_None);
-            if (g->flags & SHM_GF_MAIN)
-                s->main_goexit = true;
-        }
-    }
-    if (g->flags & SHM_GF_MAIN) {
-        if (!s->main_goexit) {
-            s->main_done = true;
-            s->main_value = value;
-            s->main_exc = exc;
-            value = exc = NULL;
-        }
-    } else if (exc != NULL && PyErr_GivenExceptionMatches(exc, PyExc_KeyboardInterrupt) &&
-               s->prog->is_m0) {
-        /* procs=0: Ctrl-C struck while this goroutine ran; it is the caller's, not a panic. */
-        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
-        fatal = -1;
-    }
-    if (exc != NULL && !fatal && g->flags & SHM_GF_GO)
-        panic(s, g, exc);
-    if (g->obj != 0) {
-        struct shm_val val = {.tag = SHM_VAL_NONE};
-        unsigned state = SHM_J_VALUE;
-        if (exc == NULL && value != NULL && core_val_encode(s->prog, value, &val) < 0) {
-            PyObject *type, *tb;
-            PyErr_Fetch(&type, &exc, &tb);
-            PyErr_NormalizeException(&type, &exc, &tb);
-            Py_XDECREF(type);
-            Py_XDECREF(tb);
-        }
-        if (exc != NULL) {
-            state =
-                Py_TYPE(exc) == (PyTypeObject *)core_err.Cancelled ? SHM_J_CANCELLED : SHM_J_ERROR;
-            if (core_exc_store(s->prog, exc, &val) < 0) {
-                PyErr_Clear();
-                val.tag = SHM_VAL_NONE;
-            }
-        }
-        shm_join_finish(s->c, g->obj, state, &val);
-        shm_retry_drop(s->c, g->obj);
-        shm_obj_unref_word(s->c, &g->obj);
-    }
-    Py_XDECREF(value);
-    Py_XDECREF(exc);
-    if (s->curhome != NULL) {
-        core_thread_end(s, s->curhome);
-        core_home_drop(s, s->curhome);
-        s->curhome = NULL;
-    }
-    s->curg = 0;
-    shm_goexit0(s->c, gr);
-    return fatal;
-}
-
-/* A goroutine that was killed ends: none of its frames runs again. root, pk: owned, NULL if it was not
- * live here. */
-static void killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *pk)
-{
-    struct shm_ctx *c = s->c;
-    struct shm_g *g = core_g(s, gr);
-    struct shm_val none = {.tag = SHM_VAL_NONE};
-    struct core_home *h = s->curhome;
-    s->curg = 0; /* what the frames drop may run finalizers: on the scheduler's stack */
-    s->curhome = NULL;
-    core_cont_let(s);
-    if (root != NULL)
-        core_chain_drop(root);
-    Py_XDECREF(pk);
-    if (h != NULL)
-        core_home_note_free(s, g);
-    shm_gcont_drop(c, g);
-    shm_val_drop(c, &g->value);
-    g->value.tag = SHM_VAL_NONE;
-    if (g->waitkind == SHM_OBJ_SEMA)
-        shm_sema_left(c, g->waitobj);
-    core_wait_end(c, g);
-    shm_sema_reap(c, g->goid);                       /* what it had locked nobody would unlock */
-    shm_join_finish(c, g->obj, SHM_J_KILLED, &none); /* mostly done already */
-    shm_retry_drop(c, g->obj);
-    shm_obj_unref_word(c, &g->obj);
-    if (h != NULL) {
-        core_thread_end(s, h);
-        core_home_drop(s, h);
-    }
-    shm_goexit0(c, gr);
 }
 
 /* ---- park ------------------------------------------------------------------------------------ */
@@ -489,8 +245,8 @@ static int park_retry(struct core_proc *s, shm_gref gr, CorePark *pk, struct shm
     return SHM_PARKED;
 }
 
-/* Step 5. `pk` (owned) came out of `root` (owned). GONE: the goroutine is parked, both are dropped or
- * kept at home. GO_ON: it goes on live; *value or *exc (owned) is for the await. */
+/* Step 5. `pk` (owned) came out of `root` (owned). GONE: the goroutine is parked, both are dropped
+ * or kept at home. GO_ON: it goes on live; *value or *exc (owned) is for the await. */
 static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, PyObject **value,
                 PyObject **exc)
 {
@@ -515,7 +271,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     if (j != NULL && load_acq(&j->kill)) { /* pairs with shm_join_kill() */
         if (!inhand)
             core_park_drop(c, pk);
-        killed(s, gr, root, (PyObject *)pk);
+        core_killed(s, gr, root, (PyObject *)pk);
         return GONE;
     }
     if (j != NULL && !inhand && (!retry || core_park_ops[op].home) && cancel_due(j)) {
@@ -602,7 +358,7 @@ static PySendResult throw_foreign(PyObject *root, PyObject *exc, PyObject **out)
 }
 
 /* Runs root from `res`/`out` on until it parks or ends. root is owned and consumed. */
-static int drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult res, PyObject *out)
+int core_drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult res, PyObject *out)
 {
     for (;;) {
         if (res == PYGEN_NEXT) {
@@ -630,7 +386,7 @@ static int drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult 
             Py_DECREF(pk);
         } else {
             Py_DECREF(root);
-            return finish(s, gr, res == PYGEN_RETURN ? out : NULL);
+            return core_finish(s, gr, res == PYGEN_RETURN ? out : NULL);
         }
     }
 }
@@ -655,8 +411,8 @@ static int open_cont(struct core_proc *s, const struct shm_g *g, const uint8_t *
     return ctx == 0 ? 0 : core_context_enter(s, *p + *chain, ctx, W);
 }
 
-/* A goroutine's first turn. GONE: it waits at its group's limit, or was cancelled or stopped before it
- * began and has ended (*r is finish()'s). */
+/* A goroutine's first turn. GONE: it waits at its group's limit, or was cancelled or stopped before
+ * it began and has ended (*r is finish()'s). */
 static int admit(struct core_proc *s, shm_gref gr, int *r)
 {
     struct shm_ctx *c = s->c;
@@ -667,7 +423,7 @@ static int admit(struct core_proc *s, shm_gref gr, int *r)
         return GO_ON;
     if (j == NULL) { /* an after_func that was stopped */
         shm_gcont_drop(c, g);
-        *r = finish(s, gr, Py_NewRef(Py_None));
+        *r = core_finish(s, gr, Py_NewRef(Py_None));
         return GONE;
     }
     bool cancelled = g->ok == SHM_OK_CANCELLED || cancel_due(j); /* while it was queued */
@@ -682,7 +438,7 @@ static int admit(struct core_proc *s, shm_gref gr, int *r)
     }
     shm_gcont_drop(c, g);
     PyErr_SetNone(core_err.Cancelled);
-    *r = finish(s, gr, NULL);
+    *r = core_finish(s, gr, NULL);
     return GONE;
 }
 
@@ -700,7 +456,7 @@ static int start(struct core_proc *s, shm_gref gr)
         /* Withdrawn (goroutine.c), which is the same CAS. */
         shm_gcont_drop(s->c, g);
         PyErr_SetNone(core_err.Cancelled);
-        return finish(s, gr, NULL);
+        return core_finish(s, gr, NULL);
     }
     if (open_cont(s, g, &p, &chain, &W) == 0)
         call = core_value_decode(p, chain, &W);
@@ -708,7 +464,7 @@ static int start(struct core_proc *s, shm_gref gr)
     shm_gcont_drop(s->c, g);
     g->flags = (uint8_t)((g->flags | SHM_GF_STARTED) & ~SHM_GF_CONTEXT);
     if (call == NULL)
-        return finish(s, gr, NULL);
+        return core_finish(s, gr, NULL);
     if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) < 2 ||
         !PyTuple_Check(PyTuple_GET_ITEM(call, 1)))
         PyErr_SetString(core_err.BadContinuation, "the call of a new goroutine is damaged");
@@ -717,23 +473,25 @@ static int start(struct core_proc *s, shm_gref gr)
                           PyTuple_GET_SIZE(call) > 2 ? PyTuple_GET_ITEM(call, 2) : NULL);
     Py_DECREF(call);
     if (v == NULL)
-        return finish(s, gr, NULL);
+        return core_finish(s, gr, NULL);
     if (!PyCoro_CheckExact(v)) {
         if (Py_TYPE(v)->tp_as_async == NULL || Py_TYPE(v)->tp_as_async->am_await == NULL)
-            return finish(s, gr, v);
-        /* A bound method of a handle (go(ch.send, v)), or another awaitable: a coroutine awaits it. */
+            return core_finish(s, gr, v);
+        /* A bound method of a handle (go(ch.send, v)), or another awaitable:
+         * a coroutine awaits it. */
         PyObject *coro = PyObject_CallOneArg(core_err.await_it, v);
         Py_DECREF(v);
         if (coro == NULL)
-            return finish(s, gr, NULL);
+            return core_finish(s, gr, NULL);
         v = coro;
     }
     PyObject *out;
     PySendResult res = PyIter_Send(v, Py_None, &out);
-    return drive(s, gr, v, res, out);
+    return core_drive(s, gr, v, res, out);
 }
 
-/* A woken goroutine whose operation may have to wait once more, before anything of it is decoded. */
+/* A woken goroutine whose operation may have to wait once more,
+ * before anything of it is decoded. */
 static bool waits_on(struct core_proc *s, shm_gref gr, struct shm_g *g)
 {
     struct shm_ctx *c = s->c;
@@ -782,7 +540,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
             park = (PyObject *)warm.park;
             Py_XDECREF(warm.ctx);
         }
-        killed(s, gr, root, park);
+        core_killed(s, gr, root, park);
         return 0;
     }
     if (g->op < CORE_PARK_KINDS && core_park_ops[g->op].again != NULL && waits_on(s, gr, g))
@@ -831,7 +589,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
     } else if (g->cont_off == 0) {
         PyErr_Format(core_err.BadContinuation, "goroutine %llu has no continuation here",
                      (unsigned long long)g->goid);
-        return finish(s, gr, NULL);
+        return core_finish(s, gr, NULL);
     } else {
         const uint8_t *p;
         size_t chain;
@@ -847,7 +605,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         core_words_close(&W);
         core_cont_take(s, g);
         if (root == NULL)
-            return finish(s, gr, NULL);
+            return core_finish(s, gr, NULL);
         Py_INCREF(park);
     }
     int seen = retry && h == NULL ? shm_retry_view(c, gr) : SHM_OK;
@@ -864,273 +622,5 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         Py_DECREF(exc);
     }
     Py_DECREF(park);
-    return drive(s, gr, root, res, out);
-}
-
-/* ---- schedule -------------------------------------------------------------------------------- */
-
-/* Ctrl-C (or another Python signal handler's exception) on M0: raised in main where it is parked. */
-static int interrupt_main(struct core_proc *s)
-{
-    PyObject *exc = core_take_exc();
-    struct shm_g *g = s->main_g ? core_g(s, s->main_g) : NULL;
-    if (g == NULL || s->main_goexit ||
-        (g->home_m1 == s->c->m1 && core_home_get(s, s->main_g) == NULL))
-        return core_raise(exc);
-    Py_XSETREF(s->interrupt, exc);
-    uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm; our own */
-    if (shm_wait_abort(s->c, s->main_g, SHM_W_EPOCH(w), SHM_OK_CANCELLED))
-        shm_ready(s->c, s->main_g, true);
-    return 0;
-}
-
-int core_tick(CoreProg *prog)
-{
-    uint64_t now = shm_now_ns();
-    if (now - prog->ticked_ns < CORE_TICK_NS)
-        return 0;
-    prog->ticked_ns = now;
-    if (prog->tick == Py_None)
-        return 0;
-    PyObject *tick = Py_NewRef(prog->tick), *r = PyObject_CallNoArgs(tick);
-    Py_DECREF(tick);
-    Py_XDECREF(r);
-    return r == NULL ? -1 : 0;
-}
-
-/* Looks up from the queue: shutdown, signals, a panic. 1: the loop ends; CORE_RETIRE; -1: exception. */
-static int attend(struct core_proc *s)
-{
-    struct shm_ctx *c = s->c;
-    if (load_acq(&c->hdr->shutdown)) /* pairs with store_rel in shutdown */
-        return 1;
-    uint32_t attn = load_acq(&c->m->attn); /* pairs with or_seq of who asks */
-    if (attn & SHM_ATTN_DUMP) {
-        core_dump_asked(s);
-        and_seq(&c->m->attn,
-                ~(uint32_t)SHM_ATTN_DUMP); /* after the notes: pairs with ask_homes() */
-    }
-    if (!s->prog->is_m0) {
-        if (!(attn & SHM_ATTN_RECYCLE))
-            return 0;
-        and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_RECYCLE);
-        if (!s->retiring)
-            add_acqrel(&c->hdr->recycled, 1); /* read by anybody: about now */
-        s->retiring = true;
-        return CORE_RETIRE;
-    }
-    if (attn & SHM_ATTN_PANIC) {
-        and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_PANIC);
-        PyObject *e = core_failure(s->prog);
-        if (e != NULL || PyErr_Occurred())
-            return core_raise(e);
-    }
-    if (PyErr_CheckSignals() < 0)
-        return interrupt_main(s);
-    return core_tick(s->prog);
-}
-
-/* 0: *g is for execute(). 1: shutdown. CORE_LATE: past the deadline. CORE_RETIRE. -1: exception. */
-int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
-{
-    struct shm_ctx *c = s->c;
-    if (s->exec_next != 0) {
-        *g = s->exec_next;
-        *inherit = s->exec_inherit;
-        s->exec_next = 0;
-        return 0;
-    }
-    for (;;) {
-        int r;
-        /* A main that always finds work at once looks up too. Signed: now_ns is the coarse clock. */
-        if (s->prog->is_m0 && (int64_t)(c->now_ns - s->prog->ticked_ns) >= CORE_TICK_NS &&
-            (r = attend(s)) != 0)
-            return r;
-        r = shm_findrunnable(c, false, g, inherit);
-        if (r == SHM_EAGAIN && shm_linger(c)) /* cheaper than letting go of the GIL */
-            r = shm_findrunnable(c, false, g, inherit);
-        if (r == SHM_OK)
-            return 0;
-        if (r == SHM_EAGAIN) {
-            if (core_context_base(s) < 0)
-                PyErr_Clear();
-            /* Always: who falls asleep here may sleep for ever, with what others wait to see gone. */
-            core_warm_rest(s);
-            core_handle_rest(s);
-            Py_BEGIN_ALLOW_THREADS
-                r = shm_findrunnable(c, true, g, inherit);
-            Py_END_ALLOW_THREADS
-            if (r == SHM_OK)
-                return 0;
-        }
-        if (r == SHM_EDEADLOCK)
-            return core_raise(core_deadlock(s));
-        if (r == SHM_ERETIRE) {
-            if (s->nhomes == 0) {
-                s->retiring = true;
-                return CORE_RETIRE;
-            }
-            store_seq(&c->hdr->retiring, 0); /* another may: pairs with shm_m_retire() */
-            continue;
-        }
-        if (r == SHM_EDEAD)
-            return 1;
-        if (r != SHM_EINTR && r != SHM_EAGAIN)
-            return core_shm_error(s->prog, r);
-        if ((r = attend(s)) != 0)
-            return r;
-        if (s->deadline_ns != UINT64_MAX && shm_now_ns() >= s->deadline_ns)
-            return CORE_LATE;
-    }
-}
-
-/* A worker over max_tasks or max_rss, or asked to (SHM_ATTN_RECYCLE), retires: it takes no more and goes
- * when nothing is at home. */
-#define RSS_NS 100000000
-static void look_limits(struct core_proc *s)
-{
-    const CoreProg *prog = s->prog;
-    if (prog->is_m0 || s->retiring)
-        return;
-    if (prog->max_tasks && load_rlx(&s->c->m->st.finished) - s->finished0 >= prog->max_tasks)
-        s->retiring = true; /* own word */
-    if (prog->max_rss && s->c->now_ns - s->rss_ns > RSS_NS) {
-        unsigned long long pages = 0;
-        FILE *f = fopen("/proc/self/statm", "r");
-        s->rss_ns = s->c->now_ns;
-        if (f == NULL)
-            return;
-        if (fscanf(f, "%*u %llu", &pages) == 1 &&
-            pages * (unsigned long long)sysconf(_SC_PAGESIZE) > prog->max_rss)
-            s->retiring = true;
-        fclose(f);
-    }
-}
-
-static int loop(struct core_proc *s)
-{
-    while (!s->main_done) {
-        shm_gref g;
-        bool inherit;
-        look_limits(s);
-        if (core_thread_rest(s))
-            return 0;
-        int r = core_schedule(s, &g, &inherit);
-        if (r == CORE_RETIRE)
-            continue;
-        if (r != 0)
-            return r;
-        if (shm_execute(s->c, g, inherit) && core_run_g(s, g) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-static int loop_begin(struct core_proc *s)
-{
-    if (core_proc_cur != NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "mpgort.run() cannot be called from a goroutine");
-        return -1;
-    }
-    if ((s->base_ctx = PyContext_New()) == NULL)
-        return -1;
-    s->main_done = s->main_goexit = false;
-    s->finished0 = load_rlx(&s->c->m->st.finished); /* the slot may have had another M */
-    s->prog->loop_thread = PyThread_get_thread_ident();
-    core_proc_cur = s;
-    core_prog_cur = s->prog;
-    core_codes_changed();
-    return 0;
-}
-
-static void loop_end(struct core_proc *s)
-{
-    PyObject *type, *value, *tb;
-    PyErr_Fetch(&type, &value, &tb);
-    core_cont_let(s);
-    if (core_context_switch(s, NULL) < 0)
-        PyErr_Clear();
-    core_proc_cur = NULL;
-    core_prog_cur = NULL;
-    core_codes_changed();
-    s->prog->loop_thread = 0;
-    s->curg = 0;
-    PyErr_Restore(type, value, tb);
-}
-
-int core_m_loop(CoreProg *prog)
-{
-    struct core_proc *s = core_proc_get(prog);
-    if (s == NULL || loop_begin(s) < 0)
-        return -1;
-    int r = core_context_switch(s, s->base_ctx) < 0 ? -1 : loop(s);
-    loop_end(s);
-    return r < 0 ? -1 : 0;
-}
-
-/* main is a goroutine like another, but for where it lives: its call is not encoded. It is created,
- * claimed and run before the loop's first look at a queue, so that arguments stay the caller's own. */
-PyObject *core_main_loop(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs)
-{
-    struct core_proc *s = core_proc_get(prog);
-    if (s == NULL || loop_begin(s) < 0)
-        return NULL;
-    struct shm_ctx *c = s->c;
-    shm_gref gr;
-    int r = shm_gnew(c, &gr);
-    PyObject *ctx = NULL;
-    if (r < 0) {
-        core_shm_error(prog, r);
-        goto end;
-    }
-    struct shm_g *g = core_g(s, gr);
-    g->flags = SHM_GF_MAIN | SHM_GF_STARTED;
-    g->home_m1 = (uint16_t)c->m1;
-    g->home_why = SHM_HOME_MAIN;
-    s->main_g = gr;
-    if ((s->curhome = core_home_make(s, gr)) == NULL || (ctx = PyContext_CopyCurrent()) == NULL ||
-        core_context_switch(s, ctx) < 0)
-        goto end;
-    Py_XSETREF(s->curhome->ctx, Py_NewRef(ctx));
-    shm_newproc(c, gr);
-    bool inherit;
-    if ((r = core_schedule(s, &gr, &inherit)) != 0 || !shm_execute(c, gr, inherit)) {
-        if (r == 0)
-            PyErr_SetString(PyExc_SystemError, "main's goroutine is not runnable");
-        goto end;
-    }
-    s->curg = gr;
-    PyObject *v = PyObject_Call(fn, args, kwargs), *out;
-    if (v != NULL && Py_TYPE(v)->tp_as_async != NULL && Py_TYPE(v)->tp_as_async->am_await != NULL) {
-        if (!PyCoro_CheckExact(v)) {
-            PyObject *coro = PyObject_CallOneArg(core_err.await_it, v);
-            Py_DECREF(v);
-            v = coro;
-        }
-        if (v != NULL) {
-            PySendResult res = PyIter_Send(v, Py_None, &out);
-            r = drive(s, gr, v, res, out);
-        } else {
-            r = finish(s, gr, NULL);
-        }
-    } else {
-        r = finish(s, gr, v);
-    }
-    if (r == 0)
-        r = loop(s);
-    if (r == 1 && !PyErr_Occurred())
-        PyErr_SetString(PyExc_RuntimeError, "the runtime was shut down while main ran");
-end:
-    Py_XDECREF(ctx);
-    loop_end(s);
-    if (!s->main_done)
-        return NULL;
-    PyObject *result = s->main_value;
-    s->main_value = NULL;
-    if (result == NULL) {
-        PyErr_Clear();
-        core_raise(s->main_exc);
-        s->main_exc = NULL;
-    }
-    return result;
+    return core_drive(s, gr, root, res, out);
 }

@@ -1,4 +1,5 @@
-/* proc.h — what the M's loop (proc.c) shares with the primitives (goroutine.c, chan.c, runtime.c).
+/* proc.h — what the M's loop (proc.c, loop.c, life.c) shares with the primitives (goroutine.c,
+ * chan.c, runtime.c).
  *
  * A primitive is three functions on the same verbs: a `try` that runs when its awaitable is first
  * awaited, a `park` that the loop calls once the continuation is stored, and a `resume` that turns
@@ -213,16 +214,24 @@ enum { CORE_AT_HOME = 0, CORE_LIGHT = 1 };
 int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
 void core_unstore(struct core_proc *s, shm_gref gr, int how);
 
-/* proc.c, for block.c */
+/* life.c. The running G has ended with value (owned), or with the exception that is set (NULL).
+ * -1: the exception ends the loop itself (Ctrl-C with procs=0). */
+int core_finish(struct core_proc *s, shm_gref gr, PyObject *value);
+/* A goroutine that was killed ends: none of its frames runs again. root, pk: owned, NULL if it was
+ * not live here. */
+void core_killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *pk);
+/* proc.c. Runs root (owned) from `res`/`out` on until it parks or ends. */
+int core_drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult res, PyObject *out);
+int core_run_g(struct core_proc *s, shm_gref gr); /* gr is running, and this M's: its turn */
+void core_wait_end(struct shm_ctx *c, struct shm_g *g);
+void core_park_drop(struct shm_ctx *c, CorePark *pk);
+/* loop.c, for block.c */
 #define CORE_LATE 2
 #define CORE_RETIRE 3 /* this worker is beyond need */
 int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit);
-int core_run_g(struct core_proc *s, shm_gref gr);
 /* M0: whatever it waits in looks for reports and at the keeper, at most so often. -1: exception. */
 #define CORE_TICK_NS 90000000 /* less than the 100 ms of M0's bounded sleeps */
 int core_tick(CoreProg *prog);
-void core_wait_end(struct shm_ctx *c, struct shm_g *g);
-void core_park_drop(struct shm_ctx *c, CorePark *pk);
 
 /* block.c. Waits with the thread blocked (threads, plain functions): parks by `op` of pk as a G
  * that stands for this thread, and returns its resume() value. timeout_ns < 0: none. NULL:

@@ -1,0 +1,241 @@
+/* life.c — how a goroutine begins and how it ends.
+ *
+ * It begins as a call, encoded where it was started, with the context variables of who started it;
+ * it runs first on whichever M picks it up (proc.c: start). It ends by its value or exception,
+ * which go to its join object, or, under go, to the header as the program's panic; or by a kill,
+ * which runs nothing of it any more. */
+#include "proc.h"
+
+/* ---- new goroutines -------------------------------------------------------------------------- */
+
+static PyObject *current_context(void)
+{
+    PyThreadState *ts = PyThreadState_Get();
+    return ts->context;
+}
+
+void core_gdrop(struct shm_ctx *c, shm_gref gr)
+{
+    struct shm_g *g = shm_g(c, gr);
+    shm_gcont_drop(c, g);
+    bool ok = shm_casgstatus(c, gr, Gidle, Gdead);
+    (void)ok;
+    shm_gfree(c, gr);
+}
+
+int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
+              uint8_t flags, shm_gref *out)
+{
+    struct core_proc *s = core_proc_get(prog);
+    struct shm_ctx *c = core_ctx(prog);
+    struct core_enc spare, *e;
+    if (s == NULL || c == NULL)
+        return -1;
+    if (load_acq(&c->hdr->shutdown)) { /* pairs with store_rel in shutdown */
+        PyErr_SetString(PyExc_RuntimeError, "the runtime has been shut down");
+        return -1;
+    }
+    PyObject *call = kwargs != NULL && PyDict_GET_SIZE(kwargs) > 0
+                         ? PyTuple_Pack(3, fn, args, kwargs)
+                         : PyTuple_Pack(2, fn, args);
+    if (call == NULL)
+        return -1;
+    if ((e = core_venc_take(s, &spare)) == NULL) {
+        Py_DECREF(call);
+        return -1;
+    }
+    struct core_entered was = core_enter(prog);
+    int r = core_call_encode(call, e);
+    Py_DECREF(call);
+    shm_gref gr = 0;
+    if (r != ENC_OK) {
+        core_enc_undo(c, e);
+        r = -1;
+    } else if ((r = shm_gnew(c, &gr)) < 0) {
+        core_enc_undo(c, e);
+        r = core_shm_error(prog, r);
+    } else {
+        struct shm_g *g = shm_g(c, gr);
+        shm_gref me = core_curg(prog);
+        g->flags = flags;
+        g->op = PK_START;
+        g->ok = SHM_OK_CLOSED;
+        g->value.tag = SHM_VAL_NONE;
+        g->waitkind = 0;
+        g->home_m1 = 0;
+        g->parent = me ? (uint32_t)shm_g(c, me)->goid : 0;
+        if (me)
+            shm_g_site_set(g, core_site(s));
+        r = core_cont_store(s, c, g, e, current_context(), 0);
+        if (r < 0)
+            core_gdrop(c, gr);
+    }
+    core_leave(was);
+    core_venc_give(s, e);
+    if (r < 0)
+        return -1;
+    if (join != 0) {
+        struct shm_join *j = shm_at(c, join);
+        j->g = gr;
+        j->goid = shm_g(c, gr)->goid;
+        shm_g(c, gr)->retries = j->retry != 0;
+        shm_join_give(c, shm_g(c, gr), join);
+        /* After g is known: who cancels a group's children finds it. */
+        if (j->group != 0 && (r = shm_group_add(c, j->group, join)) < 0) {
+            core_gdrop(c, gr);
+            return core_shm_error(prog, r);
+        }
+    }
+    *out = gr;
+    return 0;
+}
+
+int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, shm_off join,
+                 uint8_t flags)
+{
+    shm_gref g;
+    if (core_gnew(prog, fn, args, kwargs, join, flags, &g) < 0)
+        return -1;
+    shm_newproc(core_ctx(prog), g);
+    return 0;
+}
+
+shm_off core_self_join(struct core_proc *s)
+{
+    struct shm_g *g = core_g(s, s->curg);
+    shm_off off;
+    int r;
+    if (g->obj != 0)
+        return g->obj;
+    if ((r = shm_join_new(s->c, &off)) < 0)
+        return core_shm_error(s->prog, r), 0;
+    struct shm_join *j = shm_at(s->c, off);
+    j->g = s->curg;
+    j->goid = g->goid;
+    shm_join_give(s->c, g, off);
+    shm_obj_unref(s->c, off); /* the second reference is a caller's */
+    return off;
+}
+
+/* ---- the end of a goroutine ------------------------------------------------------------------ */
+
+/* The first goroutine that panics names itself in the header; M0 raises it. */
+static void panic(struct core_proc *s, struct shm_g *g, PyObject *exc)
+{
+    struct shm_hdr *hdr = s->c->hdr;
+    struct shm_val v;
+    uint32_t none = 0;
+    own_add(&s->c->m->st.panics, 1); /* owner only */
+    if (core_exc_store(s->prog, exc, &v) < 0) {
+        PyErr_Clear();
+        v.tag = SHM_VAL_NONE;
+    }
+    /* Claims panic_val; pairs with the same CAS here and in reap.c. */
+    if (!cas_acqrel(&hdr->panic, &none, s->c->m1 << 8 | 1)) {
+        shm_val_drop(s->c, &v);
+        return;
+    }
+    hdr->panic_goid = g->goid;
+    hdr->panic_how = SHM_J_ERROR;
+    if (v.tag == SHM_VAL_HEAP)
+        shm_publish(s->c, v.h.off);
+    hdr->panic_val = v;
+    store_rel(&hdr->panic, 2); /* publishes panic_val; pairs with load_acq in core_failure() */
+    struct shm_m *m0 = &s->c->mtab[hdr->m0_slot];
+    or_seq(&m0->attn, SHM_ATTN_PANIC); /* seen by M0 before it sleeps: tag idle-dance (idle.c) */
+    shm_notewakeup(&m0->note);
+}
+
+/* The G that runs has ended with value, or with the exception that is set (value NULL).
+ * -1: the exception ends the loop itself (Ctrl-C with procs=0). */
+int core_finish(struct core_proc *s, shm_gref gr, PyObject *value)
+{
+    struct shm_g *g = core_g(s, gr);
+    PyObject *exc = NULL;
+    int fatal = 0;
+    core_cont_let(s); /* before anybody can know of the end */
+    if (value == NULL) {
+        exc = core_take_exc();
+        if (Py_TYPE(exc) == (PyTypeObject *)core_err.Goexit) {
+            Py_CLEAR(exc);
+            value = Py_NewRef(Py_None);
+            if (g->flags & SHM_GF_MAIN)
+                s->main_goexit = true;
+        }
+    }
+    if (g->flags & SHM_GF_MAIN) {
+        if (!s->main_goexit) {
+            s->main_done = true;
+            s->main_value = value;
+            s->main_exc = exc;
+            value = exc = NULL;
+        }
+    } else if (exc != NULL && PyErr_GivenExceptionMatches(exc, PyExc_KeyboardInterrupt) &&
+               s->prog->is_m0) {
+        /* procs=0: Ctrl-C struck while this goroutine ran; it is the caller's, not a panic. */
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+        fatal = -1;
+    }
+    if (exc != NULL && !fatal && g->flags & SHM_GF_GO)
+        panic(s, g, exc);
+    if (g->obj != 0) {
+        struct shm_val val = {.tag = SHM_VAL_NONE};
+        unsigned state = SHM_J_VALUE;
+        if (exc == NULL && value != NULL && core_val_encode(s->prog, value, &val) < 0)
+            exc = core_take_exc();
+        if (exc != NULL) {
+            state =
+                Py_TYPE(exc) == (PyTypeObject *)core_err.Cancelled ? SHM_J_CANCELLED : SHM_J_ERROR;
+            if (core_exc_store(s->prog, exc, &val) < 0) {
+                PyErr_Clear();
+                val.tag = SHM_VAL_NONE;
+            }
+        }
+        shm_join_finish(s->c, g->obj, state, &val);
+        shm_retry_drop(s->c, g->obj);
+        shm_obj_unref_word(s->c, &g->obj);
+    }
+    Py_XDECREF(value);
+    Py_XDECREF(exc);
+    if (s->curhome != NULL) {
+        core_thread_end(s, s->curhome);
+        core_home_drop(s, s->curhome);
+        s->curhome = NULL;
+    }
+    s->curg = 0;
+    shm_goexit0(s->c, gr);
+    return fatal;
+}
+
+/* A goroutine that was killed ends: none of its frames runs again. root, pk: owned, NULL if it was
+ * not live here. */
+void core_killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *pk)
+{
+    struct shm_ctx *c = s->c;
+    struct shm_g *g = core_g(s, gr);
+    struct shm_val none = {.tag = SHM_VAL_NONE};
+    struct core_home *h = s->curhome;
+    s->curg = 0; /* what the frames drop may run finalizers: on the scheduler's stack */
+    s->curhome = NULL;
+    core_cont_let(s);
+    if (root != NULL)
+        core_chain_drop(root);
+    Py_XDECREF(pk);
+    if (h != NULL)
+        core_home_note_free(s, g);
+    shm_gcont_drop(c, g);
+    shm_val_drop(c, &g->value);
+    g->value.tag = SHM_VAL_NONE;
+    if (g->waitkind == SHM_OBJ_SEMA)
+        shm_sema_left(c, g->waitobj);
+    core_wait_end(c, g);
+    shm_sema_reap(c, g->goid);                       /* what it had locked nobody would unlock */
+    shm_join_finish(c, g->obj, SHM_J_KILLED, &none); /* mostly done already */
+    shm_retry_drop(c, g->obj);
+    shm_obj_unref_word(c, &g->obj);
+    if (h != NULL) {
+        core_thread_end(s, h);
+        core_home_drop(s, h);
+    }
+    shm_goexit0(c, gr);
+}
