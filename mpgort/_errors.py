@@ -61,7 +61,12 @@ class Killed(Exception):
 
 class MDied(RuntimeError):
     """The worker process died under the goroutine. `signal` or `exitcode` says of what, `m` which
-    worker it was."""
+    worker it was.
+
+    `stack` is where: the Python frames of the goroutine, innermost first, in the form of dumps, up
+    to 4 KiB, for the one that ran there when a segmentation fault, an abort(), a bus error, an
+    illegal instruction, a floating-point exception or a fatal Python error killed the worker. None:
+    it did not run there, or the worker had no time to say (SIGKILL, os._exit). str() shows it."""
 
     def __init__(
         self,
@@ -69,12 +74,14 @@ class MDied(RuntimeError):
         exitcode: int | None = None,
         m: int | None = None,
         goid: int | None = None,
+        stack: str | None = None,
     ) -> None:
-        super().__init__(signal, exitcode, m, goid)
+        super().__init__(signal, exitcode, m, goid, stack)
         self.signal = signal
         self.exitcode = exitcode
         self.m = m
         self.goid = goid
+        self.stack = stack
 
     def __str__(self) -> str:
         who = "a worker" if self.m is None else f"worker M{self.m}"
@@ -89,7 +96,10 @@ class MDied(RuntimeError):
         else:
             how = "died"
         under = "" if self.goid is None else f" under goroutine {self.goid}"
-        return f"{who} {how}{under}"
+        text = f"{who} {how}{under}"
+        if self.stack is None:
+            return text
+        return f"{text}\n\ngoroutine {self.goid} [running]:\n{self.stack.rstrip()}"
 
 
 class SerializationError(TypeError, pickle.PicklingError):

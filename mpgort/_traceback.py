@@ -128,16 +128,20 @@ def make_panic(goid: int, cause: BaseException | None) -> GoroutinePanic:
     if isinstance(cause.__cause__, _RemoteTraceback):
         cause.__cause__ = None  # that it was elsewhere the panic says itself
     reason = "".join(traceback.format_exception_only(cause)).strip()
-    panic = GoroutinePanic(goid, reason, "".join(traceback.format_exception(cause)))
+    trace = "".join(traceback.format_exception(cause))
+    if isinstance(cause, MDied) and cause.stack is not None:
+        reason, trace = reason.splitlines()[0], cause.stack
+    panic = GoroutinePanic(goid, reason, trace)
     panic.__cause__ = cause
     return panic
 
 
-def make_death(m: int, status: int, goid: int) -> MDied:
-    """From the M's slot, its wait status, and the goroutine it ran (0: none)."""
+def make_death(m: int, status: int, goid: int, stack: str | None) -> MDied:
+    """From the M's slot, its wait status, the goroutine that ended (0: none) and, if it ran there
+    and the M could still say so, where it was."""
     signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     exitcode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-    return MDied(signal=signal, exitcode=exitcode, m=m, goid=goid or None)
+    return MDied(signal=signal, exitcode=exitcode, m=m, goid=goid or None, stack=stack)
 
 
 async def _await_it(x: Awaitable[Any]) -> Any:

@@ -427,13 +427,35 @@ static void put_slot(struct shm_ctx *c, struct shm_m *dead, uint32_t idx)
     store_rel((_Atomic uint32_t *)&dead->gfree.n, dead->gfree.n + 1); /* after idx */
 }
 
-static struct shm_val died(const struct shm_g *g, const struct shm_m *dead)
+/* How many bytes of dead->words there are: 0 too if it died of something else than they are of, which
+ * it had survived. */
+static uint32_t words_of(const struct shm_m *dead)
+{
+    int32_t status = (int32_t)(uint32_t)load_rlx(&dead->end);
+    uint32_t sig = load_acq(&dead->words_sig); /* a dead M's words, as those it counts */
+    uint32_t n = load_acq(&dead->words_n);
+    bool of_it = sig != 0 && (status < 0 || ((uint32_t)status & 0x7f) == sig);
+    return of_it && n <= sizeof dead->words ? n : 0;
+}
+
+/* In the reaper's hands. ran: it was there that the M died. */
+static struct shm_val died(struct shm_ctx *c, const struct shm_g *g, const struct shm_m *dead,
+                           bool ran)
 {
     struct shm_died d = {.goid = g->goid,
                          .status = (int32_t)(uint32_t)load_rlx(&dead->end),
                          .m = (uint16_t)dead->index};
     struct shm_val v = {.tag = sizeof d};
-    memcpy(v.b, &d, sizeof d);
+    uint32_t n = ran ? words_of(dead) : 0;
+    if (n) {
+        uint8_t b[sizeof d + SHM_WORDS_BYTES];
+        memcpy(b, &d, sizeof d);
+        memcpy(b + sizeof d, dead->words, n);
+        if (shm_val_make(c, &v, b, (uint32_t)sizeof d + n, NULL, 0) == SHM_OK)
+            return v;
+    }
+    memcpy(v.b, &d, sizeof d); /* also if the heap is full */
+    v.tag = sizeof d;
     return v;
 }
 
@@ -450,7 +472,7 @@ static void settle_slot(struct shm_ctx *c, struct shm_m *dead, _Atomic uint64_t 
                 shm_sudog_unlink(c, r);
             shm_gcont_drop(c, g);
             if (g->obj) { /* a group may count it already */
-                struct shm_val v = died(g, dead);
+                struct shm_val v = died(c, g, dead, false);
                 shm_off obj = g->obj;
                 shm_join_finish(c, obj, SHM_J_DIED, &v);
                 g->obj = 0;
@@ -473,16 +495,23 @@ static void settle_slot(struct shm_ctx *c, struct shm_m *dead, _Atomic uint64_t 
 /* ---- 5: who ends with it --------------------------------------------------------------------- */
 
 /* As panic() in _core/life.c. */
-static void panic(struct shm_ctx *c, const struct shm_g *g, struct shm_m *dead)
+static void panic(struct shm_ctx *c, const struct shm_g *g, struct shm_m *dead, bool ran)
 {
     struct shm_hdr *h = c->hdr;
     uint32_t w = load_acq(&h->panic), by = w >> 8; /* pairs with who panicked */
     if ((w != 0 && (w == 2 || (by != m1_of(dead) && by != c->m1))) ||
         !cas_acqrel(&h->panic, &w, c->m1 << 8 | 1))
         return;
+    struct shm_val old = h->panic_val, v = died(c, g, dead, ran);
     h->panic_goid = g->goid;
-    h->panic_val = died(g, dead);
     h->panic_how = SHM_J_DIED;
+    shm_tx_begin(c);
+    shm_val_adopt(c, &old); /* of somebody who died here */
+    shm_val_publish(c, &v);
+    shm_tx_val(c, &h->panic_val, &v);
+    shm_tx_commit(c);
+    FAILPOINT("reap.panic.said");
+    shm_val_drop(c, &old);
     FAILPOINT("reap.panic");
     store_rel(&h->panic, 2); /* publishes the above; pairs with core_failure() */
     struct shm_m *m0 = &c->mtab[h->m0_slot];
@@ -607,9 +636,9 @@ static void end_g(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool ran)
     drop_parts(c, dead, r, ran);
     shm_sema_reap(c, g->goid); /* before anybody can know that it has ended */
     if (g->flags & SHM_GF_GO)
-        panic(c, g, dead);
+        panic(c, g, dead, ran);
     if (g->obj) {
-        struct shm_val v = died(g, dead);
+        struct shm_val v = died(c, g, dead, ran);
         shm_off obj = g->obj;
         shm_join_finish(c, obj, SHM_J_DIED, &v);
         FAILPOINT("reap.g.joined");

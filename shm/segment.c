@@ -378,6 +378,7 @@ int shm_minit(struct shm_ctx *c, uint32_t kind)
     store_rlx(&m->note, 0);
     store_rlx(&m->looping, 0);
     store_rlx(&m->end, 0);
+    store_rlx(&m->words_sig, 0);
     c->m = m;
     c->p = NULL;
     c->m1 = m->index + 1;
@@ -644,6 +645,9 @@ static const struct shm_field layout[] = {
     PAD(m, pad3_),
     F(m, going, "(" STR(SHM_GOING) ",)u8"),
     F(m, handles_own, "(" STR(SHM_HANDLES_OWN) ",)u8"),
+    F(m, words_sig, U4),
+    F(m, words_n, U4),
+    F(m, words, "S" STR(SHM_WORDS_BYTES)),
     F(m, st.allocs, U8),
     F(m, st.frees, U8),
     F(m, st.alloc_bytes, U8),

@@ -318,6 +318,7 @@ enum {
 #define SHM_HELD 72 /* all channels of a select of a few cases, and some on top */
 #define SHM_HANDLES_OWN 16
 #define SHM_GOING 8 /* a channel in a value in a channel ... */
+#define SHM_WORDS_BYTES 4088
 
 struct shm_undo {
     shm_off off;
@@ -379,6 +380,9 @@ struct shm_m {
     uint32_t going_n, pad3_;
     shm_off going[SHM_GOING]; /* objects whose last reference it gives back, one within the other */
     uint64_t handles_own[SHM_HANDLES_OWN]; /* its first table */
+    /* Its last words, written as a signal kills it: where it was, as text. 0: none. */
+    _Atomic uint32_t words_sig, words_n;
+    char words[SHM_WORDS_BYTES];
     /* counters, owner only (own_add), read by anybody */
     struct {
         _Atomic uint64_t allocs, frees, alloc_bytes, free_bytes;
@@ -1252,7 +1256,8 @@ SHM_MUSTUSE int shm_array_new(struct shm_ctx *c, uint64_t bytes, shm_off *array)
 
 /* ---- reap.c ---------------------------------------------------------------------------------- */
 
-/* What a goroutine died of, as the value of a join in SHM_J_DIED and of a panic. */
+/* What a goroutine died of, as the value of a join in SHM_J_DIED and of a panic. Of the one that ran
+ * there it is followed by the M's last words, if it had any, and there was room for them. */
 struct shm_died {
     uint64_t goid;
     int32_t status; /* wait status, -1: not known */

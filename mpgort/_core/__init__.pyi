@@ -381,7 +381,7 @@ def failure(prog: Program, /) -> BaseException | None: ...
 def _hooks(
     await_it: Callable[[Awaitable[Any]], Coroutine[Any, Any, Any]],
     make_panic: Callable[[int, BaseException | None], BaseException],
-    make_death: Callable[[int, int, int], BaseException],
+    make_death: Callable[[int, int, int, str | None], BaseException],
     make_deadlock: Callable[[Program, bool], BaseException],
     /,
 ) -> None: ...

@@ -171,7 +171,9 @@ extern struct core_codes core_codes;
 /* Forgets what was cached against the former table (called when a segment is attached or left). */
 void core_codes_changed(void);
 
-void core_failpoint_arm(void); /* failpoint.c: nothing in a release build */
+void core_failpoint_arm(void);        /* failpoint.c: nothing in a release build */
+void core_fault_arm(struct shm_m *m); /* fault.c: the last words of a worker */
+void core_fault_disarm(void);
 int core_park_init(PyObject *mod);
 int core_codec_init(PyObject *mod);
 

@@ -115,17 +115,22 @@ static inline void frame_set_next(Frame *f, int next)
 #endif
 }
 
+/* f, or the first below it that runs Python; NULL: none does. */
+static inline Frame *frame_complete(Frame *f)
+{
+    while (f != NULL && _PyFrame_IsIncomplete(f))
+        f = f->previous;
+    return f;
+}
+
 /* The innermost frame of this thread that runs Python, NULL: none does. */
 static inline Frame *frame_of_thread(PyThreadState *ts)
 {
 #if PY_VERSION_HEX >= 0x030d0000
-    Frame *f = ts->current_frame;
+    return frame_complete(ts->current_frame);
 #else
-    Frame *f = ts->cframe->current_frame;
+    return frame_complete(ts->cframe->current_frame);
 #endif
-    while (f != NULL && _PyFrame_IsIncomplete(f))
-        f = f->previous;
-    return f;
 }
 
 /* Slots behind gi_iframe: the frame's own words are counted in the fixed part on no version. */

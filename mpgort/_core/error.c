@@ -119,7 +119,7 @@ PyObject *core_failure(CoreProg *prog)
     if (load_acq(&hdr->panic) == 2) { /* pairs with store_rel in panic() */
         PyObject *cause = NULL;
         if (hdr->panic_how == SHM_J_DIED)
-            cause = core_died(&hdr->panic_val);
+            cause = core_died(prog, &hdr->panic_val);
         else if (hdr->panic_val.tag != SHM_VAL_NONE)
             cause = core_exc_peek(prog, &hdr->panic_val);
         if (cause == NULL)

@@ -13,12 +13,21 @@ static struct shm_join *join_of(CoreHandle *h)
 
 /* ---- results --------------------------------------------------------------------------------- */
 
-PyObject *core_died(const struct shm_val *v)
+PyObject *core_died(CoreProg *prog, const struct shm_val *v)
 {
     struct shm_died d;
-    memcpy(&d, v->b, sizeof d);
-    return PyObject_CallFunction(core_err.make_death, "IiK", (unsigned)d.m, (int)d.status,
-                                 (unsigned long long)d.goid);
+    uint32_t n;
+    const uint8_t *b = shm_val_bytes(&prog->loop, v, &n);
+    if (n < sizeof d)
+        return PyErr_Format(core_err.BadContinuation, "a death in %u bytes", n);
+    memcpy(&d, b, sizeof d);
+    PyObject *stack = n == sizeof d ? Py_NewRef(Py_None)
+                                    : PyUnicode_DecodeUTF8((const char *)b + sizeof d,
+                                                           (Py_ssize_t)(n - sizeof d), "replace");
+    if (stack == NULL)
+        return NULL;
+    return PyObject_CallFunction(core_err.make_death, "IiKN", (unsigned)d.m, (int)d.status,
+                                 (unsigned long long)d.goid, stack);
 }
 
 /* How the goroutine ended, as an exception object; NULL without one set: it has a value. */
@@ -35,7 +44,7 @@ static PyObject *join_exception(CoreProg *prog, struct shm_join *j)
                                          "the goroutine ran longer than its timeout");
         return PyObject_CallFunction(core_err.Killed, "s", "the goroutine was killed");
     case SHM_J_DIED:
-        return core_died(&j->value);
+        return core_died(prog, &j->value);
     default:
         return core_exc_peek(prog, &j->value);
     }

@@ -258,7 +258,8 @@ int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs,
 /* The join object of the running goroutine, made if it has none (main, and what go has started);
  * borrowed. 0: exception. */
 shm_off core_self_join(struct core_proc *s);
-PyObject *core_died(const struct shm_val *v); /* goroutine.c: MDied, from what the reaper left */
+/* goroutine.c: MDied, from what the reaper left. */
+PyObject *core_died(CoreProg *prog, const struct shm_val *v);
 /* goroutine.c: spawn of fn, *args, **kwargs as a vectorcall has them; group: 0 or whose child. */
 PyObject *core_spawn_call(CoreProg *prog, shm_off group, PyObject *const *args, Py_ssize_t n,
                           PyObject *names);

@@ -291,8 +291,10 @@ static PyObject *prog_minit(CoreProg *p, PyObject *args)
         core_shm_error(p, r);
         return NULL;
     }
-    if (kind == SHM_M_WORKER)
+    if (kind == SHM_M_WORKER) {
         core_failpoint_arm();
+        core_fault_arm(p->loop.m);
+    }
     return PyLong_FromUnsignedLong(p->loop.m->index);
 }
 
@@ -306,6 +308,7 @@ static PyObject *prog_mexit(CoreProg *p, PyObject *noargs)
         shm_mexit(&p->aux);
     p->aux_on = false;
     if (p->loop.m != NULL) {
+        core_fault_disarm();
         if (p->loop.p != NULL)
             shm_releasep(&p->loop);
         shm_mexit(&p->loop);

@@ -5,7 +5,15 @@
  *   - each value is somewhere once, or was in the hands of who died. */
 #include "deaths.h"
 
-enum { VALUES = 512, WAITERS = 40, SLEEPERS = 35, READY = 12, GLOBAL = 30, BATCH = 3, MINE = 900 };
+enum {
+    VALUES = 512,
+    WAITERS = 40,
+    SLEEPERS = 35,
+    READY = 12,
+    GLOBAL = 30,
+    BATCH = 3,
+    WORDS = 3000
+};
 
 struct world { /* shared with the children */
     shm_off empty, room, full, recvs, closing, s1, s2, join, table;
@@ -293,6 +301,28 @@ static void do_heap(struct shm_ctx *c)
     for (int i = 0; i < 200; i++)
         shm_free(c, off[i]);
 }
+/* Killed by a signal that left it time to say where it was. */
+static void do_words(struct shm_ctx *c)
+{
+    shm_off join;
+    uint32_t slot;
+    struct shm_val none = {.tag = SHM_VAL_NONE};
+    shm_gref r = l_new(c);
+    memset(c->m->words, 'x', WORDS);
+    store_rlx(&c->m->words_n, WORDS);
+    store_rlx(&c->m->words_sig, SIGKILL);
+    CHECK_EQ(shm_join_new(c, &join), SHM_OK);
+    shm_join_give(c, shm_g(c, r), join);
+    CHECK_EQ(shm_handle_hold(c, join, &slot), SHM_OK);
+    shm_g(c, r)->flags |= SHM_GF_GO;
+    FAILPOINT("test.words");
+    shm_join_finish(c, join, SHM_J_VALUE, &none);
+    shm_g(c, r)->obj = 0;
+    shm_obj_unref(c, join);
+    shm_handle_release(c, c->m1, slot);
+    shm_g(c, r)->flags &= (uint8_t)~SHM_GF_GO;
+    l_end(c, r);
+}
 static void do_idle(struct shm_ctx *c)
 {
     shm_gref r;
@@ -394,6 +424,19 @@ static void take_apart(uint32_t hands)
     shm_obj_unref(&w, W->table);
 }
 
+static void words_arrived(uint32_t hands)
+{
+    struct shm_val *v = &k.hdr->panic_val;
+    if (load_acq(&k.hdr->panic) == 2) {
+        uint32_t n;
+        const uint8_t *b = shm_val_bytes(&k, v, &n);
+        CHECK_EQ(n, sizeof(struct shm_died) + WORDS);
+        CHECK(b[sizeof(struct shm_died)] == 'x' && b[n - 1] == 'x');
+        CHECK_EQ(shm_blk(&k, v->h.off)->state, 2);
+    }
+    take_apart(hands);
+}
+
 static const struct act acts[] = {
     {"send to a waiter", build, do_send, take_apart, 1, 16},
     {"send into room", build, do_send_room, take_apart, 1, 16},
@@ -422,6 +465,7 @@ static const struct act acts[] = {
     {"handles", build, do_handles, take_apart, 0, 16},
     {"heap", build, do_heap, take_apart, 0, 16},
     {"schedule", build, do_idle, take_apart, 0, 16},
+    {"last words", build, do_words, words_arrived, 0, 16},
 };
 
 #define N (sizeof acts / sizeof *acts)
@@ -468,7 +512,36 @@ static void test_a_slot_that_others_have_freed_before_the_reaper_comes_is_freed_
     }
 }
 
-H_MAIN(T(test_a_slot_that_others_have_freed_before_the_reaper_comes_is_freed_once),
+/* The text goes to the goroutine that ran, whole, and only if the M died of what it is about. */
+static void dies_talking(struct shm_ctx *c, int n, void *arg)
+{
+    (void)arg;
+    CHECK_EQ(shm_acquirep(c, 0), SHM_OK);
+    h_die_at("test.words", 1);
+    (void)n;
+    do_words(c);
+}
+static void test_last_words_are_those_of_the_signal_it_died_of(void)
+{
+    static const int ends[] = {SIGKILL, SIGSEGV, 3 << 8, -1 /* not known */};
+    for (int i = 0; i < 4; i++) {
+        int status = ends[i];
+        d_begin(&acts[N - 1]);
+        int pid = h_fork(dies_talking, 0, NULL);
+        CHECK(d_killed(h_wait(pid)));
+        shm_reap(&k, &k.mtab[d_slot(pid)], status);
+        CHECK_EQ(load_acq(&k.hdr->panic), 2);
+        CHECK_EQ(k.hdr->panic_val.tag == SHM_VAL_HEAP, status == SIGKILL || status == -1);
+        if (k.hdr->panic_val.tag == SHM_VAL_HEAP)
+            words_arrived(0);
+        else
+            take_apart(0);
+        d_end(16);
+    }
+}
+
+H_MAIN(T(test_last_words_are_those_of_the_signal_it_died_of),
+       T(test_a_slot_that_others_have_freed_before_the_reaper_comes_is_freed_once),
        T(test_an_m_killed_at_each_failpoint_of_each_primitive_leaves_a_whole_segment),
        T(test_a_reaper_killed_at_each_of_its_failpoints_is_followed_by_another),
        T(test_two_ms_killed_at_once_leave_a_whole_segment))
