@@ -207,8 +207,8 @@ static inline void shm_val_adopt(struct shm_ctx *c, const struct shm_val *v)
 /* ---- retry.c, for the primitives ------------------------------------------------------------- */
 
 /* In the tx of an operation that ends at once: the goroutine it is for has this outcome, with the
- * commit (note: where a wait has its object). False: it is nobody's with retries, and of no select that
- * is revived. */
+ * commit (note: where a wait has its object). False: it is nobody's with retries, and of no select
+ * that is revived. */
 bool shm_retry_done_(struct shm_ctx *c, uint8_t ok, const struct shm_val *v, uint64_t note);
 static inline bool shm_retry_done(struct shm_ctx *c, uint8_t ok, const struct shm_val *v,
                                   uint64_t note)

@@ -1,13 +1,13 @@
 /* join.c — how a goroutine ended, and who waits for that.
  *
  * A join object is what a handle refers to. The g slot is used again as soon as its goroutine has
- * ended; the join object stays until the last handle is gone, with the result: read by any number of
- * waiters, each by himself, so nobody takes it away.
+ * ended; the join object stays until the last handle is gone, with the result: read by any number
+ * of waiters, each by himself, so nobody takes it away.
  *
- * It is a channel that is closed once, with a value: finish writes value and state in one transaction,
- * under the lock, then wakes all waiters in batches (sudog.c). Who comes later finds the state. The
- * state is also read without the lock: it is released after the value is complete, and neither
- * changes any more.
+ * It is a channel that is closed once, with a value: finish writes value and state in one
+ * transaction, under the lock, then wakes all waiters in batches (sudog.c). Who comes later finds
+ * the state. The state is also read without the lock: it is released after the value is complete,
+ * and neither changes any more.
  *
  * A state other than pending is final: a reaper that finishes what its dead M may have finished
  * already changes nothing (shm_join_finish() drops the later value). */
@@ -110,15 +110,16 @@ int shm_join_park(struct shm_ctx *c, shm_off off, shm_gref r)
 
 /* ---- cancel ---------------------------------------------------------------------------------- */
 
-/* CANCEL (tag: cancel; the other side is shm_join_marks(), after each arming). The canceller sets join->cancel, then
- * looks whether the goroutine waits and, if so, claims that wait. The parking M arms the wait, then looks
- * at join->cancel. Both store before they load, seq_cst, so at least one of them sees the other: a
- * cancel is never lost between. Who wins the claim takes the flag with it.
+/* CANCEL (tag: cancel; the other side is shm_join_marks(), after each arming). The canceller sets
+ * join->cancel, then looks whether the goroutine waits and, if so, claims that wait. The parking M
+ * arms the wait, then looks at join->cancel. Both store before they load, seq_cst, so at least one
+ * of them sees the other: a cancel is never lost between. Who wins the claim takes the flag with
+ * it.
  *
- * THE COUNT AND THE FLAG are one word to who changes both: several may ask, and the goroutine may take
- * back, at the same time. So no transaction stores them either: what it has read may be old, and its
- * rollback would take back what another has asked for. That an abort asks each child once, whoever
- * carries it on after a death, is a bit of the same word. */
+ * THE COUNT AND THE FLAG are one word to who changes both: several may ask, and the goroutine may
+ * take back, at the same time. So no transaction stores them either: what it has read may be old,
+ * and its rollback would take back what another has asked for. That an abort asks each child once,
+ * whoever carries it on after a death, is a bit of the same word. */
 
 #define DUE 1ULL
 #define ONE (1ULL << 32)
@@ -138,8 +139,8 @@ static void ask(struct shm_join *j, uint64_t once)
     } while (!cas_seq(&j->asking, &w, ((w | DUE) + ONE) | once)); /* tag: cancel */
 }
 
-/* The other side, of a kill too (tag: kill, in kill.c): r was armed in its wait number epoch. j is its
- * join if it still waits there, so only who wins that claim writes to it. */
+/* The other side, of a kill too (tag: kill, in kill.c): r was armed in its wait number epoch. j is
+ * its join if it still waits there, so only who wins that claim writes to it. */
 void shm_join_marks(struct shm_ctx *c, struct shm_join *j, shm_gref r, uint64_t epoch)
 {
     if (load_seq(&j->cancel) == 1 && shm_wait_abort(c, r, epoch, SHM_OK_CANCELLED))

@@ -14,10 +14,9 @@
  *           are committed one by one, its addresses reserved for all). Missing Ms are started by
  *           the keeper (want_m).
  *   fewer   an idle P is taken and drained here; a running one is dropped by its M. An M without a
-  *           P is a spare. When there have been more idle Ms than idle Ps for RETIRE_NS, the keeper
-  *           asks one
- *           to leave. One at a time (hdr->retiring, given back by the keeper when it has buried
- *           it): two that look at once would see the same surplus.
+ *           P is a spare. When there have been more idle Ms than idle Ps for RETIRE_NS, the keeper
+ *           asks one to leave. One at a time (hdr->retiring, given back by the keeper when it has
+ *           buried it): two that look at once would see the same surplus.
  *
  * EXTRA. An M in a long C call that only waits (time.sleep) keeps its P: nothing can be taken from
  * a process that may come back at any instruction (INV only-the-dead). What is lost is a place to

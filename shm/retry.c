@@ -4,14 +4,15 @@
  * which it can be run once more. This file keeps that point: the checkpoint, the goroutine's last
  * await and how it ended, in a struct shm_retry that its join names.
  *
- * EXACTLY ONCE. What an await did (a message taken, a lock got) and the continuation behind it become
- * true in one transaction. So no operation of such a goroutine is done inside its coroutine (the
- * binding's `try`): it parks first, always, and the operation is carried out on the scheduler's stack,
- * its new continuation stored. Then either
- *   done at once   the transaction of the operation itself moves the checkpoint: shm_retry_done(), in
- *                  chan.c, sema.c, mutex.c, between the effect and the commit; or
+ * EXACTLY ONCE. What an await did (a message taken, a lock got) and the continuation behind it
+ * become true in one transaction. So no operation of such a goroutine is done inside its coroutine
+ * (the binding's `try`): it parks first, always, and the operation is carried out on the
+ * scheduler's stack, its new continuation stored. Then either
+ *   done at once   the transaction of the operation itself moves the checkpoint: shm_retry_done(),
+ *                  in chan.c, sema.c, mutex.c, between the effect and the commit; or
  *   it waits       from the arming on it is a parked goroutine like any other.
- * An operation without effect (a join that has ended, a closed channel) takes a checkpoint after it.
+ * An operation without effect (a join that has ended, a closed channel) takes a checkpoint after
+ * it.
  *
  * INV one-truth. Where a goroutine with retries stands is said by exactly one of
  *   the checkpoint  while it runs, from its resumption (shm_retry_take) on; and while it is live at
@@ -19,24 +20,24 @@
  *   g               while it waits, is runnable, or was made running and not yet resumed
  * and the switch is one word. The checkpoint notes the wait epoch it was taken in; arming moves the
  * epoch, so a park takes the truth over to g by its last store, and nothing has to be undone in a G
- * that others may have already. Where a G becomes runnable without a wait, or gives something up with
- * its wait (Cond, in that transaction), shm_retry_leave() says so. The other way, and from one
+ * that others may have already. Where a G becomes runnable without a wait, or gives something up
+ * with its wait (Cond, in that transaction), shm_retry_leave() says so. The other way, and from one
  * checkpoint to the next, it is a transaction; and the blocks change hands in it (heap.c).
  *
- * While it runs, what g says is only a view: resume() consumes a copy of the value, with a reference of
- * its own on the wait's object. The original stays until the next checkpoint.
+ * While it runs, what g says is only a view: resume() consumes a copy of the value, with a
+ * reference of its own on the wait's object. The original stays until the next checkpoint.
  *
  * THE REAPER finds it running on a dead M and pending, and
  *   - truth in the checkpoint: drops what g had begun, gives the checkpoint to g, counts one re-run
  *     less; none left: it ends like another;
  *   - truth in g: it was killed before it was resumed, or while it went back to wait. Its sudog
- *     linked: the wait is made complete before the locks go (reap.c), since what it gave up for it is
- *     given up already. Else it comes up once more as it is.
+ *     linked: the wait is made complete before the locks go (reap.c), since what it gave up for it
+ *     is given up already. Else it comes up once more as it is.
  * A goroutine that is to be killed is not run again.
  *
  * Rejected: to keep the checkpoint in g, and what the next operation writes apart: each primitive's
- * park would change. To log what awaits gave and replay it into the old continuation: what Python did
- * in between is not repeatable. */
+ * park would change. To log what awaits gave and replay it into the old continuation: what Python
+ * did in between is not repeatable. */
 #include "internal.h"
 
 static_assert(offsetof(struct shm_retry, cont_len) % 8 == 0 &&
@@ -132,8 +133,8 @@ static void move(struct shm_ctx *c, struct shm_g *g, struct shm_retry *y, uint8_
     shm_tx_store64(c, &g->cont_off, 0);
 }
 
-/* Does a resume() look at what was waited on? Else the wait is over: nobody is to compete for its lock a
- * second time. */
+/* Does a resume() look at what was waited on? Else the wait is over: nobody is to compete for its
+ * lock a second time. */
 static bool looked_at(uint8_t waitkind)
 {
     return waitkind == SHM_OBJ_JOIN || waitkind == SHM_OBJ_GROUP;

@@ -25,25 +25,26 @@
  * Two cases may name the same channel, in both directions too. It is locked once. A G never meets
  * itself: its own sudogs are linked only after pass 1.
  *
- * REVIVED. An M that has claimed the G with one channel locked may die before it has given anything.
- * Those who met the other sudogs meanwhile, each with its own channel locked, lost the claim and took
- * them for stale: they are unlinked, and what could have been handed to the G went past it, into a ring
- * or to wait itself. Armed again as it is, it would sleep beside what it waits for. So its reaper, all
- * locks held, looks at the cases once more, as in pass 1; if one is ready the G gets it, as from any
- * claimer; if none is, what was unlinked goes to the end of its queue and the G is armed. Until then
- * it stays claimed by the dead, which g->ok tells from a claim that has given (SHM_OK_NONE).
+ * REVIVED. An M that has claimed the G with one channel locked may die before it has given
+ * anything. Those who met the other sudogs meanwhile, each with its own channel locked, lost the
+ * claim and took them for stale: they are unlinked, and what could have been handed to the G went
+ * past it, into a ring or to wait itself. Armed again as it is, it would sleep beside what it waits
+ * for. So its reaper, all locks held, looks at the cases once more, as in pass 1; if one is ready
+ * the G gets it, as from any claimer; if none is, what was unlinked goes to the end of its queue
+ * and the G is armed. Until then it stays claimed by the dead, which g->ok tells from a claim that
+ * has given (SHM_OK_NONE).
  *
  * MANY CASES. Up to FEW, all that a select needs beside its block is on the stack, and each lock is
  * named in m->held. With more, up to SHM_SELECT_MAX, the sorted list of the locks is in the
  * segment, so that one word names all of them (struct shm_lockset): behind the cases in the block,
- * so that pass 3, which must not fail, finds it there; in a block for the moment while nothing is parked.
- * The undo log has no room for many cases, and needs none. They are linked BATCH at a time, all locks
- * held, the G running: nobody alive can see how far it has come. If the M dies between two batches,
- * the G dies with it, and its reaper finds the block as that of a G that has just been woken: what
- * is linked is taken out (each sudog says whether it is), what has a value is dropped. Pass 3 may
- * be cut anywhere likewise. Rejected: a larger log in every M, for selects that hardly any program
- * has; a chain of selects over goroutines that wait for 64 each, since the choice would not be
- * one. */
+ * so that pass 3, which must not fail, finds it there; in a block for the moment while nothing is
+ * parked. The undo log has no room for many cases, and needs none. They are linked BATCH at a time,
+ * all locks held, the G running: nobody alive can see how far it has come. If the M dies between
+ * two batches, the G dies with it, and its reaper finds the block as that of a G that has just been
+ * woken: what is linked is taken out (each sudog says whether it is), what has a value is dropped.
+ * Pass 3 may be cut anywhere likewise. Rejected: a larger log in every M, for selects that hardly
+ * any program has; a chain of selects over goroutines that wait for 64 each, since the choice would
+ * not be one. */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -400,7 +401,8 @@ static bool give(struct shm_ctx *c, shm_gref r, struct shm_selblk *b, const uint
     return e != SHM_EAGAIN;
 }
 
-/* r's wait was claimed by an M that has died and given it nothing. By its reaper, while it names r. */
+/* r's wait was claimed by an M that has died and given it nothing.
+ * By its reaper, while it names r. */
 void shm_select_revive(struct shm_ctx *c, shm_gref r)
 {
     struct shm_g *g = shm_g(c, r);

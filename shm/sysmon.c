@@ -10,7 +10,7 @@
  *     the global queue, and an idle P: an M is woken, even beside a spinner. So work waits at most
  *     from one tick to the end of the next. (The M of a P that executes pays its debts itself.)
  *   3 a G at home on such an M, while another is idle: SHM_ATTN_OFFLOAD
-  *   4 a timer overdue by LATE_NS: run here; what it readies goes to the global queue and wakes.
+ *   4 a timer overdue by LATE_NS: run here; what it readies goes to the global queue and wakes.
  *   5 an M that has executed nothing for BLOCKED_NS and hardly computes (it is in a C call that
  *     waits), while work is owed: one P more than gomaxprocs, as long as that lasts (procs.c)
  *

@@ -1,24 +1,26 @@
 /* ticker.c — timers that send: Timer, Ticker, after; and after_func.
  *
  * A TIMER IS ITS CHANNEL. One object, one count of references: a handle on the timer and one on its
- * channel are handles on the same block. So what Go needs its collector for comes by itself: nobody can
- * stop the timer or receive from it when the last handle of either sort goes, and then it is taken out of
- * its heap. The entry there holds no reference.
+ * channel are handles on the same block. So what Go needs its collector for comes by itself: nobody
+ * can stop the timer or receive from it when the last handle of either sort goes, and then it is
+ * taken out of its heap. The entry there holds no reference.
  *
- * THE MEANING IS THAT OF GO 1.23. The channel has room for one value, so that who fires never waits (a
- * tick that nobody has taken yet is not doubled), but it passes for unbuffered: no value of before is
- * received after Stop or Reset, which take it out again. That a timer is in its heap and that its value
- * is in its channel change under both locks, heap's first, in one transaction: at any moment, for
- * everybody, and whatever process dies where, it is active, or has sent, or neither.
+ * THE MEANING IS THAT OF GO 1.23. The channel has room for one value, so that who fires never waits
+ * (a tick that nobody has taken yet is not doubled), but it passes for unbuffered: no value of
+ * before is received after Stop or Reset, which take it out again. That a timer is in its heap and
+ * that its value is in its channel change under both locks, heap's first, in one transaction: at
+ * any moment, for everybody, and whatever process dies where, it is active, or has sent, or
+ * neither.
  *
- * Who looks at the channel without waiting runs first what is due in that heap (shm_timer_poll; Go's
- * maybeRunChan), so a timer is seen to fire at its time also while nobody runs timers.
+ * Who looks at the channel without waiting runs first what is due in that heap (shm_timer_poll;
+ * Go's maybeRunChan), so a timer is seen to fire at its time also while nobody runs timers.
  *
- * AFTER_FUNC makes its goroutine beforehand, asleep in the heap (timer.c), so there is nothing that may
- * fail when it is due. The goroutine is independent of the handle: dropped, it is started all the same,
- * as in Go. What the handle keeps is the gref with the epoch of that sleep: stale, it finds nothing to
- * stop. And the call once more, for Reset after the start. Rejected: to keep the call alone and to make
- * the goroutine when it is due. A full g table would then have to be told to nobody. */
+ * AFTER_FUNC makes its goroutine beforehand, asleep in the heap (timer.c), so there is nothing that
+ * may fail when it is due. The goroutine is independent of the handle: dropped, it is started all
+ * the same, as in Go. What the handle keeps is the gref with the epoch of that sleep: stale, it
+ * finds nothing to stop. And the call once more, for Reset after the start. Rejected: to keep the
+ * call alone and to make the goroutine when it is due. A full g table would then have to be told to
+ * nobody. */
 #include "internal.h"
 
 static_assert(sizeof(struct shm_timer) % 8 == 0 && offsetof(struct shm_timer, ch) == 0,
@@ -123,8 +125,8 @@ shm_gref shm_timer_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n,
     struct shm_sudog *s = alive ? shm_sudog_claim(c, recvq(t)) : NULL;
     if (s) {
         peer = s->g;
-        /* INV nothing-in-hand: in the batch from now on. Own words, read by the reaper: the one after
-         * the other, or the compiler may leave an instruction at which neither names it. */
+        /* INV nothing-in-hand: in the batch from now on. Own words, read by the reaper: the one
+         * after the other, or the compiler may leave an instruction at which neither names it. */
         store_rlx(&c->m->inflight[slot], peer);
         FAILPOINT("ticker.fire.named");
         store_rel(&c->m->inflight[SHM_IF_READY], 0);

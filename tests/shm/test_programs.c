@@ -1,7 +1,8 @@
-/* Whole programs on many Ms at once: everything a goroutine can wait on, awaited by dozens that move
- * between the Ms, are cancelled, preempted and kept at home, while Ps come and go. ThreadSanitizer
- * sees each access of it (Ms are threads), and what a program keeps under its own locks is plain
- * memory: that a Mutex, a channel or a join orders what its users write is checked by that too. */
+/* Whole programs on many Ms at once: everything a goroutine can wait on, awaited by dozens that
+ * move between the Ms, are cancelled, preempted and kept at home, while Ps come and go.
+ * ThreadSanitizer sees each access of it (Ms are threads), and what a program keeps under its own
+ * locks is plain memory: that a Mutex, a channel or a join orders what its users write is checked
+ * by that too. */
 #include "programs.h"
 
 /* What the goroutines of a program share. The plain words are under what is said beside them. */

@@ -1,7 +1,8 @@
-/* Tests of reap.c: an M is killed at each failpoint on the way of what it does with channels, timers and
- * the queues, and reaped (deaths.h). The world has parked goroutines and channels with values in it.
- *   - w runs whatever is runnable: each goroutine of the world comes up at most once, and one that does
- *     not still waits;
+/* Tests of reap.c: an M is killed at each failpoint on the way of what it does with channels,
+ * timers and the queues, and reaped (deaths.h). The world has parked goroutines and channels with
+ * values in it.
+ *   - w runs whatever is runnable: each goroutine of the world comes up at most once, and one that
+ *     does not still waits;
  *   - each value is somewhere once, or was in the hands of who died. */
 #include "deaths.h"
 
@@ -483,7 +484,8 @@ static void test_two_ms_killed_at_once_leave_a_whole_segment(void)
     d_killed_together(acts, N, false);
 }
 
-/* Dead with the name of a goroutine that the others have run to its end meanwhile: its slot is theirs. */
+/* Dead with the name of a goroutine that the others have run to its end meanwhile:
+ * its slot is theirs. */
 static void starts_one(struct shm_ctx *c, int n, void *where)
 {
     (void)n;

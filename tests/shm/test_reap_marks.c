@@ -1,6 +1,6 @@
-/* Tests of reap.c and join.c: a cancel or a kill finds a goroutine that cannot be woken just then, since
- * an M has it in hand: it leaves its mark and goes. Then that M dies, and its reaper puts the goroutine
- * back to where it waits. It comes up by the mark all the same. */
+/* Tests of reap.c and join.c: a cancel or a kill finds a goroutine that cannot be woken just then,
+ * since an M has it in hand: it leaves its mark and goes. Then that M dies, and its reaper puts the
+ * goroutine back to where it waits. It comes up by the mark all the same. */
 #include "deaths.h"
 
 enum { CANCEL, KILL, MARKS };
