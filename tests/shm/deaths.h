@@ -128,6 +128,45 @@ static void d_end(uint32_t lost)
     h_seg_end(&k);
 }
 
+/* ---- taking a world apart -------------------------------------------------------------------- */
+
+/* Whoever is up ends, and whom that readies. */
+H_UNUSED static void d_run(void (*finish)(shm_gref r))
+{
+    shm_gref r;
+    while ((r = l_next(&w)) != 0)
+        finish(r);
+}
+
+/* What a G that has come up had of its wait. */
+H_UNUSED static void d_wait_over(shm_gref r)
+{
+    struct shm_g *g = shm_g(&w, r);
+    uint32_t tag;
+    if (g->waitkind == SHM_WAIT_SELECT) {
+        shm_select_done(&w, r, &tag);
+    } else if (g->waitkind && g->waitkind < SHM_WAIT_SELECT) {
+        shm_off obj = g->waitobj;
+        g->waitkind = 0;
+        shm_obj_unref(&w, obj);
+    }
+}
+
+/* The next G from slot *i on that has not ended: it waits. 0: none. */
+H_UNUSED static shm_gref d_waiting(uint64_t *i)
+{
+    for (; *i < load_acq(&w.hdr->g_next); ++*i) {
+        uint64_t st = load_acq(&w.gtab[*i].status);
+        if (SHM_ST_STATUS(st) == Gdead)
+            continue;
+        CHECK_EQ(SHM_ST_STATUS(st), Gwaiting);
+        return (uint64_t)SHM_ST_GEN(st) << 32 | (*i)++;
+    }
+    return 0;
+}
+
+/* ---- one M ----------------------------------------------------------------------------------- */
+
 static bool d_killed(int status)
 {
     bool died = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;

@@ -128,6 +128,18 @@ H_UNUSED static shm_gref l_next(struct shm_ctx *c)
     return r;
 }
 
+/* The number of the wait that r is in. */
+H_UNUSED static uint64_t g_epoch(struct shm_ctx *c, shm_gref r)
+{
+    return SHM_W_EPOCH(load_acq(&shm_g(c, r)->wait));
+}
+
+/* Claims r's wait to cancel it; true: shm_ready() is to follow. */
+H_UNUSED static bool g_cancel(struct shm_ctx *c, shm_gref r)
+{
+    return shm_wait_abort(c, r, g_epoch(c, r), SHM_OK_CANCELLED);
+}
+
 /* The running G ends. */
 H_UNUSED static void l_end(struct shm_ctx *c, shm_gref r)
 {

@@ -197,7 +197,7 @@ static void test_a_cancelled_waiter_leaves_the_queue_from_any_place_in_it(void)
             r[i] = l_new(&c);
             v = v_big(&c, (uint64_t)i);
             CHECK_EQ(shm_chan_send_park(&c, ch, &v, r[i]), SHM_PARKED);
-            epoch[i] = SHM_W_EPOCH(load_acq(&shm_g(&c, r[i])->wait));
+            epoch[i] = g_epoch(&c, r[i]);
         }
         CHECK(shm_wait_abort(&c, r[gone], epoch[gone], 2));
         CHECK(!shm_wait_abort(&c, r[gone], epoch[gone], 2));
@@ -234,7 +234,7 @@ static void test_a_stale_waiter_is_unlinked_and_passed_over(void)
         CHECK_EQ(shm_chan_recv_park(&c, ch, &v, r[i]), SHM_PARKED);
     }
     for (int i = 0; i < 2; i++)
-        CHECK(shm_wait_claim(&c, r[i], SHM_W_EPOCH(load_acq(&shm_g(&c, r[i])->wait))));
+        CHECK(shm_wait_claim(&c, r[i], g_epoch(&c, r[i])));
     v = v_int(5);
     CHECK_EQ(shm_chan_trysend(&c, ch, &v), SHM_OK);
     CHECK_EQ(shm_g(&c, r[0])->sudog.linked, 0);

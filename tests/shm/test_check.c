@@ -68,7 +68,7 @@ static void scene_begin(struct scene *s)
 
 static void wake(struct shm_ctx *c, shm_gref r)
 {
-    CHECK(shm_wait_abort(c, r, SHM_W_EPOCH(load_acq(&shm_g(c, r)->wait)), 2));
+    CHECK(g_cancel(c, r));
     shm_ready(c, r, true);
     CHECK_EQ(l_next(c), r);
     if (shm_g(c, r)->waitkind == SHM_WAIT_SELECT)

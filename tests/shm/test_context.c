@@ -3,12 +3,6 @@
 
 #define SEC 1000000000ULL
 
-static void end_all(struct shm_ctx *c)
-{
-    CHECK_EQ(shm_timer_next(c), UINT64_MAX);
-    l_seg_end(c);
-}
-
 static shm_off child(struct shm_ctx *c, shm_off parent)
 {
     shm_off x;
@@ -92,7 +86,7 @@ static void test_a_cancel_ends_all_below_and_nothing_else(void)
         shm_obj_unref(&c, left[i]);
         CHECK_SEGMENT(&c);
     }
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_the_first_cause_stays_and_is_that_of_all_below(void)
@@ -109,7 +103,7 @@ static void test_the_first_cause_stays_and_is_that_of_all_below(void)
     shm_obj_unref(&c, a);
     CHECK_EQ(v_num(&c, &((struct shm_context *)shm_at(&c, why))->cause), 5);
     shm_obj_unref(&c, b);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_deadline_ends_a_context_and_the_earliest_counts(void)
@@ -148,7 +142,7 @@ static void test_a_deadline_ends_a_context_and_the_earliest_counts(void)
     shm_off all[] = {a, later, sooner, past, b};
     for (int i = 0; i < 5; i++)
         shm_obj_unref(&c, all[i]);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_child_nobody_can_reach_leaves_its_parent(void)
@@ -170,7 +164,7 @@ static void test_a_child_nobody_can_reach_leaves_its_parent(void)
     }
     CHECK_EQ(((struct shm_context *)shm_at(&c, root))->first, 0);
     shm_obj_unref(&c, root);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_long_chain_is_cancelled_and_freed_without_a_stack(void)
@@ -188,7 +182,7 @@ static void test_a_long_chain_is_cancelled_and_freed_without_a_stack(void)
     CHECK_EQ(state(&c, at), SHM_CTX_CANCELED);
     shm_obj_unref(&c, root);
     shm_obj_unref(&c, at);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 /* ---- many Ms --------------------------------------------------------------------------------- */

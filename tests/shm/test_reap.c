@@ -269,7 +269,7 @@ static void do_exit(struct shm_ctx *c)
 static void do_cancel(struct shm_ctx *c)
 {
     shm_gref r = W->born[3];
-    bool won = shm_wait_abort(c, r, SHM_W_EPOCH(load_acq(&shm_g(c, r)->wait)), 2);
+    bool won = g_cancel(c, r);
     CHECK(won || !d_alone);
     if (won)
         shm_ready(c, r, true);
@@ -277,7 +277,7 @@ static void do_cancel(struct shm_ctx *c)
 static void do_give(struct shm_ctx *c)
 {
     struct shm_val v = v_ref(c, mine(), W->table);
-    bool won = shm_wait_give(c, W->parked, SHM_W_EPOCH(load_acq(&shm_g(c, W->parked)->wait)), &v);
+    bool won = shm_wait_give(c, W->parked, g_epoch(c, W->parked), &v);
     CHECK(won || !d_alone);
     if (won)
         shm_ready(c, W->parked, true);
@@ -347,17 +347,12 @@ static void see(const struct shm_val *v)
 static void finish(shm_gref r)
 {
     struct shm_g *g = shm_g(&w, r);
-    uint32_t tag;
     if (g->waitkind == SHM_WAIT_SELECT) {
         struct shm_selblk *b = shm_at(&w, g->waitobj);
         for (uint32_t i = 0; i < b->n; i++)
             see(&b->cs[i].v);
-        shm_select_done(&w, r, &tag);
-    } else if (g->waitkind && g->waitkind < SHM_WAIT_SELECT) {
-        shm_off o = g->waitobj;
-        g->waitkind = 0;
-        shm_obj_unref(&w, o);
     }
+    d_wait_over(r);
     see(&g->value);
     shm_val_drop(&w, &g->value);
     for (uint32_t i = 0; i < W->ngs; i++)
@@ -367,43 +362,23 @@ static void finish(shm_gref r)
     shm_goexit0(&w, r);
 }
 
-static void run_all(void)
-{
-    shm_gref r;
-    while ((r = l_next(&w)) != 0)
-        finish(r);
-}
-
-static uint32_t live(void)
-{
-    uint32_t n = 0;
-    for (uint64_t i = 1; i < load_acq(&w.hdr->g_next); i++)
-        n += SHM_ST_STATUS(load_acq(&w.gtab[i].status)) != Gdead;
-    return n;
-}
-
 static void take_apart(uint32_t hands)
 {
     struct shm_val v;
     uint32_t missing = 0, top = 7;
-    run_all();
+    d_run(finish);
     CHECK_SEGMENT(&k);
     for (uint32_t i = 0; i < W->ngs; i++) { /* each is waiting, or has come up */
         unsigned st = shm_readgstatus(&w, W->gs[i]);
         CHECK(W->ran[i] ? st == Gdead : st == Gwaiting);
     }
-    for (uint64_t i = 1; i < load_acq(&w.hdr->g_next); i++) { /* the others' too */
-        struct shm_g *g = &w.gtab[i];
-        uint64_t st = load_acq(&g->status), wait = load_acq(&g->wait);
-        if (SHM_ST_STATUS(st) == Gdead)
-            continue;
-        CHECK_EQ(SHM_ST_STATUS(st), Gwaiting);
-        shm_gref r = (uint64_t)SHM_ST_GEN(st) << 32 | i;
-        CHECK(shm_wait_abort(&w, r, SHM_W_EPOCH(wait), 2));
+    shm_gref r;
+    for (uint64_t i = 1; (r = d_waiting(&i)) != 0;) { /* the others' too */
+        CHECK(g_cancel(&w, r));
         shm_ready(&w, r, false);
     }
-    run_all();
-    CHECK_EQ(live(), 0);
+    d_run(finish);
+    CHECK_EQ(d_waiting(&(uint64_t){1}), 0);
     shm_off chans[] = {W->room, W->full, W->recvs, W->empty, W->closing, W->s1, W->s2};
     for (size_t i = 0; i < sizeof chans / sizeof *chans; i++)
         while (shm_chan_tryrecv(&w, chans[i], &v) == SHM_OK) {
@@ -507,7 +482,7 @@ static void test_a_slot_that_others_have_freed_before_the_reaper_comes_is_freed_
         shm_gref r = i ? load_acq(&dead->curg) : load_acq(&dead->inflight[SHM_IF_NEW]);
         CHECK(shm_execute(&w, r, false));
         finish(r);
-        run_all();
+        d_run(finish);
         shm_reap(&k, dead, status);
         take_apart(0);
         d_end(16);

@@ -493,18 +493,14 @@ static void finish(shm_gref r)
 {
     struct shm_g *g = shm_g(&w, r);
     struct shm_val none = {.tag = SHM_VAL_NONE};
-    shm_off obj = g->waitobj;
-    bool holds = g->waitkind && g->waitkind < SHM_WAIT_SELECT;
-    g->waitkind = 0;
-    if (holds)
-        shm_obj_unref(&w, obj);
+    d_wait_over(r);
     shm_val_drop(&w, &g->value); /* a tick */
     O->parent_told |= r == O->parent_g && g->ok == SHM_OK_CANCELLED;
     for (uint32_t i = 0; i < O->ngs; i++)
         if (O->gs[i] == r)
             O->gs[i] = 0; /* it has come up */
     if (g->obj) {
-        obj = g->obj;
+        shm_off obj = g->obj;
         shm_join_finish(&w, obj, SHM_J_VALUE, &none);
         g->obj = 0;
         shm_obj_unref(&w, obj);
@@ -513,25 +509,13 @@ static void finish(shm_gref r)
     shm_goexit0(&w, r);
 }
 
-static void run_all(void)
-{
-    shm_gref r;
-    while ((r = l_next(&w)) != 0)
-        finish(r);
-}
-
 static void end_all(void)
 {
-    for (uint64_t i = 1; i < load_acq(&w.hdr->g_next); i++) {
-        struct shm_g *g = &w.gtab[i];
-        uint64_t st = load_acq(&g->status);
-        if (SHM_ST_STATUS(st) == Gdead)
-            continue;
-        CHECK_EQ(SHM_ST_STATUS(st), Gwaiting);
-        shm_gref r = (uint64_t)SHM_ST_GEN(st) << 32 | i;
-        if (shm_wait_abort(&w, r, SHM_W_EPOCH(load_acq(&g->wait)), 2))
+    shm_gref r;
+    for (uint64_t i = 1; (r = d_waiting(&i)) != 0;) {
+        if (g_cancel(&w, r))
             shm_ready(&w, r, false);
-        run_all(); /* who ends may wake others */
+        d_run(finish); /* who ends may wake others */
     }
 }
 
@@ -541,24 +525,24 @@ static void apart(uint32_t hands)
     shm_off j[8];
     shm_timer_stop(&w, O->later);
     bool failed = load_acq(&((struct shm_join *)shm_at(&w, O->kid[0]))->state) == SHM_J_ERROR;
-    run_all();
+    d_run(finish);
     CHECK_EQ(O->parent_told, O->in_body && failed);
     fire(&w);
     cancel(&w);
-    run_all();
+    d_run(finish);
     bool was;
     if (O->gs[3] || O->gs[4]) { /* the timers had been stopped, or moved away */
         CHECK_EQ(shm_timer_reset(&w, O->timer, O->t0 - 1, 0, &was), SHM_OK);
         CHECK_EQ(shm_timer_reset(&w, O->ticker, O->t0 - 1, 0, &was), SHM_OK);
         fire(&w);
-        run_all();
+        d_run(finish);
     }
     for (uint32_t i = 0; i < O->ngs; i++)
         CHECK_EQ(O->gs[i], 0); /* nobody has missed what he waited for */
     shm_timer_stop(&w, O->timer);
     shm_timer_stop(&w, O->ticker);
     shm_afterfunc_stop(&w, O->func);
-    run_all();
+    d_run(finish);
     end_all();
     CHECK_SEGMENT(&k);
     while ((n = shm_doneq_take(&w, O->doneq, j, 8)) != 0)

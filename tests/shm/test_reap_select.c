@@ -85,7 +85,7 @@ static void wakes(struct shm_ctx *c)
 
 static void cancels(struct shm_ctx *c)
 {
-    CHECK(shm_wait_abort(c, W->parked, SHM_W_EPOCH(load_acq(&shm_g(c, W->parked)->wait)), 2));
+    CHECK(g_cancel(c, W->parked));
     shm_ready(c, W->parked, true);
 }
 
@@ -100,9 +100,7 @@ static void see(const struct shm_val *v)
 static void finish(shm_gref r)
 {
     struct shm_g *g = shm_g(&w, r);
-    uint32_t tag;
-    if (g->waitkind == SHM_WAIT_SELECT)
-        shm_select_done(&w, r, &tag);
+    d_wait_over(r);
     see(&g->value);
     shm_val_drop(&w, &g->value);
     l_end(&w, r);
@@ -114,22 +112,15 @@ static void apart(uint32_t hands)
     struct shm_val v;
     uint32_t sent = 0;
     (void)hands;
-    while ((r = l_next(&w)) != 0)
-        finish(r);
+    d_run(finish);
     CHECK_SEGMENT(&k);
-    for (uint64_t i = 1; i < load_acq(&w.hdr->g_next); i++) {
-        struct shm_g *g = &w.gtab[i];
-        uint64_t st = load_acq(&g->status);
-        if (SHM_ST_STATUS(st) == Gdead)
-            continue;
-        CHECK_EQ(SHM_ST_STATUS(st), Gwaiting); /* on all of them: one more look at each lock */
+    for (uint64_t i = 1; (r = d_waiting(&i)) != 0;) { /* on all: one more look at each lock */
         for (uint32_t n = SHARED; n < CASES; n++) {
             struct shm_chan *ch = shm_at(&w, W->ch[n]);
             shm_lock(&w, &ch->lock);
             CHECK(n % 2 ? ch->sendq_first != 0 : ch->recvq_first != 0);
             shm_unlock(&w, &ch->lock);
         }
-        r = (uint64_t)SHM_ST_GEN(st) << 32 | i;
         CHECK_EQ(shm_chan_tryrecv(&w, W->ch[CASES - 1], &v), SHM_OK);
         CHECK_EQ(v_num(&w, &v), CASES - 1);
         see(&v);

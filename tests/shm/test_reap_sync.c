@@ -138,7 +138,7 @@ static void recover(struct shm_ctx *c)
 static void give_up(struct shm_ctx *c)
 {
     shm_gref r = S->gs[0];
-    if (shm_wait_abort(c, r, SHM_W_EPOCH(load_acq(&shm_g(c, r)->wait)), 2)) {
+    if (g_cancel(c, r)) {
         shm_ready(c, r, true);
         shm_sema_left(c, S->sy[MUTEX]);
     }
@@ -195,8 +195,7 @@ static void apart(uint32_t hands)
     CHECK_SEGMENT(&k);
     for (uint32_t i = 0; i < S->ngs; i++)
         CHECK_EQ(S->gs[i], 0); /* everybody has got on */
-    for (uint64_t i = 1; i < load_acq(&w.hdr->g_next); i++)
-        CHECK_EQ(SHM_ST_STATUS(load_acq(&w.gtab[i].status)), Gdead);
+    CHECK_EQ(d_waiting(&(uint64_t){1}), 0);
     for (int i = 0; i < KINDS; i++)
         shm_sema_recover(&w, S->sy[i]);
     CHECK_EQ(shm_mutex_trylock(&w, S->sy[MUTEX], 5), SHM_OK);

@@ -241,7 +241,7 @@ static void test_a_cancelled_select_has_no_case_and_drops_what_it_would_have_sen
     struct shm_case cases[3] = {s_send(c1, v_ref(&c, 1, c2)), s_recv(c2), s_send(c2, v_big(&c, 2))};
     shm_gref r = l_new(&c);
     CHECK_EQ(shm_select_park(&c, cases, 3, r, &which, &v), SHM_PARKED);
-    CHECK(shm_wait_abort(&c, r, SHM_W_EPOCH(load_acq(&shm_g(&c, r)->wait)), 2));
+    CHECK(g_cancel(&c, r));
     shm_ready(&c, r, true);
     CHECK_EQ(shm_chan_tryrecv(&c, c1, &v), SHM_EAGAIN);
     CHECK_EQ(l_next(&c), r);
@@ -278,7 +278,7 @@ static void test_a_select_may_have_as_many_cases_as_gos(void)
             CHECK_EQ(c.m->lockset, 0);
             CHECK_SEGMENT(&c);
             if (round == 2) {
-                CHECK(shm_wait_abort(&c, r, SHM_W_EPOCH(load_acq(&shm_g(&c, r)->wait)), 2));
+                CHECK(g_cancel(&c, r));
                 shm_ready(&c, r, true);
             } else if (cases[at].dir == SHM_DIR_SEND) {
                 CHECK_EQ(shm_chan_tryrecv(&c, cases[at].ch, &v), SHM_OK);

@@ -44,7 +44,7 @@ static void l_woken(struct shm_ctx *c, shm_gref r, unsigned ok)
 
 static void l_cancel(struct shm_ctx *c, shm_gref r)
 {
-    CHECK(shm_wait_abort(c, r, SHM_W_EPOCH(load_acq(&shm_g(c, r)->wait)), SHM_OK_CANCELLED));
+    CHECK(g_cancel(c, r));
     shm_ready(c, r, true);
     l_woken(c, r, SHM_OK_CANCELLED);
 }

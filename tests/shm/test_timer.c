@@ -3,22 +3,11 @@
 
 #define SEC 1000000000ULL
 
-static void end_all(struct shm_ctx *c)
-{
-    CHECK_EQ(shm_timer_next(c), UINT64_MAX);
-    l_seg_end(c);
-}
-
 static shm_gref sleeper(struct shm_ctx *c, uint64_t when)
 {
     shm_gref r = l_new(c);
     CHECK_EQ(shm_sleep_park(c, r, when), SHM_PARKED);
     return r;
-}
-
-static bool cancel(struct shm_ctx *c, shm_gref r)
-{
-    return shm_wait_abort(c, r, SHM_W_EPOCH(load_acq(&shm_g(c, r)->wait)), 2);
 }
 
 /* The clock is the test's: the times lie in a far future, what is due is what it says. */
@@ -53,7 +42,7 @@ static void test_sleepers_wake_in_the_order_of_their_times(void)
             l_end(&c, at[k]);
         }
     }
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_nobody_wakes_before_his_time_and_all_do_after_it(void)
@@ -76,7 +65,7 @@ static void test_nobody_wakes_before_his_time_and_all_do_after_it(void)
         CHECK(shm_now_ns() >= when[i]);
         l_end(&c, g);
     }
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_time_that_has_passed_is_a_turn_for_the_others(void)
@@ -92,7 +81,7 @@ static void test_a_time_that_has_passed_is_a_turn_for_the_others(void)
     CHECK_EQ(l_next(&c), r);
     CHECK_EQ(shm_g(&c, r)->ok, 1);
     l_end(&c, r);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_the_end_of_time_never_comes_and_can_be_cancelled(void)
@@ -105,12 +94,12 @@ static void test_the_end_of_time_never_comes_and_can_be_cancelled(void)
     shm_checktimers(&c, c.p, UINT64_MAX - 1, &ran);
     CHECK_EQ(ran, 0);
     CHECK_SEGMENT(&c);
-    CHECK(cancel(&c, r));
+    CHECK(g_cancel(&c, r));
     shm_ready(&c, r, true);
     CHECK_EQ(l_next(&c), r);
     CHECK_EQ(shm_g(&c, r)->ok, 2);
     l_end(&c, r);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 /* So a program all of whose timeouts were cancelled is seen to be asleep at once. */
@@ -129,7 +118,7 @@ static void test_a_cancelled_sleeper_leaves_no_entry_wherever_it_stood(void)
             shm_gref x = r[j];
             r[j] = r[i];
             r[i] = x;
-            CHECK(cancel(&c, x));
+            CHECK(g_cancel(&c, x));
             CHECK_EQ(c.p->timers_n, N - 1 - i);
             shm_ready(&c, x, false);
             CHECK_EQ(l_next(&c), x);
@@ -139,7 +128,7 @@ static void test_a_cancelled_sleeper_leaves_no_entry_wherever_it_stood(void)
         }
         CHECK_EQ(shm_timer_next(&c), UINT64_MAX);
     }
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_sleeper_claimed_by_a_canceller_is_taken_out_once(void)
@@ -149,7 +138,7 @@ static void test_a_sleeper_claimed_by_a_canceller_is_taken_out_once(void)
     uint64_t t0 = shm_now_ns() + 10000 * SEC;
     l_seg(&c);
     shm_gref r = sleeper(&c, t0), other = sleeper(&c, t0 + 1);
-    CHECK(shm_wait_claim(&c, r, SHM_W_EPOCH(load_acq(&shm_g(&c, r)->wait))));
+    CHECK(shm_wait_claim(&c, r, g_epoch(&c, r)));
     CHECK_EQ(shm_checktimers(&c, c.p, t0, &ran), t0 + 1);
     CHECK_EQ(ran, 0);
     shm_sudog_unlink(&c, r);
@@ -161,7 +150,7 @@ static void test_a_sleeper_claimed_by_a_canceller_is_taken_out_once(void)
     CHECK_EQ(ran, 1);
     CHECK_EQ(l_next(&c), other);
     l_end(&c, other);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 /* ---- with a channel -------------------------------------------------------------------------- */
@@ -223,12 +212,12 @@ static void test_a_timer_sends_once_and_to_who_waits_directly(void)
     CHECK(seconds(&shm_g(&c, r)->value) == (double)(t0 + 8) / 1e9);
     l_end(&c, r);
     CHECK_EQ(l_next(&c), 0);
-    CHECK(cancel(&c, other));
+    CHECK(g_cancel(&c, other));
     shm_ready(&c, other, true);
     CHECK_EQ(l_next(&c), other);
     l_end(&c, other);
     shm_obj_unref(&c, t);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_after_stop_or_reset_nothing_of_before_is_received(void)
@@ -260,7 +249,7 @@ static void test_after_stop_or_reset_nothing_of_before_is_received(void)
     CHECK(seconds(&v) == (double)(t0 + 10) / 1e9);
     CHECK(!shm_timer_stop(&c, t));
     shm_obj_unref(&c, t);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_ticker_drops_what_nobody_takes_and_keeps_its_beat(void)
@@ -288,7 +277,7 @@ static void test_a_ticker_drops_what_nobody_takes_and_keeps_its_beat(void)
     shm_timer_stop(&c, t);
     CHECK_EQ(shm_chan_tryrecv(&c, t, &v), SHM_EAGAIN);
     shm_obj_unref(&c, t);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_a_timer_nobody_can_reach_leaves_its_heap(void)
@@ -308,7 +297,7 @@ static void test_a_timer_nobody_can_reach_leaves_its_heap(void)
     }
     CHECK_EQ(c.p->timers_n, 1);
     shm_obj_unref(&c, t[7]);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 static void test_who_looks_at_the_channel_sees_what_is_due(void)
@@ -328,7 +317,7 @@ static void test_who_looks_at_the_channel_sees_what_is_due(void)
     CHECK_EQ(shm_chan_tryrecv(&c, t, &v), SHM_EAGAIN);
     CHECK(shm_timer_stop(&c, t));
     shm_obj_unref(&c, t);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 /* ---- after_func ------------------------------------------------------------------------------ */
@@ -395,7 +384,7 @@ static void test_after_func_starts_its_goroutine_once_unless_it_is_stopped(void)
     shm_obj_unref(&c, t); /* the goroutine is independent of it */
     CHECK_EQ(run_until(&c, t0 + 20), 1);
     CHECK_EQ(next_ok(&c), 1);
-    end_all(&c);
+    l_seg_end(&c);
 }
 
 /* ---- many Ms --------------------------------------------------------------------------------- */
