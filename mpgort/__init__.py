@@ -8,6 +8,7 @@ _group | _options | _host | _run | demos, cli.
 from mpgort import _platform as _platform  # refuses what cannot work; first
 from mpgort import _traceback as _traceback  # gives _core its texts
 from mpgort import context as context
+from mpgort import runtime as runtime
 from mpgort import shared as shared
 from mpgort import sync as sync
 from mpgort._core import Chan as Chan
