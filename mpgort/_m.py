@@ -16,13 +16,17 @@ no place in the segment: an exception before there is a goroutine to raise it in
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
+import pkgutil
 import signal
 import socket
 import sys
 import traceback
+import types
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
@@ -34,6 +38,7 @@ _BLAS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
 # True while this process imports the user's main module because M0 has it as __main__: a program
 # started by that import would start itself again and again.
 importing_main = False
+former_main: types.ModuleType | None = None  # kept: its end would clear what its functions use
 
 
 class Wires(NamedTuple):
@@ -68,8 +73,12 @@ def dump_plan(plan: Plan) -> int:
 
     prep = dict(spawn.get_preparation_data("mpgort"))
     prep["authkey"] = bytes(prep["authkey"])
+    if not os.path.isfile(prep.get("init_main_from_path", __file__)):
+        del prep["init_main_from_path"]  # "<stdin>"
     once = (plan.initializer, plan.initargs)
     try:
+        if not prep.keys() & {"init_main_from_name", "init_main_from_path"}:
+            raise LookupError("what is in the main module is found by nobody else")
         rest = pickle.dumps(once)
     except Exception:
         import cloudpickle
@@ -97,13 +106,48 @@ def load_plan(wires: Wires, worker: bool) -> Plan:
         return plan
     current: Any = process.current_process()
     current._inheriting = importing_main = True
+    name, path = (prep.pop(f"init_main_from_{k}", None) for k in ("name", "path"))
     try:
         spawn.prepare(prep)
+        import_main(name, path)
     finally:
         del current._inheriting
         importing_main = False
     initializer, initargs = pickle.loads(rest)
     return plan._replace(initializer=initializer, initargs=initargs)
+
+
+def import_main(name: str | None, path: str | None) -> None:
+    """Executes M0's main module, known by name (`python -m`) or path, as `__mp_main__`, without its
+    main block.
+
+    multiprocessing's own way leaves a copy of the globals in sys.modules: functions would see
+    others than frames that have moved here. As there, the __main__ of a package stays out: such a
+    file may have no other than main code."""
+    global former_main
+    module = types.ModuleType("__mp_main__")
+    if name is not None:
+        if name.rpartition(".")[2] == "__main__":
+            return
+        spec = importlib.util.find_spec(name)
+        code = getattr(spec and spec.loader, "get_code", lambda _: None)(name)
+        if spec is None or code is None:
+            raise ImportError(f"the main module {name} is not found here", name=name)
+        module.__spec__, module.__loader__ = spec, spec.loader
+        module.__package__, module.__file__ = spec.parent, spec.origin
+    elif path is not None:
+        if os.path.splitext(os.path.basename(path))[0] == "ipython":
+            return  # no main block: it would start
+        with open(path, "rb") as f:
+            code = pkgutil.read_code(f)  # of a .pyc
+        if code is None:
+            code = compile(Path(path).read_bytes(), path, "exec")
+        module.__package__, module.__file__ = "", path
+    else:
+        return
+    former_main = sys.modules["__main__"]
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    exec(code, module.__dict__)
 
 
 def command(entry: str, wires: Wires) -> list[str]:

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,79 @@ PIDS = """
 def test_main_runs_here_and_goroutines_elsewhere(program, method):
     r = program(PIDS, method)
     assert (r.status, r.out) == (0, "True True\n"), r.err
+
+
+NESTED = """
+    import sys, time
+    import mpgort
+
+    FIGURE = 0
+
+    def init():
+        global FIGURE
+        FIGURE = 5
+
+    async def parks(ch):
+        async def nested():
+            await ch.recv()
+            return FIGURE
+        return await mpgort.spawn(nested)
+
+    if __name__ == "__main__":
+        with mpgort.Runtime(2, initializer=init, start_method=sys.argv[1]) as rt:
+            ch = rt.chan()
+            h = rt.spawn(parks, ch)
+            while "[chan receive" not in rt.stack():
+                time.sleep(0.001)
+            print("pinned" in rt.stack())
+            ch.put(1)
+            print(h.result(timeout=20))
+"""
+
+
+@pytest.mark.parametrize(
+    "method, as_module",
+    [("fork", False), ("forkserver", False), ("forkserver", True), ("spawn", False)],
+)
+def test_functions_of_the_script_move_and_have_one_set_of_globals(
+    method, as_module, tmp_path, auto
+):
+    """The globals of what a worker has imported are those of its main module, not a copy."""
+    (tmp_path / "script.py").write_text(textwrap.dedent(NESTED))
+    how = ["-m", "script"] if as_module else ["script.py"]
+    r = subprocess.run(
+        [sys.executable, *how, method], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (r.returncode, r.stdout) == (0, "False\n5\n"), r.stderr
+
+
+@pytest.mark.parametrize("method, how", [("fork", "-"), ("forkserver", "-c"), ("spawn", "-")])
+def test_a_program_without_a_file_runs_and_says_what_only_a_file_can_give(method, how):
+    program = textwrap.dedent(f"""
+        import mpgort, operator
+        def init(): print("init", flush=True)
+        async def own(): return 3
+        async def main():
+            print(await mpgort.spawn(operator.add, 1, 1))
+            print(await mpgort.spawn(own))
+        mpgort.run(main, procs=1, initializer=init, start_method="{method}")
+    """)
+    argv = [sys.executable, how, *([program] if how == "-c" else [])]
+    r = subprocess.run(argv, input=program, capture_output=True, text=True, timeout=60)
+    if method == "fork":
+        assert (r.returncode, r.stdout) == (0, "init\n2\n3\n"), r.stderr
+    else:
+        assert (r.returncode, r.stdout) == (1, "init\n2\n"), r.stderr
+        assert "__main__.own: this process has nothing under that name" in r.stderr
+        assert "move own into a module" in r.stderr
+
+
+def test_every_public_module_is_there_with_the_package(program):
+    r = program("""
+        import mpgort
+        print(mpgort.runtime.getg(), mpgort.sync, mpgort.context, mpgort.shared)
+    """)
+    assert r.status == 0 and r.out.startswith("None "), r.err
 
 
 def test_procs_0_runs_everything_in_the_calling_process_and_starts_none(program):
