@@ -172,7 +172,14 @@ enum {                     /* g->flags, written by the owner of the G */
        SHM_GF_GO = 64,       /* started by go: an exception is a panic */
        SHM_GF_CONTEXT = 128, /* the continuation ends with its context variables */
 };
-enum { SHM_HOME_NONE = 0, SHM_HOME_MAIN, SHM_HOME_PINNED, SHM_HOME_HEAVY, SHM_HOME_LOCKED };
+enum {
+    SHM_HOME_NONE = 0,
+    SHM_HOME_MAIN,
+    SHM_HOME_PINNED,
+    SHM_HOME_HEAVY,
+    SHM_HOME_LOCKED,
+    SHM_HOME_TIMED /* a plain function or thread waits for so long at most: shm_checkdead() */
+};
 
 enum {
     SHM_OK_CLOSED = 0,

@@ -20,8 +20,12 @@ int64_t core_timeout_ns(PyObject *o)
     if (o == NULL || o == Py_None)
         return -1;
     double t = PyFloat_AsDouble(o);
-    if (t == -1.0 && PyErr_Occurred())
+    if (t == -1.0 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "a timeout must be a number of seconds, not %.200s",
+                         Py_TYPE(o)->tp_name);
         return -2;
+    }
     if (isnan(t)) {
         PyErr_SetString(PyExc_ValueError, "a timeout must be a number of seconds, not nan");
         return -2;
@@ -241,6 +245,8 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         if (own)
             s->curg = 0;
     }
+    if (timeout_ns >= 0) /* it goes on by itself: no deadlock, for as long as it waits */
+        g->home_why = SHM_HOME_TIMED;
     if (own && !nested && !prog->is_m0)
         shm_handoffp(c);
     r = core_park_ops[pk->kind].park(c, pk, gr);

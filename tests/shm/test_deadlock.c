@@ -43,6 +43,9 @@ static void test_a_deadlock_is_not_declared_while_anything_can_still_happen(void
     shm_g(&c, born)->flags = SHM_GF_OUTSIDE;
     CHECK_EQ(meet(&x, pl + 1, born), 0);
     CHECK(shm_checkdead(&c)); /* a blocked thread wakes nobody */
+    shm_g(&c, born)->home_why = SHM_HOME_TIMED;
+    CHECK(!shm_checkdead(&c)); /* but by itself, when its timeout is over */
+    shm_g(&c, born)->home_why = SHM_HOME_NONE;
     CHECK_EQ(take_out(&x, pl + 1), born);
     CHECK(!shm_checkdead(&c)); /* it is in its waker's hand */
     shm_ready(&x, born, false);

@@ -265,6 +265,56 @@ def test_main_may_be_a_plain_function(procs: int) -> None:
     assert mpgort.run(plain_main, 20, procs=procs) == sum(range(20)) + 1
 
 
+def waits_in_vain(ch: Chan) -> list[str]:
+    h = spawn(ch.recv)
+    told = []
+    for call in (ch.get, h.result, ch.recv_only().get):
+        try:
+            call(timeout=0.02)
+        except TimeoutError as e:
+            told.append(type(e).__name__)
+    go(ch.send, 1)
+    go(ch.send, 2)
+    return [*told, ch.get(timeout=LIMIT), h.result(timeout=LIMIT)]
+
+
+async def spawns_who_waits_in_vain() -> Any:
+    return await spawn(waits_in_vain, chan())
+
+
+def test_who_waits_with_a_timeout_is_no_deadlock_however_asleep_the_others_are(procs: int) -> None:
+    in_vain = ["TimeoutError"] * 3
+    told = mpgort.run(lambda: waits_in_vain(chan()), procs=procs)
+    assert (told[:3], sorted(told[3:])) == (in_vain, [1, 2])
+    told = mpgort.run(spawns_who_waits_in_vain, procs=procs)
+    assert (told[:3], sorted(told[3:])) == (in_vain, [1, 2])
+
+
+def waits_once_and_for_ever(ch: Chan) -> None:
+    try:
+        ch.get(timeout=0.02)
+    except TimeoutError:
+        ch.get()
+
+
+def test_after_its_timeout_it_is_one_again(procs: int) -> None:
+    with pytest.raises(mpgort.Deadlock, match=r"goroutine 1 \[chan receive"):
+        mpgort.run(lambda: waits_once_and_for_ever(chan()), procs=procs)
+
+
+def test_who_had_not_ended_when_the_program_did_has_ended_with_it(procs: int) -> None:
+    rt = Runtime(procs)
+    h = rt.spawn(sleep, 1000)
+    assert not h.done()
+    assert not rt.shutdown(timeout=0)
+    assert (h.done(), h.status()) == (True, "killed")
+    assert isinstance(h.exception(), mpgort.Killed)
+    with pytest.raises(mpgort.Killed, match="the runtime was shut down"):
+        h.result()
+    with pytest.raises(TypeError, match="a timeout must be a number of seconds, not str"):
+        h.result("1")  # type: ignore[arg-type]
+
+
 def plain_deadlock() -> None:
     chan().get()
 
