@@ -6,7 +6,7 @@
 #include "proc.h"
 #include <stddef.h>
 
-static struct shm_join *join_of(CoreHandle *h)
+static struct shm_join *join_of(const CoreHandle *h)
 {
     return shm_at(&h->prog->loop, h->off);
 }
@@ -30,10 +30,19 @@ PyObject *core_died(CoreProg *prog, const struct shm_val *v)
                                  (unsigned long long)d.goid, stack);
 }
 
+/* Whether it runs no more; who had not ended when its program did has ended with it. */
+static bool join_over(const CoreHandle *h)
+{
+    return load_acq(&join_of(h)->state) != SHM_J_PENDING || /* pairs as in join_exception() */
+           load_acq(&h->prog->loop.hdr->shutdown);          /* pairs with store_rel in shutdown */
+}
+
 /* How the goroutine ended, as an exception object; NULL without one set: it has a value. */
 static PyObject *join_exception(CoreProg *prog, struct shm_join *j)
 {
     switch (load_acq(&j->state)) { /* pairs with the store of shm_join_finish: value is complete */
+    case SHM_J_PENDING:
+        return PyObject_CallFunction(core_err.Killed, "s", "the runtime was shut down");
     case SHM_J_VALUE:
         return NULL;
     case SHM_J_CANCELLED:
@@ -152,7 +161,7 @@ static PyObject *goroutine_exception(CoreHandle *h, PyObject *_)
 {
     if (core_ctx(h->prog) == NULL)
         return NULL;
-    if (load_acq(&join_of(h)->state) == SHM_J_PENDING) /* pairs as in join_exception() */
+    if (!join_over(h))
         Py_RETURN_NONE;
     PyObject *exc = join_exception(h->prog, join_of(h));
     if (exc == NULL && !PyErr_Occurred())
@@ -164,7 +173,7 @@ static PyObject *goroutine_done(CoreHandle *h, PyObject *_)
 {
     if (core_ctx(h->prog) == NULL)
         return NULL;
-    return PyBool_FromLong(load_acq(&join_of(h)->state) != SHM_J_PENDING); /* as above */
+    return PyBool_FromLong(join_over(h));
 }
 
 static PyObject *goroutine_status(CoreHandle *h, PyObject *_)
@@ -178,6 +187,8 @@ static PyObject *goroutine_status(CoreHandle *h, PyObject *_)
         unsigned state = load_acq(&j->state); /* as above */
         if (state != SHM_J_PENDING)
             return PyUnicode_FromString(ended[state <= SHM_J_DIED ? state : SHM_J_DIED]);
+        if (join_over(h))
+            return PyUnicode_FromString("killed");
         struct shm_g *g = shm_g(c, j->g);
         unsigned reason = g->reason;
         switch (shm_readgstatus(c, j->g)) {
