@@ -154,6 +154,14 @@ int core_finish(struct core_proc *s, shm_gref gr, PyObject *value)
     PyObject *exc = NULL;
     int fatal = 0;
     core_cont_let(s); /* before anybody can know of the end */
+    if (load_rlx(&s->c->m->locks) > 0) {
+        store_rlx(&s->c->m->locks, 0); /* own word: nobody else could park here any more */
+        if (value != NULL && !(g->flags & SHM_GF_MAIN)) {
+            Py_CLEAR(value);
+            PyErr_SetString(PyExc_RuntimeError, "schedule: holding locks: the goroutine has ended "
+                                                "between acquirem() and releasem()");
+        }
+    }
     if (value == NULL) {
         exc = core_take_exc();
         if (Py_TYPE(exc) == (PyTypeObject *)core_err.Goexit) {

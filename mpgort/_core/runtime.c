@@ -276,6 +276,23 @@ static bool take_back(struct shm_ctx *c, shm_gref gr, uint64_t epoch)
     return mine;
 }
 
+/* fn(a, b), or fn(a), of the user's on the scheduler's stack. Go's schedule() throws if m.locks is not 0
+ * after it: no goroutine could ever park on this M again. */
+static PyObject *call_on_g0(struct core_proc *s, PyObject *fn, PyObject *a, PyObject *b)
+{
+    s->on_g0++;
+    PyObject *res = PyObject_CallFunctionObjArgs(fn, a, b, NULL);
+    s->on_g0--;
+    if (load_rlx(&s->c->m->locks) > 0) { /* own word */
+        store_rlx(&s->c->m->locks, 0);
+        if (res != NULL || PyErr_ExceptionMatches(ScheduleExit)) {
+            Py_CLEAR(res);
+            runtime_error("schedule: holding locks");
+        }
+    }
+    return res;
+}
+
 static int gopark_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
     struct core_proc *s = core_proc_cur;
@@ -292,10 +309,12 @@ static int gopark_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     uint64_t epoch = wait_begin(c, gr, reason);
     if (unlockf == Py_None)
         return SHM_PARKED;
-    s->on_g0++;
-    PyObject *answer = PyObject_CallFunctionObjArgs(unlockf, o, lock, NULL);
-    s->on_g0--;
+    PyObject *answer = call_on_g0(s, unlockf, o, lock);
     Py_DECREF(o);
+    if (answer == NULL && PyErr_ExceptionMatches(ScheduleExit)) {
+        PyErr_Clear();
+        return SHM_PARKED; /* schedule() and execute() do not return: nobody has said false */
+    }
     int yes = answer ? PyObject_IsTrue(answer) : -1;
     Py_XDECREF(answer);
     if (yes > 0)
@@ -397,6 +416,14 @@ static bool loose_take(CoreProg *prog, shm_gref gr)
     return r == 1;
 }
 
+/* What execute() was asked to run, by an fn that did not end there, is loose again. */
+static void unexecute(struct core_proc *s)
+{
+    if (s->exec_next != 0 && loose_add(s->prog, s->exec_next) < 0)
+        PyErr_Clear();
+    s->exec_next = 0;
+}
+
 /* Brings a G that fn left anywhere back to running here, to raise the mistake in it. */
 static bool recover(struct core_proc *s, shm_gref gr)
 {
@@ -425,9 +452,7 @@ static int mcall_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     g->value.tag = SHM_VAL_NONE;
     g->ok = SHM_OK_NONE;
     g->waitkind = 0;
-    s->on_g0++;
-    PyObject *res = PyObject_CallOneArg(fn, o);
-    s->on_g0--;
+    PyObject *res = call_on_g0(s, fn, o, NULL);
     Py_DECREF(o);
     if (res == NULL && PyErr_ExceptionMatches(ScheduleExit)) {
         PyErr_Clear();
@@ -436,9 +461,9 @@ static int mcall_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     if (res != NULL)
         runtime_error("runtime: mcall function returned");
     Py_XDECREF(res);
-    s->exec_next = 0;
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
+    unexecute(s);
     bool mine = recover(s, gr);
     PyErr_Restore(type, value, tb);
     if (mine)

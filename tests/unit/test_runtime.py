@@ -207,6 +207,64 @@ def test_timers_expire_while_two_goroutines_keep_the_scheduler_busy() -> None:
     assert mpgort.run(main, procs=0)
 
 
+async def schedules_in_unlockf() -> list[Any]:
+    seen: list[Any] = []
+    out = chan(1)
+
+    def schedules(g: runtime.G, lock: object) -> bool:
+        schedule()
+        seen.append("schedule returned")
+        return False
+
+    def executes(g: runtime.G, other: runtime.G) -> bool:
+        casgstatus(other, Gwaiting, Grunnable)
+        execute(other)
+        seen.append("execute returned")
+        return False
+
+    async def wakes(g: runtime.G, value: object) -> None:
+        while g.status != Gwaiting:
+            await gosched()
+        goready(g, value)
+
+    go(wakes, getg(), 1)
+    seen.append(await gopark(schedules, None, THING))
+    h = spawn(parker, out)
+    other = await out.recv()
+    while h.status() != "waiting for my thing":
+        await gosched()
+    go(wakes, getg(), 2)
+    seen.append(await gopark(executes, other, THING))
+    await h
+    return seen
+
+
+def test_schedule_and_execute_in_unlockf_do_not_return_and_the_goroutine_stays_parked() -> None:
+    assert mpgort.run(schedules_in_unlockf, procs=0) == [1, 2]
+
+
+async def execute_is_swallowed() -> str:
+    def fn(g: runtime.G) -> None:
+        casgstatus(g, Grunning, Grunnable)
+        try:
+            execute(g)
+        except BaseException:
+            pass
+
+    try:
+        await mcall(fn)
+    except RuntimeError as e:
+        return str(e)
+    return "no error"
+
+
+def test_a_goroutine_that_execute_was_to_run_is_not_lost_when_fn_returns_all_the_same(
+    run: Any,
+) -> None:
+    assert run(execute_is_swallowed) == "runtime: mcall function returned"
+    assert run(in_worker, execute_is_swallowed) == "runtime: mcall function returned"
+
+
 # ---- mcall ---------------------------------------------------------------------------------------
 
 
@@ -349,6 +407,60 @@ def test_nothing_parks_under_acquirem_and_what_does_not_park_is_allowed(run: Any
     expect = [2, 1, *["schedule: holding locks"] * 4, 0]
     assert run(park_under_lock) == expect
     assert run(in_worker, park_under_lock) == expect
+
+
+async def leaves_locked(fails: bool) -> None:
+    acquirem()
+    if fails:
+        raise KeyError("of its own")
+
+
+async def others_after_one_that_ended_locked() -> list[Any]:
+    said = []
+    for fails in (False, True):
+        try:
+            await spawn(leaves_locked, fails)
+        except (RuntimeError, KeyError) as e:
+            said.append(str(e))
+    for _ in range(10):  # on whichever M: each may park
+        await spawn(gosched)
+    return said
+
+
+def test_a_goroutine_that_ends_under_acquirem_fails_and_leaves_no_lock_behind(run: Any) -> None:
+    """Go proc.go schedule: "schedule: holding locks". Milder: it was that goroutine's mistake."""
+    assert run(others_after_one_that_ended_locked) == [
+        "schedule: holding locks: the goroutine has ended between acquirem() and releasem()",
+        "'of its own'",
+    ]
+
+
+async def scheduler_stack_under_lock() -> list[str]:
+    said = []
+
+    def locks(g: runtime.G, lock: object = None) -> bool:
+        acquirem()
+        return False
+
+    def locks_and_schedules(g: runtime.G) -> None:
+        casgstatus(g, Grunning, Grunnable)
+        dropg()
+        globrunqput(g)
+        acquirem()
+        schedule()
+
+    for awaitable in (gopark(locks, None, THING), mcall(locks), mcall(locks_and_schedules)):
+        try:
+            await awaitable
+        except RuntimeError as e:
+            said.append(str(e))
+    await gosched()
+    return said
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_runs_on_the_scheduler_stack_may_leave_no_lock_behind_either() -> None:
+    assert mpgort.run(scheduler_stack_under_lock, procs=0)[:2] == ["schedule: holding locks"] * 2
 
 
 async def preempt_survives_acquirem() -> list[str]:
