@@ -39,6 +39,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mpgort import _core
 from mpgort._errors import Killed
+from mpgort._options import check_method
 from mpgort._pickle import _RemoteTraceback as RemoteTraceback
 from mpgort._run import Runtime
 
@@ -82,10 +83,12 @@ class Plan(NamedTuple):
 
 def method_of(context: Any, start_method: str | None) -> str | None:
     """The start method that a multiprocessing context (or its name) stands for."""
-    if context is None or start_method is not None:
-        return start_method
+    if start_method is not None:
+        return check_method("start_method", start_method)
+    if context is None:
+        return None
     if isinstance(context, str):
-        return context
+        return check_method("context", context)
     method: str = context.get_start_method()
     return method
 
@@ -167,7 +170,8 @@ class Engine:
 
     def why_broken(self) -> BrokenExecutor:
         """A fresh exception: it is raised in several threads."""
-        e = BrokenProcessPool(f"the pool has ended: {self.broken}")
+        why = self.broken if isinstance(self.broken, Killed) else repr(self.broken)
+        e = BrokenProcessPool(f"the pool has ended: {why}")
         e.__cause__ = self.broken
         return e
 

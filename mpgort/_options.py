@@ -99,6 +99,12 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
     return int(n)
 
 
+def check_method(name: str, method: str) -> str:
+    if method not in METHODS:
+        raise ValueError(f"{name}={method!r}: give one of {', '.join(METHODS)}")
+    return method
+
+
 def check_bound(max_pending: int | None, when_full: str) -> int | None:
     if when_full not in _service.WHEN_FULL:
         raise ValueError(f"when_full={when_full!r}: give one of {', '.join(_service.WHEN_FULL)}")
@@ -143,8 +149,8 @@ def check_options(who: str, procs: int | None, given: Given) -> Options:
     if procs is None:
         procs = default_procs()
     procs = whole("procs", procs, 0, _core.MAX_PROCS)
-    if start_method is not None and start_method not in METHODS:
-        raise ValueError(f"start_method={start_method!r}: give one of {', '.join(METHODS)}")
+    if start_method is not None:
+        check_method("start_method", start_method)
     if initializer is not None and not callable(initializer):
         raise TypeError(f"initializer must be callable, not {initializer!r}")
     if blas_threads is not None:

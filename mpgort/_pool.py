@@ -132,6 +132,8 @@ class IMapIterator:
             return self.__next__()
         except TimeoutError:
             raise multiprocessing.TimeoutError from None
+        finally:
+            self._job.deadline = None  # it was for this item
 
     def __next__(self) -> Any:
         try:

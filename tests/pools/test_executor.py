@@ -408,6 +408,8 @@ def test_a_worker_is_replaced_after_max_tasks_per_child() -> None:
         ({"initializer": 3}, TypeError),
         ({"max_tasks_per_child": 0}, ValueError),
         ({"max_tasks_per_child": 1.5}, TypeError),
+        ({"start_method": "frok"}, ValueError),
+        ({"mp_context": "frok"}, ValueError),
     ],
 )
 def test_a_bad_option_is_refused_at_the_call(options: Any, error: type[Exception]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +68,19 @@ def test_imap_goes_on_after_an_item_that_failed(pool: mpgort.Pool) -> None:
         except ValueError as e:
             seen.append(("failed", e.args[0]))
     assert seen == [("failed", i) if i % 3 == 0 else i for i in range(n)]
+
+
+def test_the_timeout_of_next_is_for_one_item(pool: mpgort.Pool) -> None:
+    for rest in (list, lambda it: [next(it), *it]):
+        items = pool.imap(late, [0.1, 0.0, 0.0])
+        with pytest.raises(multiprocessing.TimeoutError):
+            items.next(timeout=0.001)
+        assert rest(items) == [0.1, 0.0, 0.0]
+
+
+def late(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
 
 
 def test_an_iterable_that_waits_for_its_own_results_goes_on(pool: mpgort.Pool) -> None:
