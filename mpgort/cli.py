@@ -101,7 +101,7 @@ def demo(args: argparse.Namespace) -> int:
 
 def ps(args: argparse.Namespace) -> int:
     print(f"{'PID':>8}  {'PROCS':>5}  {'GOROUTINES':>10}  {'UP':>8}  NAME")
-    for _, _, v in _monitor.look_at_all():
+    for v in (seen.view for seen in _monitor.look_at_all() if not seen.prog.ended):
         up = _monitor.brief(v.up_s)
         print(f"{v.pid:>8}  {v.procs:>5}  {v.goroutines:>10}  {up:>8}  {v.name}")
     return 0
@@ -290,6 +290,8 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if args.command == "bench":  # its options are those of bench/figures.py, --help too
         args.args = rest
+    elif args.command == "trace" and not any(text.startswith("-") for text in rest):
+        args.args += rest  # of FILE, after an option of ours
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     status: int = args.call(args)

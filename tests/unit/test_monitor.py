@@ -88,6 +88,29 @@ def test_ps_lists_the_program_and_stack_prints_its_goroutines(waiting: _monitor.
     assert done.stdout.count("stuck(...)") == 3
 
 
+ENDED = """
+    import mpgort, time
+
+    async def main():
+        return mpgort.spawn(mpgort.sleep, 100)
+
+    kept = mpgort.run(main, procs=0)
+    print("over", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_ps_does_not_list_a_program_that_has_ended_in_a_process_that_has_not(
+    program: Programs,
+) -> None:
+    p = program.start(ENDED)
+    assert p.line() == "over"
+    assert p.pid in [running.pid for running in _monitor.programs()]  # its memory is still mapped
+    assert str(p.pid) not in mpgort("ps").stdout
+    p.end()
+    p.popen.communicate()
+
+
 def test_top_shows_each_m_and_what_its_counters_grew_by(waiting: _monitor.Seen) -> None:
     done = mpgort("top", str(waiting.view.pid), "--count", "2", "--interval", "0.1")
     assert done.returncode == 0, done.stderr
@@ -133,12 +156,14 @@ PINGPONG = """
 """
 
 
-def test_trace_runs_a_file_and_writes_what_perfetto_reads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [True, False])
+def test_trace_runs_a_file_and_writes_what_perfetto_reads(tmp_path: Path, last: bool) -> None:
     import textwrap
 
     path, out = tmp_path / "pingpong.py", tmp_path / "out.json"
     path.write_text(textwrap.dedent(PINGPONG))
-    done = mpgort("trace", str(path), "20", "-o", str(out), "--procs", "1")
+    options = ["-o", str(out), "--procs", "1"]
+    done = mpgort("trace", str(path), *([*options, "20"] if last else ["20", *options]))
     assert done.returncode == 0, done.stderr
     events = json.loads(out.read_text())["traceEvents"]
     slices = [e for e in events if e["ph"] == "X"]
