@@ -508,8 +508,7 @@ static PyMethodDef chan_methods[] = {
      "receiving only: TypeError on send and close."},
     {"as_queue", chan_as_queue, METH_NOARGS,
      "as_queue()\n--\n\nThe same channel with the methods of multiprocessing.Queue: put and get "
-     "with "
-     "block and timeout,\nput_nowait, get_nowait, qsize, empty, full; raises queue.Empty, "
+     "with block and timeout,\nput_nowait, get_nowait, qsize, empty, full; raises queue.Empty, "
      "queue.Full."},
     {"__reduce__", (PyCFunction)chan_reduce, METH_NOARGS, NULL},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},

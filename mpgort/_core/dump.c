@@ -314,9 +314,8 @@ static PyMethodDef functions[] = {
     {"goroutines", mod_goroutines, METH_VARARGS,
      "goroutines(prog)\n--\n\nRows (goid, status, wait reason, seconds waiting, m or -1, home_why, "
      "(frames, home reason) or None, parent,\n(qualname, file, line) of the line that created it, "
-     "or "
-     "None), frames as a list of those, outermost\nfirst; for a thread that waits goid is 0, and "
-     "parent its number in the system."},
+     "or None), frames as a list of those, outermost\nfirst; for a thread that waits goid is 0, "
+     "and parent its number in the system."},
     {"leaks", mod_leaks, METH_VARARGS,
      "leaks(prog)\n--\n\nParked goroutines that nothing reachable can ready: goid -> what it waits "
      "on, as text."},

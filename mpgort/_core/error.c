@@ -58,8 +58,7 @@ static int out_of_memory(CoreProg *prog, int err)
         text = PyUnicode_FromFormat(
             "/dev/shm has no room for more than the %llu bytes this program's heap has: make it "
             "larger (docker run --shm-size=..., mount -o remount,size=... /dev/shm); "
-            "heap_bytes=%llu "
-            "is only the ceiling",
+            "heap_bytes=%llu is only the ceiling",
             (unsigned long long)load_rlx(&h->heap_committed), /* as above */
             (unsigned long long)h->heap_bytes);
     return raise_text(core_err.OutOfSharedMemory, text);

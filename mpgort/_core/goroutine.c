@@ -613,16 +613,13 @@ static PyMethodDef goroutine_methods[] = {
      "_begun()\n--\n\nTrue once an M has begun to run it."},
     {"status", (PyCFunction)goroutine_status, METH_NOARGS,
      "status()\n--\n\n\"running\", \"runnable\", the wait reason (\"chan receive\"), or how it "
-     "ended: "
-     "\"done\",\n\"failed\", \"cancelled\", \"killed\", \"died\"."},
+     "ended: \"done\",\n\"failed\", \"cancelled\", \"killed\", \"died\"."},
     {"cancel", (PyCFunction)goroutine_cancel, METH_NOARGS,
      "cancel()\n--\n\nRaises Cancelled in it where it is parked, or at its next park; False if it "
-     "has "
-     "ended."},
+     "has ended."},
     {"kill", (PyCFunction)goroutine_kill, METH_NOARGS,
      "kill()\n--\n\nEnds it, whatever it does: no finally block runs, `await h` raises Killed. One "
-     "that "
-     "never parks\nis ended with its process, which is replaced. False if it has ended."},
+     "that never parks\nis ended with its process, which is replaced. False if it has ended."},
     CORE_HANDLE_REDUCE,
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL},
@@ -646,20 +643,18 @@ static PyTypeObject Goroutine_Type = {
 static PyMethodDef functions[] = {
     {"go", (PyCFunction)(void (*)(void))mod_go, METH_FASTCALL | METH_KEYWORDS,
      "go($module, fn, /, *args, **kwargs)\n--\n\nStarts fn(*args, **kwargs) as a goroutine, as "
-     "Go's go "
-     "statement.\n\nArguments pass by value. An exception that leaves it is a panic and ends the "
-     "program.\nRaises TypeError, SerializationError, OutOfSharedMemory. Source: Go newproc."},
+     "Go's go statement.\n\nArguments pass by value. An exception that leaves it is a panic and "
+     "ends the program.\nRaises TypeError, SerializationError, OutOfSharedMemory. Source: Go "
+     "newproc."},
     {"spawn", (PyCFunction)(void (*)(void))mod_spawn, METH_FASTCALL | METH_KEYWORDS,
      "spawn($module, fn, /, *args, **kwargs)\n--\n\nAs go, but returns a handle to await, which "
-     "gets the "
-     "value or exception.\n\ntimeout=s: killed s seconds from now (TimeoutError). durable=True: "
-     "never heavy, its\ncontinuation is in shared memory at every park. retries=n: when its "
-     "worker dies it is run\nagain from its last await, or its start, n times at most: what was "
-     "awaited is neither repeated\nnor lost; plain calls since then may be repeated. What cannot "
-     "be stored is a SerializationError\nat the await. priority=\"batch\": runs when nothing else "
-     "is "
-     "to; \"normal\"; by default its creator's.\nThese keywords are spawn's own: use "
-     "functools.partial for a function's."},
+     "gets the value or exception.\n\ntimeout=s: killed s seconds from now (TimeoutError). "
+     "durable=True: never heavy, its\ncontinuation is in shared memory at every park. retries=n: "
+     "when its worker dies it is run\nagain from its last await, or its start, n times at most: "
+     "what was awaited is neither repeated\nnor lost; plain calls since then may be repeated. What "
+     "cannot be stored is a SerializationError\nat the await. priority=\"batch\": runs when "
+     "nothing else is to; \"normal\"; by default its creator's.\nThese keywords are spawn's own: "
+     "use functools.partial for a function's."},
     {"go_in", mod_go_in, METH_VARARGS, NULL},
     {"spawn_in", mod_spawn_in, METH_VARARGS, NULL},
     {"set_await_outside", mod_set_await_outside, METH_O,
@@ -667,8 +662,7 @@ static PyMethodDef functions[] = {
      "that is no M."},
     {"gosched", mod_gosched, METH_NOARGS,
      "gosched()\n--\n\nAwaitable: lets others run; goes to the tail of the global queue. Source: "
-     "Go "
-     "Gosched."},
+     "Go Gosched."},
     {"sleep", mod_sleep, METH_O,
      "sleep(seconds)\n--\n\nAwaitable: pauses at least `seconds`. Source: Go timeSleep."},
     {"goexit", mod_goexit, METH_NOARGS,
@@ -678,8 +672,7 @@ static PyMethodDef functions[] = {
      "num_goroutine()\n--\n\nGoroutines that exist now, main included. Source: Go NumGoroutine."},
     {"gomaxprocs", mod_gomaxprocs, METH_VARARGS,
      "gomaxprocs(n=None)\n--\n\nThe number of Ps (1 with procs=0), as it was before; n: changes "
-     "it. Source: "
-     "Go GOMAXPROCS."},
+     "it. Source: Go GOMAXPROCS."},
     {NULL},
 };
 

@@ -512,8 +512,7 @@ static PyObject *mod_dict_in(PyObject *mod, PyObject *prog)
 static PyMethodDef dict_methods[] = {
     {"get", FAST(dict_get),
      "get($self, key, default=None, /)\n--\n\nIts value, a copy (of a large array a read-only "
-     "view), "
-     "or the default."},
+     "view), or the default."},
     {"set", FAST(dict_set), "set($self, key, value, /)\n--\n\nAs d[key] = value: by value."},
     {"setdefault", FAST(dict_setdefault),
      "setdefault($self, key, value, /)\n--\n\nIts value, which is set to `value` if there is none: "
@@ -526,8 +525,7 @@ static PyMethodDef dict_methods[] = {
      "delete($self, key, /)\n--\n\nIt is gone; whether it was there."},
     {"pop", FAST(dict_pop),
      "pop($self, key, default=..., /)\n--\n\nIts value, and it is gone: nobody else gets it. "
-     "Raises "
-     "KeyError without a default."},
+     "Raises KeyError without a default."},
     {"keys", (PyCFunction)dict_keys, METH_NOARGS,
      "keys()\n--\n\nA list: all there are at one moment."},
     {"values", (PyCFunction)dict_values, METH_NOARGS,

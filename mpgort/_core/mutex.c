@@ -174,15 +174,13 @@ static PyMethodDef mutex_methods[] = {
 static PyMethodDef rwmutex_methods[] = {
     M("lock", rw_lock, METH_NOARGS,
       "lock()\n--\n\nAwaitable: locks it for writing. While it waits no new reader gets in. "
-      "Source: "
-      "Go RWMutex.Lock."),
+      "Source: Go RWMutex.Lock."),
     M("rlock", rw_rlock, METH_NOARGS,
       "rlock()\n--\n\nAwaitable: locks it for reading, with other readers. Source: Go "
       "RWMutex.RLock."),
     M("unlock", rw_unlock, METH_NOARGS,
       "unlock()\n--\n\nEnds writing; readers that wait go first. Raises SyncError \"sync: Unlock "
-      "of "
-      "unlocked RWMutex\"."),
+      "of unlocked RWMutex\"."),
     M("runlock", rw_runlock, METH_NOARGS,
       "runlock()\n--\n\nEnds reading. Raises SyncError \"sync: RUnlock of unlocked RWMutex\"."),
     M("try_lock", rw_try_lock, METH_NOARGS,
@@ -216,8 +214,7 @@ static PyMethodDef cond_methods[] = {
     M("wait", cond_wait, METH_NOARGS,
       "wait()\n--\n\nAwaitable: gives its lock back, waits for signal or broadcast, and locks "
       "again.\n\nNever wakes by itself. Cancelled, it has the lock when Cancelled is raised; not "
-      "so "
-      "with OwnerDied.\nSource: Go Cond.Wait."),
+      "so with OwnerDied.\nSource: Go Cond.Wait."),
     M("signal", cond_signal, METH_NOARGS,
       "signal()\n--\n\nWakes the one that has waited longest, if any."),
     M("broadcast", cond_broadcast, METH_NOARGS, "broadcast()\n--\n\nWakes all who wait now."),

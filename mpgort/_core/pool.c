@@ -181,8 +181,7 @@ static PyMethodDef doneq_methods[] = {
      "or with `go` as those of go."},
     {"take", (PyCFunction)(void (*)(void))doneq_take, METH_VARARGS | METH_KEYWORDS,
      "take(timeout=None)\n--\n\nHandles of goroutines that have ended, in that order; waits for "
-     "the "
-     "first.\n\nAn empty list after `timeout` seconds. For plain threads and functions."},
+     "the first.\n\nAn empty list after `timeout` seconds. For plain threads and functions."},
     CORE_HANDLE_REDUCE,
     {NULL},
 };

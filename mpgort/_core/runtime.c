@@ -676,11 +676,9 @@ static PyObject *mod_request_preempt(PyObject *mod, PyObject *_)
 static PyMethodDef functions[] = {
     {"gopark", (PyCFunction)(void (*)(void))mod_gopark, METH_VARARGS | METH_KEYWORDS,
      "gopark(unlockf, lock, reason, trace_ev=None, traceskip=0)\n--\n\nAwaitable: puts the "
-     "goroutine into "
-     "Gwaiting, then calls unlockf(g, lock) on the scheduler's stack.\n\nIf that returns a false "
-     "value, "
-     "the goroutine goes on at once; if it raises, the await raises.\nReturns the value goready() "
-     "passed. Source: Go proc.go gopark, park_m."},
+     "goroutine into Gwaiting, then calls unlockf(g, lock) on the scheduler's stack.\n\nIf that "
+     "returns a false value, the goroutine goes on at once; if it raises, the await "
+     "raises.\nReturns the value goready() passed. Source: Go proc.go gopark, park_m."},
     {"goready", (PyCFunction)(void (*)(void))mod_goready, METH_VARARGS | METH_KEYWORDS,
      "goready(g, value=None)\n--\n\nMakes a goroutine parked in gopark or mcall runnable; from any "
      "process.\n\nRaises RuntimeError \"bad g->status in ready\" otherwise. Source: Go proc.go "
@@ -694,8 +692,7 @@ static PyMethodDef functions[] = {
      "return."},
     {"execute", mod_execute, METH_VARARGS,
      "execute(g, inherit_time=False)\n--\n\nOn the scheduler's stack: runs g next, which must be "
-     "Grunnable. "
-     "Does not return."},
+     "Grunnable. Does not return."},
     {"park_m", mod_park_m, METH_O,
      "park_m(g)\n--\n\nOn the scheduler's stack: g to Gwaiting, then schedule(). Does not return."},
     {"dropg", mod_dropg, METH_NOARGS,
@@ -705,8 +702,7 @@ static PyMethodDef functions[] = {
      "its M's)."},
     {"casgstatus", mod_casgstatus, METH_VARARGS,
      "casgstatus(g, old, new)\n--\n\nMoves g's status; RuntimeError naming the statuses if it is "
-     "not in `old` "
-     "or the move is illegal."},
+     "not in `old` or the move is illegal."},
     {"getg", mod_getg, METH_NOARGS,
      "getg()\n--\n\nThe running goroutine as a G; None on the scheduler's stack and outside."},
     {"acquirem", mod_acquirem, METH_NOARGS,

@@ -500,9 +500,8 @@ static PyMethodDef waitgroup_methods[] = {
 static PyMethodDef once_methods[] = {
     M("do", once_do, METH_O,
       "do($self, fn, /)\n--\n\nAwaitable: the first call runs fn(), async or plain; all others "
-      "wait "
-      "until that has ended.\n\nAn exception counts as done, and is the first caller's. fn that "
-      "calls do() of the same Once\nwaits for itself. Source: Go Once.Do."),
+      "wait until that has ended.\n\nAn exception counts as done, and is the first caller's. fn "
+      "that calls do() of the same Once\nwaits for itself. Source: Go Once.Do."),
     M("_enter", once_enter, METH_NOARGS, NULL),
     M("_leave", once_leave, METH_NOARGS, NULL),
     RECOVER,

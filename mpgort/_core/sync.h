@@ -64,8 +64,7 @@ PyObject *core_sync_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g);
 #define RECOVER                                                                                  \
     M("recover", core_sync_recover, METH_NOARGS,                                                 \
       "recover()\n--\n\nFrees a lock whose holder died with its worker (OwnerDied); the caller " \
-      "has "                                                                                     \
-      "looked after\nwhat the lock protects. False: it is not such a lock, or not any more.")
+      "has looked after\nwhat the lock protects. False: it is not such a lock, or not any more.")
 PyObject *core_sync_exit(PyObject *h, PyObject *const *args, Py_ssize_t n); /* __aexit__ */
 PyObject *core_sync_recover(CoreHandle *h, PyObject *_);
 PyObject *core_sync_unlock(CoreHandle *h, PyObject *_); /* what __aexit__ does, at once */

@@ -184,13 +184,11 @@ static PyObject *mod_thread_wait(PyObject *mod, PyObject *start)
 static PyMethodDef functions[] = {
     {"lock_os_thread", mod_lock_os_thread, METH_NOARGS,
      "lock_os_thread()\n--\n\nKeeps the calling goroutine on this process, and other goroutines "
-     "off "
-     "it, until as many\nunlock_os_thread(). One that ends locked takes the process with it: "
+     "off it, until as many\nunlock_os_thread(). One that ends locked takes the process with it: "
      "another is started.\nSource: Go LockOSThread."},
     {"unlock_os_thread", mod_unlock_os_thread, METH_NOARGS,
      "unlock_os_thread()\n--\n\nUndoes one lock_os_thread(); without one it does nothing. Source: "
-     "Go "
-     "UnlockOSThread."},
+     "Go UnlockOSThread."},
     {"thread_wait", mod_thread_wait, METH_O, NULL},
     {NULL},
 };

@@ -205,8 +205,7 @@ static PyObject *mod_after_func(PyObject *mod, PyObject *args, PyObject *kw)
 static PyMethodDef timer_methods[] = {
     {"stop", (PyCFunction)timer_stop, METH_NOARGS,
      "stop()\n--\n\nTrue if it was active, or had fired and nobody had received its value, which "
-     "is "
-     "then\ndropped. After it nothing is received, no function is started. Source: Go 1.23 "
+     "is then\ndropped. After it nothing is received, no function is started. Source: Go 1.23 "
      "Timer.Stop."},
     {"reset", (PyCFunction)timer_reset, METH_O,
      "reset(seconds)\n--\n\nLets it fire (once) `seconds` from now, whatever it was to do; returns "
@@ -220,8 +219,7 @@ static PyMethodDef ticker_methods[] = {
      "stop()\n--\n\nNo more ticks; .c is not closed. Source: Go Ticker.Stop."},
     {"reset", (PyCFunction)ticker_reset, METH_O,
      "reset(seconds)\n--\n\nA new period; the next tick comes after one. Raises ValueError if it "
-     "is "
-     "not positive."},
+     "is not positive."},
     CORE_HANDLE_REDUCE,
     {NULL},
 };
