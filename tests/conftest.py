@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rest import comes_to_rest as comes_to_rest
 
 # Of the tests that draw what they try: one for the run, printed at its end, so that what failed can
 # be run again as it was. (Here: a second conftest would hide this one from tests that import it.)
@@ -172,14 +173,19 @@ class Programs:
             path.write_text(textwrap.dedent(source))
         else:
             path = source
-        environ = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | (env or {})
+        path = [str(Path(__file__).parent / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environ = os.environ | {
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+            "PYTHONPATH": os.pathsep.join(path),  # what programs have in common
+        }
         popen = subprocess.Popen(
             [sys.executable, str(path), *args],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            env=environ,
+            env=environ | (env or {}),
             start_new_session=True,
         )
         running = Running(popen, time.monotonic())
@@ -194,6 +200,28 @@ class Programs:
         limit: float = LIMIT_S,
     ) -> Result:
         return self.start(source, *args, env=env).wait(limit)
+
+    def storm(
+        self,
+        source: str,
+        seconds: float,
+        *args: str,
+        migrate: str,
+        numbers: tuple[int, ...] = (1, 1, 1, 2, 4),
+        pause: float = 0.05,
+    ) -> Result:
+        """A program that says "up" and goes on for so many seconds, which it is told; meanwhile
+        workers are killed at random. It has ended well all the same."""
+        rng = random.Random(int(os.environ["MPGORT_SEED"]))
+        p = self.start(source, str(seconds), *args, env={"MPGORT_MIGRATE": migrate})
+        assert p.line() == "up"
+        end = time.monotonic() + seconds * 0.9
+        while time.monotonic() < end:
+            p.kill_some(rng, numbers)
+            time.sleep(rng.random() * pause)
+        r = p.wait(60)
+        assert r.status == 0, (r.out, r.err)
+        return r
 
     def nothing_left(self, running: Running) -> None:
         """INV nothing-left, for one program whose M0 has ended."""
@@ -298,15 +326,6 @@ def rt() -> Iterator[Any]:
         yield runtime
         wait_until("the arrays' memory is given back", lambda: large_bytes(runtime) == 0)
         comes_to_rest(runtime._prog)
-
-
-def comes_to_rest(prog: Any) -> None:
-    """Nothing is wrong in the segment. While Ms run, what they are in the middle of looks wrong,
-    and a worker is not at rest at once when the last result is here: so until nothing is."""
-    deadline = time.monotonic() + 10
-    while found := prog.check(False):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.002)
 
 
 def large_bytes(rt: Any) -> int:

@@ -6,8 +6,6 @@ The storm runs MPGORT_STORM_S seconds (default 4)."""
 from __future__ import annotations
 
 import os
-import random
-import time
 
 import pytest
 
@@ -88,6 +86,7 @@ STORM = """
     import sys, time
     import mpgort
     from mpgort import _core, gosched, sleep, spawn, sync
+    from rest import breaches
 
     async def churn(m, rw, cond, done):
         while True:
@@ -111,12 +110,6 @@ STORM = """
         while True:
             cond.broadcast()
             await sleep(0.001)
-
-    def quiet(prog):
-        deadline = time.monotonic() + 20
-        while (said := prog.check(False)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return said
 
     async def main(seconds):
         m, rw, done = sync.Mutex(), sync.RWMutex(), sync.AtomicInt()
@@ -154,7 +147,7 @@ STORM = """
                 await lock.lock()
             lock.unlock()
         stats = _core.current().stats()
-        return done.load(), dead, stats["deaths"], quiet(_core.current())
+        return done.load(), dead, stats["deaths"], breaches(_core.current())
 
     if __name__ == "__main__":
         done, dead, deaths, said = mpgort.run(main, float(sys.argv[1]), procs=4)
@@ -166,17 +159,7 @@ STORM = """
 @pytest.mark.timeout(120 + 3 * STORM_S)
 @pytest.mark.parametrize("migrate", ("auto", "always", "never"))
 def test_in_a_storm_of_kills_no_lock_is_lost(program, migrate):
-    seed = int(os.environ.get("MPGORT_SEED", random.randrange(1 << 30)))
-    rng = random.Random(seed)
-    print("MPGORT_SEED", seed)
-    p = program.start(STORM, str(STORM_S), env={"MPGORT_MIGRATE": migrate})
-    assert p.line() == "up"
-    end = time.monotonic() + STORM_S * 0.9
-    while time.monotonic() < end:
-        p.kill_some(rng)
-        time.sleep(rng.random() * 0.05)
-    r = p.wait(60)
-    assert r.status == 0, (r.out, r.err)
+    r = program.storm(STORM, STORM_S, migrate=migrate)
     assert r.out.endswith("whole\n"), r.out
     words = r.out.splitlines()[-2].split()
     assert int(words[1]) > 0 and int(words[5]) > 0, r.out

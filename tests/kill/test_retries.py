@@ -8,10 +8,9 @@ seconds, 1 without it)."""
 from __future__ import annotations
 
 import os
-import random
-import time
 
 import pytest
+from conftest import Programs
 
 STORM_S = float(os.environ.get("MPGORT_STORM_S", "1"))
 MIGRATE = ("auto", "always", "never")
@@ -20,6 +19,7 @@ DIE = """
     import faulthandler, os, signal, sys, time
     import mpgort
     from mpgort import _core, chan, default, select, sleep, spawn, gosched, sync
+    from rest import comes_to_rest
 
     WAYS = (lambda: os._exit(3), lambda: os.kill(os.getpid(), signal.SIGKILL),
             lambda: os.kill(os.getpid(), signal.SIGSEGV))
@@ -51,21 +51,30 @@ DIE = """
         return await or_end(h, ch.recv)
 
     def whole():
-        prog = _core.current()
-        deadline = time.monotonic() + 20
-        while (said := prog.check(False)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not said, said
+        comes_to_rest(_core.current())
 """
+
+MAIN = """
+    if __name__ == "__main__":
+        mpgort.run(main, *map(int, sys.argv[2:]), procs=int(sys.argv[1]))
+        print("held")
+"""
+
+
+def holds(program: Programs, main: str, *args: int, migrate: str | None = None) -> None:
+    """Runs main(*args[1:]) of that text with procs=args[0]; its assertions hold."""
+    env = {"MPGORT_MIGRATE": migrate} if migrate else None
+    r = program(DIE + main + MAIN, *map(str, args), env=env)
+    assert (r.status, r.out) == (0, "held\n"), r.err
 
 
 @pytest.mark.parametrize(
     ("procs", "migrate"), ((1, "auto"), (2, "auto"), (2, "always"), (2, "never"))
 )
 def test_one_that_dies_after_each_of_its_awaits_repeats_and_loses_none(program, procs, migrate):
-    r = program(
-        DIE
-        + """
+    holds(
+        program,
+        """
     async def child(x, turn):
         return x * 2
 
@@ -122,22 +131,17 @@ def test_one_that_dies_after_each_of_its_awaits_repeats_and_loses_none(program, 
         assert tools[1].try_acquire(1000 - 3) and not tools[1].try_acquire()
         assert _core.current().stats()["deaths"] >= 20
         whole()
-
-    if __name__ == "__main__":
-        mpgort.run(main, int(sys.argv[2]), procs=int(sys.argv[1]))
-        print("once")
     """,
-        str(procs),
-        str(procs - 1),
-        env={"MPGORT_MIGRATE": migrate},
+        procs,
+        procs - 1,
+        migrate=migrate,
     )
-    assert (r.status, r.out) == (0, "once\n"), r.err
 
 
 def test_it_is_run_again_as_often_as_was_said_and_then_ends_with_mdied(program):
-    r = program(
-        DIE
-        + """
+    holds(
+        program,
+        """
     async def dies(runs, ways):
         await sleep(0)
         WAYS[runs.add(1) % 3]()
@@ -163,19 +167,15 @@ def test_it_is_run_again_as_often_as_was_said_and_then_ends_with_mdied(program):
         runs = sync.AtomicInt()
         assert await spawn(plain, runs, {"a": [1]}, retries=2) == (3, {"a": [1]})
         whole()
-
-    if __name__ == "__main__":
-        mpgort.run(main, procs=2)
-        print("so often")
-    """
+    """,
+        2,
     )
-    assert (r.status, r.out) == (0, "so often\n"), r.err
 
 
 def test_kill_and_timeout_end_it_for_good_and_a_cancel_reaches_it_once(program):
-    r = program(
-        DIE
-        + """
+    holds(
+        program,
+        """
     async def parks(up, runs):
         runs.add(1)
         await up.send(1)
@@ -243,19 +243,15 @@ def test_kill_and_timeout_end_it_for_good_and_a_cancel_reaches_it_once(program):
         gate.store(1)
         assert await h == 1 and turn.load() == 2
         whole()
-
-    if __name__ == "__main__":
-        mpgort.run(main, procs=2)
-        print("ended")
-    """
+    """,
+        2,
     )
-    assert (r.status, r.out) == (0, "ended\n"), r.err
 
 
 def test_what_cannot_be_stored_is_said_at_the_await_and_what_ties_to_a_process_at_the_call(program):
-    r = program(
-        DIE
-        + """
+    holds(
+        program,
+        """
     async def holds(up):
         f = open("/dev/null")
         try:
@@ -286,19 +282,16 @@ def test_what_cannot_be_stored_is_said_at_the_await_and_what_ties_to_a_process_a
                 raise AssertionError(bad)
         await spawn(sleep, 0, retries=0)
         whole()
-
-    if __name__ == "__main__":
-        mpgort.run(main, procs=1)
-        print("said")
-    """
+    """,
+        1,
     )
-    assert (r.status, r.out) == (0, "said\n"), r.err
 
 
-def test_threads_groups_conds_blocking_calls_and_worker_limits_do_not_disturb_it(program):
-    r = program(
-        DIE
-        + """
+@pytest.mark.parametrize("procs", (1, 2))
+def test_threads_groups_conds_and_blocking_calls_do_not_disturb_it(program, procs):
+    holds(
+        program,
+        """
     def slow(x):
         time.sleep(0.01)
         return x + 1
@@ -361,7 +354,15 @@ def test_threads_groups_conds_blocking_calls_and_worker_limits_do_not_disturb_it
         await inbox.send(5)
         assert await out.recv() == 5 and await h == 5
         whole()
+    """,
+        procs,
+    )
 
+
+def test_a_worker_that_retires_takes_none_of_its_runs(program):
+    r = program(
+        DIE
+        + """
     async def many(ch):
         t = 0
         async for n in ch:
@@ -378,8 +379,6 @@ def test_threads_groups_conds_blocking_calls_and_worker_limits_do_not_disturb_it
         assert await h == 4950 and len(pids) > 3, pids
 
     if __name__ == "__main__":
-        for procs in (1, 2):
-            mpgort.run(main, procs=procs)
         mpgort.run(limits, procs=1, max_tasks_per_m=10)
         print("undisturbed")
     """
@@ -388,9 +387,9 @@ def test_threads_groups_conds_blocking_calls_and_worker_limits_do_not_disturb_it
 
 
 def test_with_procs_0_it_is_a_goroutine_like_another(program):
-    r = program(
-        DIE
-        + """
+    holds(
+        program,
+        """
     async def stage(inbox, outbox, m):
         async for n in inbox:
             async with m:
@@ -407,13 +406,9 @@ def test_with_procs_0_it_is_a_goroutine_like_another(program):
         inbox.close()
         assert await h == "end"
         whole()
-
-    if __name__ == "__main__":
-        mpgort.run(main, procs=0)
-        print("like another")
-    """
+    """,
+        0,
     )
-    assert (r.status, r.out) == (0, "like another\n"), r.err
 
 
 def test_an_executor_with_retries_runs_again_what_its_dead_worker_ran(program, tmp_path):
@@ -507,16 +502,6 @@ STORM = (
 @pytest.mark.timeout(120 + 3 * STORM_S)
 @pytest.mark.parametrize("migrate", MIGRATE)
 def test_in_a_storm_of_kills_every_message_passes_four_of_them_once_and_in_order(program, migrate):
-    seed = int(os.environ.get("MPGORT_SEED", random.randrange(1 << 30)))
-    rng = random.Random(seed)
-    print("MPGORT_SEED", seed)
-    p = program.start(STORM, str(STORM_S), env={"MPGORT_MIGRATE": migrate})
-    assert p.line() == "up"
-    end = time.monotonic() + STORM_S * 0.9
-    while time.monotonic() < end:
-        p.kill_some(rng, (1, 1, 2))
-        time.sleep(rng.random() * 0.03)
-    r = p.wait(60)
-    assert r.status == 0, (r.out, r.err)
+    r = program.storm(STORM, STORM_S, migrate=migrate, numbers=(1, 1, 2), pause=0.03)
     words = r.out.split()
     assert int(words[-3]) > 0 and int(words[-1]) > 0, r.out

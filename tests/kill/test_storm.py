@@ -24,6 +24,7 @@ PIPELINE = """
     import numpy as np
     import mpgort
     from mpgort import Ticker, _core, after, chan, default, select, sleep, spawn, sync
+    from rest import breaches
 
     STAGES, EACH, LARGE = 3, 4, 9000       # an array of 72,000 bytes crosses without a copy
 
@@ -56,12 +57,6 @@ PIPELINE = """
             if n % 8 == 0:
                 await add(lock, total)
             await outbox.send((n, data))
-
-    def quiet(prog):
-        deadline = time.monotonic() + 30
-        while (said := prog.check(False)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return said
 
     async def main(messages, enough, draining):
         pipes = [chan(0 if i % 2 else 16) for i in range(STAGES + 1)]
@@ -119,7 +114,7 @@ PIPELINE = """
         prog = _core.current()
         print("lost", lost, "dead", dead, "deaths", prog.stats()["deaths"], flush=True)
         del pipes, crew, lock, total, first, last, data, v
-        return quiet(prog)
+        return breaches(prog, 30)
 
     if __name__ == "__main__":
         print("\\n".join(mpgort.run(main, int(sys.argv[1]), *sys.argv[2:], procs=4)) or "whole")
