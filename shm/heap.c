@@ -26,6 +26,11 @@
  * declares free what stands in the magazine or the bump span, then frees what is allocated and the
  * M's; no block is lost and none is free twice.
  *
+ * WHAT IS LIVE is not counted, for a death may come between the act and its count. It is what the
+ * spans have, less what is free: in the depot, in the magazines, ahead of bump. Each of these moves
+ * with the block itself, by one store or in one transaction (shm_heap_stats()). m->st.allocs and its
+ * like are figures of what was done, each perhaps one short per death.
+ *
  * SCRUB, an option: continuations and messages may hold secrets. What is freed is overwritten, and
  * so is what leaves a value in place (val_leaves(), a channel's slot), what an undo log keeps after
  * its commit, and the rest of a block that is written anew. Pages given back are the system's to
@@ -250,7 +255,9 @@ static int run_take(struct shm_ctx *c, uint64_t pages, unsigned kind, unsigned c
                    load_rlx(&h->heap_committed) + (pages - (r && !spare)) * PAGE);
     if (kind == RUN_LARGE) {
         shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) + pages * PAGE);
+        shm_tx_store64(c, &h->large_n, load_rlx(&h->large_n) + 1);
     } else {
+        shm_tx_store64(c, &h->cut[cls], load_rlx(&h->cut[cls]) + span_blocks(cls, pages));
         struct shm_mag *mag = &c->m->mag[cls];
         shm_tx_store64(c, &mag->bump, at + RUN_HEAD);
         shm_tx_store64(c, &mag->bump_end, at + RUN_HEAD + span_blocks(cls, pages) * sizes[cls]);
@@ -319,6 +326,7 @@ static void run_free(struct shm_ctx *c, shm_off at)
     shm_tx_store64(c, &h->heap_committed,
                    load_rlx(&h->heap_committed) - (pages + low + high - !top) * PAGE);
     shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) - pages * PAGE);
+    shm_tx_store64(c, &h->large_n, load_rlx(&h->large_n) - 1);
     shm_tx_commit(c);
     if (high)
         punch(c, next, PAGE);
@@ -364,6 +372,7 @@ static void spill(struct shm_ctx *c, struct shm_mag *mag, unsigned cls, uint32_t
     chained_at(c, blk[0])->next_batch = h->depot[cls];
     shm_tx_begin(c);
     shm_tx_store64(c, &h->depot[cls], blk[0]);
+    shm_tx_store64(c, &h->depot_n[cls], load_rlx(&h->depot_n[cls]) + n); /* under the lock */
     shm_tx_store32(c, &mag->n, mag->n - n);
     shm_tx_commit(c);
     shm_unlock(c, &h->depot_lock[cls]);
@@ -387,6 +396,7 @@ static bool refill(struct shm_ctx *c, unsigned cls)
             shm_throw("heap: a batch of class %u has %u blocks, wanted %u", cls, i, n);
         shm_tx_begin(c);
         shm_tx_store64(c, &h->depot[cls], chained_at(c, first)->next_batch);
+        shm_tx_store64(c, &h->depot_n[cls], load_rlx(&h->depot_n[cls]) - n); /* under the lock */
         shm_tx_store32(c, &mag->n, n);
         shm_tx_commit(c);
     }
@@ -432,11 +442,9 @@ void shm_heap_flush(struct shm_ctx *c)
 
 /* ---- allocate and free ----------------------------------------------------------------------- */
 
-/* Before the block leaves the magazine; what is freed is counted last. So a death in between leaves
- * the counters one block too high, never too low: hdr->reaped bounds by how much. */
-static void count_alloc(struct shm_ctx *c, uint64_t n, uint64_t bytes)
+static void count_alloc(struct shm_ctx *c, uint64_t bytes)
 {
-    own_add(&c->m->st.allocs, n);
+    own_add(&c->m->st.allocs, 1);
     own_add(&c->m->st.alloc_bytes, bytes);
 }
 
@@ -454,10 +462,9 @@ int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
         if (n > c->hdr->heap_bytes)
             return SHM_ENOMEM;
         uint64_t pages = (n + RUN_HEAD + PAGE - 1) / PAGE;
-        count_alloc(c, 1, pages * PAGE);
         int e = large_alloc(c, pages, off);
-        if (e)
-            count_alloc(c, -1ULL, -pages * PAGE);
+        if (e == SHM_OK)
+            count_alloc(c, pages * PAGE);
         return e;
     }
     unsigned cls = cls_of(n + sizeof(struct shm_blk));
@@ -472,16 +479,15 @@ int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
         *off = mag->blk[mag->n - 1];
         blk_set(shm_blk(c, *off), cls, 1, c->m1, 0);
         FAILPOINT("heap.alloc.marked");
-        count_alloc(c, 1, sizes[cls]);
         own_set32(&mag->n, mag->n - 1);
     } else {
         *off = mag->bump + sizeof(struct shm_blk);
         blk_set(shm_blk(c, *off), cls, 1, c->m1, 0);
         FAILPOINT("heap.bump.marked");
-        count_alloc(c, 1, sizes[cls]);
         own_set64(&mag->bump, mag->bump + sizes[cls]);
     }
     FAILPOINT("heap.alloc.taken");
+    count_alloc(c, sizes[cls]);
     return SHM_OK;
 }
 
@@ -642,7 +648,8 @@ int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *fr
 int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
                   const uint64_t *h, uint32_t nh)
 {
-    own_add(&c->m->st.cont_allocs, 1); /* first, as in count_alloc() */
+    /* First, and what is freed last: a death in between leaves one too many, never too few. */
+    own_add(&c->m->st.cont_allocs, 1);
     int e = bytes_make(c, off, bytes, len, h, nh, SHM_BLK_CONT);
     if (e)
         own_add(&c->m->st.cont_allocs, -1ULL);
@@ -666,7 +673,7 @@ void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len)
         shm_throw("drop: a continuation of %u bytes does not fit block %#llx", len,
                   (unsigned long long)off);
     bytes_drop(c, off);
-    own_add(&c->m->st.cont_frees, 1); /* last, as count_free() */
+    own_add(&c->m->st.cont_frees, 1); /* last, see shm_cont_make() */
 }
 
 void shm_gcont_set(struct shm_ctx *c, struct shm_g *g, shm_off off, uint32_t len)
@@ -712,28 +719,42 @@ bool shm_cont_rewrite(struct shm_ctx *c, shm_off off, const void *bytes, uint32_
 
 /* ---- looking at it all ----------------------------------------------------------------------- */
 
+/* Blocks that m has ready. Of another M, as it is meanwhile: a bump span that is just changed has
+ * ends that do not belong together. */
+static uint64_t mag_blocks(struct shm_mag *mag, unsigned cls)
+{
+    uint64_t end = load_rlx((_Atomic uint64_t *)&mag->bump_end);
+    uint64_t rest = (end - load_rlx((_Atomic uint64_t *)&mag->bump)) / sizes[cls];
+    return load_rlx((_Atomic uint32_t *)&mag->n) +
+           (rest <= span_blocks(cls, span_pages(cls)) ? rest : 0);
+}
+
+/* Exact when nobody allocates or frees meanwhile (relaxed: these are statistics): a batch on its way
+ * into the depot or out of it may be seen twice, or not. */
 void shm_heap_stats(struct shm_ctx *c, struct shm_heap_stats *s)
 {
-    uint64_t frees = 0, free_bytes = 0, cont_frees = 0;
+    const struct shm_hdr *h = c->hdr;
+    uint32_t n = load_acq(&h->max_m); /* pairs with the CAS in shm_minit() */
+    uint64_t cont_frees = 0;
     memset(s, 0, sizeof *s);
-    /* What is freed is read before what is allocated: so a block in transit counts as live, and the
-     * difference never wraps (relaxed: these are statistics). */
-    uint32_t n = load_acq(&c->hdr->max_m); /* pairs with the CAS in shm_minit() */
-    for (uint32_t i = 0; i < n; i++) {
-        frees += load_acq(&c->mtab[i].st.frees); /* before the allocs below; pairs with nothing */
-        free_bytes += load_acq(&c->mtab[i].st.free_bytes);
-        cont_frees += load_acq(&c->mtab[i].st.cont_frees);
+    for (unsigned cls = 0; cls < SHM_NCLASS; cls++) {
+        uint64_t free = load_rlx(&h->depot_n[cls]), cut = load_rlx(&h->cut[cls]);
+        for (uint32_t i = 0; i < n; i++)
+            free += mag_blocks(&c->mtab[i].mag[cls], cls);
+        uint64_t live = cut > free ? cut - free : 0;
+        s->live_blocks += live;
+        s->live_bytes += live * sizes[cls];
     }
-    for (uint32_t i = 0; i < n; i++) {
-        s->live_blocks += load_rlx(&c->mtab[i].st.allocs);
-        s->live_bytes += load_rlx(&c->mtab[i].st.alloc_bytes);
+    s->large_bytes = load_rlx(&h->large_bytes);
+    s->live_blocks += load_rlx(&h->large_n);
+    s->live_bytes += s->large_bytes;
+    /* Frees first: so one in transit counts as live, and the difference never wraps. */
+    for (uint32_t i = 0; i < n; i++)
+        cont_frees += load_acq(&c->mtab[i].st.cont_frees); /* before the loads below */
+    for (uint32_t i = 0; i < n; i++)
         s->live_conts += load_rlx(&c->mtab[i].st.cont_allocs);
-    }
-    s->live_blocks -= frees;
-    s->live_bytes -= free_bytes;
     s->live_conts -= cont_frees;
-    s->committed = load_rlx(&c->hdr->heap_committed);
-    s->large_bytes = load_rlx(&c->hdr->large_bytes);
+    s->committed = load_rlx(&h->heap_committed);
 }
 
 bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const struct shm_blk *b),

@@ -472,8 +472,10 @@ struct shm_hdr {
     uint32_t pad3_;
     uint64_t heap_top; /* first never-used byte, under heap_lock */
     _Atomic uint64_t heap_committed;
-    shm_off run_free; /* free page runs, address order, under heap_lock */
-    _Atomic uint64_t large_bytes;
+    shm_off run_free;                      /* free page runs, address order, under heap_lock */
+    _Atomic uint64_t large_bytes, large_n; /* under heap_lock, as the next; read without */
+    _Atomic uint64_t cut[SHM_NCLASS];      /* blocks that the spans have, by class */
+    _Atomic uint64_t depot_n[SHM_NCLASS];  /* blocks in the depot, under its lock; read without */
     shm_lockword depot_lock[SHM_NCLASS];
     shm_off depot[SHM_NCLASS]; /* full magazines, linked through their first block */
     _Alignas(SHM_CACHELINE) shm_lockword code_lock;

@@ -609,6 +609,18 @@ static uint64_t depot_blocks(struct shm_ctx *c)
     return n;
 }
 
+struct bytes {
+    const struct shm_ctx *c;
+    uint64_t n;
+};
+
+static void add_live(void *arg, shm_off off, const struct shm_blk *b)
+{
+    struct bytes *live = arg;
+    if (b->state != 0) /* none is large */
+        live->n += shm_usable(live->c, off) + sizeof *b;
+}
+
 static void die_at_work(struct shm_ctx *c, int i, void *arg)
 {
     (void)i;
@@ -656,8 +668,12 @@ static void test_a_dead_ms_blocks_are_neither_lost_nor_free_twice(void)
             CHECK_EQ(n.blocks[1], 0);
             CHECK(n.blocks[2] - 50 <= 1); /* an object whose last reference he had in hand */
             CHECK_EQ(stats(&c).large_bytes, 0);
-            /* Every free block is in the depot, once. */
+            /* Every free block is in the depot, once; all others are counted. */
             CHECK_EQ(depot_blocks(&c), n.blocks[0]);
+            CHECK_EQ(stats(&c).live_blocks, n.blocks[2]);
+            struct bytes live = {&c, 0};
+            CHECK(shm_heap_each(&c, add_live, &live));
+            CHECK_EQ(stats(&c).live_bytes, live.n);
             h_seg_end(&c);
         }
 }
