@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from test_chan import multi_consumer
 from test_chan_programs import chain, first_primes, skynet_sum
+from test_mutex import mutex
 from test_programs import ken, sieve2
 from test_select import doubleselect, stress
-from test_sync import mutex
 
 import mpgort
 from mpgort import _core, chan
