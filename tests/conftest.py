@@ -173,11 +173,11 @@ class Programs:
             path.write_text(textwrap.dedent(source))
         else:
             path = source
-        path = [str(Path(__file__).parent / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        libs = [str(Path(__file__).parent / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
         environ = os.environ | {
             "PYTHONUNBUFFERED": "1",
             "PYTHONFAULTHANDLER": "1",
-            "PYTHONPATH": os.pathsep.join(path),  # what programs have in common
+            "PYTHONPATH": os.pathsep.join(libs),  # what programs have in common
         }
         popen = subprocess.Popen(
             [sys.executable, str(path), *args],
