@@ -251,6 +251,29 @@ int shm_chan_tryrecv(struct shm_ctx *c, shm_off off, struct shm_val *v)
     return e;
 }
 
+static bool may_send(struct shm_ctx *c, shm_off off)
+{
+    struct shm_chan *ch = shm_at(c, off);
+    return load_acq(&ch->closed) || !seems_full(ch);
+}
+static bool may_recv(struct shm_ctx *c, shm_off off)
+{
+    struct shm_chan *ch = shm_at(c, off);
+    return load_acq(&ch->closed) || !seems_empty(ch);
+}
+
+/* Behind others there is nothing to wait for: who comes is theirs. */
+bool shm_chan_send_soon(struct shm_ctx *c, shm_off off)
+{
+    struct shm_chan *ch = chan_at(c, off);
+    return load_rlx((_Atomic uint64_t *)&ch->sendq_first) == 0 && shm_stand(c, off, may_send);
+}
+bool shm_chan_recv_soon(struct shm_ctx *c, shm_off off)
+{
+    struct shm_chan *ch = chan_at(c, off);
+    return load_rlx((_Atomic uint64_t *)&ch->recvq_first) == 0 && shm_stand(c, off, may_recv);
+}
+
 int shm_chan_send_park(struct shm_ctx *c, shm_off off, const struct shm_val *v, shm_gref r)
 {
     struct shm_chan *ch = chan_at(c, off);

@@ -66,6 +66,12 @@
  * its home queue, without becoming a `spinner`: it could not take what the others are spared waking
  * for.
  *
+ * STANDING. To park costs half a microsecond and more: the frames become bytes, are taken off and
+ * put up again. Where the M would then be idle and look around, the G waits a moment live for what it
+ * awaits, instead: a peer on another M that is a step behind finds it still there. What parks by
+ * itself at no cost (main, whatever is at home) does not, nor whoever sees another one stand at the
+ * same place: somebody has to be in the queue. It runs all the while; nobody counts on it.
+ *
  * TIMERS are per P (timer.c). The last M that goes idle is the poller: it sleeps only until the
  * earliest timer of all Ps. Later timers come from Ms that run, and those look themselves. */
 #ifndef _GNU_SOURCE
@@ -80,6 +86,7 @@
 #define M0_NAP_NS 100000000LL /* M0 looks at signals and at the keeper */
 #define SPIN_MOST 250000      /* ns: longer sleeps are cheaper than a processor */
 #define LINGER 200            /* looks: 2 to 8 us */
+#define STAND 100             /* looks: 1 to 3 us, what a park and a resume cost */
 #define LOOKS 16              /* of a spinner between two looks at the clock */
 
 /* ---- waking ---------------------------------------------------------------------------------- */
@@ -295,6 +302,38 @@ bool shm_linger(struct shm_ctx *c)
         cpu_relax();
     }
     return false;
+}
+
+/* Is it worth while? Others are awake, but not so many that they need this processor. */
+static bool may_stand(const struct shm_ctx *c, shm_off obj)
+{
+    const struct shm_hdr *h = c->hdr;
+    uint32_t n = load_acq(&h->max_m), awake = 0; /* pairs with shm_minit() */
+    if (load_rlx(&h->nprocs) == 0 || h->migrate == 1 || c->p == NULL || shm_home_only(c) ||
+        load_rlx(&c->p->preempt) || handed_over(c))
+        return false;
+    for (uint32_t i = 0; i < n; i++) { /* hints */
+        struct shm_m *m = &c->mtab[i];
+        uint32_t kind = load_rlx(&m->kind);
+        if (m == c->m || (kind != SHM_M_WORKER && kind != SHM_M_M0))
+            continue;
+        if (load_rlx(&m->stands_at) == obj)
+            return false;
+        awake += load_rlx(&m->spinning) != SHM_M_IDLE;
+    }
+    return awake > 0 && awake < h->ncpu;
+}
+
+bool shm_stand(struct shm_ctx *c, shm_off obj, bool (*come)(struct shm_ctx *, shm_off))
+{
+    bool came = false;
+    if (!may_stand(c, obj))
+        return false;
+    store_rlx(&c->m->stands_at, obj); /* a hint */
+    for (int i = 0; i < STAND && !(came = come(c, obj)) && !handed_over(c); i++)
+        cpu_relax();
+    store_rlx(&c->m->stands_at, 0);
+    return came;
 }
 
 /* True: look again. False: the time is up, or this is not the moment for it. */

@@ -377,6 +377,7 @@ int shm_minit(struct shm_ctx *c, uint32_t kind)
     m->kill_ns = 0;
     store_rlx(&m->note, 0);
     store_rlx(&m->looping, 0);
+    store_rlx(&m->stands_at, 0);
     store_rlx(&m->end, 0);
     store_rlx(&m->words_sig, 0);
     c->m = m;
@@ -614,7 +615,8 @@ static const struct shm_field layout[] = {
     GAP(m, kill_cpu_ns, note),
     F(m, note, U4),
     F(m, spinning, U4),
-    GAP(m, spinning, homeq),
+    F(m, stands_at, U8),
+    GAP(m, stands_at, homeq),
     F(m, homeq, U8),
     F(m, homeq_n, U4),
     PAD(m, pad0_),

@@ -354,6 +354,7 @@ struct shm_m {
     uint64_t kill_ns, kill_cpu_ns; /* when it has seen that, by the clock and M's; the keeper's */
     _Alignas(SHM_CACHELINE) _Atomic uint32_t note; /* futex: 0 clear, 1 set, 2 somebody sleeps */
     _Atomic uint32_t spinning; /* SHM_M_BUSY.. : the M's, but a waker may move it from SHM_M_IDLE */
+    _Atomic uint64_t stands_at; /* a hint: what its G awaits live, by shm_stand(); 0: nothing */
     _Alignas(
         SHM_CACHELINE) _Atomic uint64_t homeq; /* grefs of its own at-home Gs, LIFO by schedlink */
     _Atomic uint32_t homeq_n;                  /* in homeq and homeq_fifo */
@@ -776,6 +777,9 @@ void shm_wakep(struct shm_ctx *c);
  * find it. False: nothing, or this is not the moment to spin; the caller goes on to a blocking
  * call. For an M that would have to let go of a lock (Python's) before it may block. */
 bool shm_linger(struct shm_ctx *c);
+/* Instead of a park on obj, some microseconds of this G's M, if it has nothing else to do. True: come()
+ * says that the operation might be done now. */
+bool shm_stand(struct shm_ctx *c, shm_off obj, bool (*come)(struct shm_ctx *, shm_off));
 /* A timer was put into the heap of a P that is not the caller's own: somebody who is awake, or the
  * keeper, must come to know of it. Go's wakeNetPoller. */
 void shm_wakepoller(struct shm_ctx *c);
@@ -858,6 +862,9 @@ void shm_chan_free(struct shm_ctx *c, shm_off ch); /* at the last unref */
 SHM_MUSTUSE int shm_chan_trysend(struct shm_ctx *c, shm_off ch, const struct shm_val *v);
 /* SHM_OK (*v owned by the caller), SHM_EAGAIN, SHM_ECLOSED (closed and drained). */
 SHM_MUSTUSE int shm_chan_tryrecv(struct shm_ctx *c, shm_off ch, struct shm_val *v);
+/* After SHM_EAGAIN, before a park: shm_stand() for a peer. True: try once more. */
+bool shm_chan_send_soon(struct shm_ctx *c, shm_off ch);
+bool shm_chan_recv_soon(struct shm_ctx *c, shm_off ch);
 /* As above, but a G that must wait is parked (SHM_PARKED): linked, waiting, armed, in that order.
  * Send: on SHM_PARKED the value stands in g->value; woken with g->ok 1 sent, 0 closed. Recv: woken
  * with g->ok 1 and g->value, or 0 closed. */

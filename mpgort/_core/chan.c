@@ -52,6 +52,8 @@ static int send_try(CorePark *pk, PyObject **result)
     }
     struct shm_g *g = core_g(s, s->curg);
     int r = shm_chan_trysend(s->c, ch->off, &v);
+    if (r == SHM_EAGAIN && s->curhome == NULL && shm_chan_send_soon(s->c, ch->off))
+        r = shm_chan_trysend(s->c, ch->off, &v);
     if (r == SHM_EAGAIN) {
         memcpy(pk->u, &v, sizeof v);
         return 0;
@@ -116,6 +118,8 @@ static int recv_try(CorePark *pk, PyObject **result)
     struct shm_g *g = core_g(s, s->curg);
     struct shm_val v; /* not g's: it is written before the channel lets go of it (reap.c) */
     int r = shm_chan_tryrecv(s->c, ch->off, &v);
+    if (r == SHM_EAGAIN && s->curhome == NULL && shm_chan_recv_soon(s->c, ch->off))
+        r = shm_chan_tryrecv(s->c, ch->off, &v);
     if (r == SHM_EAGAIN)
         return 0;
     if (r != SHM_OK && r != SHM_ECLOSED)

@@ -272,6 +272,50 @@ static void test_handles_in_values_keep_their_objects_until_the_value_is_read_or
     l_seg_end(&c);
 }
 
+/* shm_stand() in idle.c. Two Ms, both this thread: what one sees of the other does not need time. */
+static void test_who_would_park_waits_live_for_a_peer_unless_there_is_other_work_or_nobody(void)
+{
+    struct shm_ctx c, d;
+    struct shm_val v;
+    shm_off ch;
+    h_seg(&c, (struct shm_opts){.nprocs = 2});
+    c.hdr->ncpu = 2;
+    l_worker(&c);
+    CHECK_EQ(shm_chan_new(&c, 0, &ch), SHM_OK);
+    shm_ctx_copy(&d, &c);
+    CHECK_EQ(shm_minit(&d, SHM_M_WORKER), SHM_OK);
+    CHECK_EQ(shm_acquirep(&d, 1), SHM_OK);
+    CHECK(!shm_chan_recv_soon(&c, ch)); /* in vain */
+
+    shm_gref sender = l_new(&d);
+    v = v_int(7);
+    CHECK_EQ(shm_chan_send_park(&d, ch, &v, sender), SHM_PARKED);
+    CHECK(!shm_chan_send_soon(&c, ch)); /* behind another */
+    store_rlx(&d.m->stands_at, ch);
+    CHECK(!shm_chan_recv_soon(&c, ch)); /* beside another */
+    store_rlx(&d.m->stands_at, 0);
+    store_rlx(&d.m->spinning, SHM_M_IDLE);
+    CHECK(!shm_chan_recv_soon(&c, ch)); /* all others sleep */
+    store_rlx(&d.m->spinning, SHM_M_BUSY);
+    c.hdr->migrate = 1;
+    CHECK(!shm_chan_recv_soon(&c, ch)); /* each park is to be one */
+    c.hdr->migrate = 0;
+    CHECK(shm_chan_recv_soon(&c, ch));
+    CHECK_EQ(load_rlx(&c.m->stands_at), 0);
+    CHECK_EQ(shm_chan_tryrecv(&c, ch, &v), SHM_OK);
+    CHECK_EQ(v_eat(&c, &v), 7);
+
+    CHECK_EQ(shm_chan_close(&c, ch), SHM_OK);
+    CHECK(!shm_chan_recv_soon(&c, ch)); /* the sender is runnable here */
+    CHECK_EQ(l_next(&c), sender);
+    CHECK(shm_chan_recv_soon(&c, ch)); /* the end is to be had */
+    CHECK(shm_chan_send_soon(&c, ch));
+    l_end(&c, sender);
+    l_worker_end(&d);
+    shm_obj_unref(&c, ch);
+    l_seg_end(&c);
+}
+
 /* ---- many Ms --------------------------------------------------------------------------------- */
 
 struct traffic {
@@ -504,6 +548,7 @@ H_MAIN(T(test_values_leave_a_buffer_in_the_order_in_which_they_came),
        T(test_close_fails_every_parked_sender_and_leaves_it_its_value),
        T(test_a_cancelled_waiter_leaves_the_queue_from_any_place_in_it),
        T(test_a_stale_waiter_is_unlinked_and_passed_over),
+       T(test_who_would_park_waits_live_for_a_peer_unless_there_is_other_work_or_nobody),
        T(test_handles_in_values_keep_their_objects_until_the_value_is_read_or_dropped),
        T(test_every_value_is_received_exactly_once_and_in_its_senders_order),
        T(test_cancelled_sends_and_receives_neither_lose_nor_double_a_value),
