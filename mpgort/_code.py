@@ -42,6 +42,7 @@ from importlib.machinery import (
 )
 from typing import Any, NamedTuple, cast
 
+from . import _byvalue
 from ._errors import CodeMismatch
 
 CREATED, AWAIT, YIELD = 0, 1, 2
@@ -465,7 +466,12 @@ def describe(
     """
     name = globals.get("__name__")
     module = sys.modules.get(name) if isinstance(name, str) else None
-    if module is None or module.__dict__ is not globals:
+    unit = _byvalue.unit_of(globals)
+    if unit is not None:
+        why = unit.why_home()
+        if why is not None:
+            return why
+    elif module is None or module.__dict__ is not globals:
         return f"the globals of {code.co_qualname} are not those of a module"
     flags = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
     points: list[Point] = []
@@ -473,11 +479,17 @@ def describe(
         points = analyse(code)
         if not points:
             return f"the bytecode of {code.co_qualname} is of an unknown shape"
-    name = _main_name(module.__name__ if name is None else name)
-    key = digest(code, name)
-    body = None
-    if not _same_everywhere(module) or _find(module, code.co_qualname, key, name) is not code:
-        body = marshal.dumps(code)
+    name = str(name)
+    body: bytes | tuple[bytes, bytes] | None = None
+    if unit is not None:
+        key = digest(code, unit.key.hex())
+        body = marshal.dumps(code), unit.data
+    else:
+        assert module is not None
+        name = _main_name(name)
+        key = digest(code, name)
+        if not _same_everywhere(module) or _find(module, code.co_qualname, key, name) is not code:
+            body = marshal.dumps(code)
     lines = tuple(p.line for p in points)
     slots = tuple(len(p.locals) + len(p.stack) for p in points)
     first = code.co_firstlineno
@@ -489,6 +501,14 @@ def locate(payload: bytes, key: bytes) -> tuple[types.CodeType, dict[str, Any]]:
     """The code that a payload describes, and its globals here. Raises CodeMismatch."""
     _, name, qualname, filename, line, _, _, body = marshal.loads(payload)
     where = f"{name}.{qualname} ({filename}:{line})"
+    if isinstance(body, tuple):
+        unit = _byvalue.load(body[1])
+        code = unit.codes.get(key)
+        if code is None:
+            code = unit.codes[key] = cast(types.CodeType, marshal.loads(body[0]))
+            if digest(code, unit.key.hex()) != key:
+                raise CodeMismatch(f"{where}: the code that was sent does not match its own digest")
+        return code, unit.globals
     try:
         module = sys.modules.get(name) or importlib.import_module(name)
     except ImportError as e:
@@ -550,8 +570,12 @@ def _walk(name: str, qualname: str) -> object:
     return found
 
 
-def name_of(o: object) -> tuple[bytes, bytes] | None:
-    """(digest, payload) of a function or class that its module and qualified name lead to."""
+def name_of(o: object, known: _byvalue.Known | None = None) -> tuple[bytes, bytes] | None:
+    """(digest, payload) of a function or class that its module and qualified name lead to; of
+    `__main__` what the workers know."""
+    in_unit = _byvalue.name_in_unit(o)
+    if in_unit is not None:
+        return _named("__main__", in_unit[1], in_unit[0].data)
     owner = getattr(o, "__objclass__", o)  # of a builtin type's method: list.append
     name, qualname = getattr(owner, "__module__", None), getattr(o, "__qualname__", None)
     if not isinstance(name, str) or not isinstance(qualname, str) or "<" in qualname:
@@ -562,10 +586,12 @@ def name_of(o: object) -> tuple[bytes, bytes] | None:
             return None
     except AttributeError:
         return None
+    if known is not None and name == "__main__" and not known.finds(o, qualname):
+        return None
     return _named(name, qualname)
 
 
-def variable_of(o: object) -> tuple[bytes, bytes] | None:
+def variable_of(o: object, known: _byvalue.Known | None = None) -> tuple[bytes, bytes] | None:
     """(digest, payload) of the global variable of some module that this object is the value of."""
     for name, module in list(sys.modules.items()):
         table = getattr(module, "__dict__", None)
@@ -573,18 +599,32 @@ def variable_of(o: object) -> tuple[bytes, bytes] | None:
             continue
         for variable, value in list(table.items()):
             if value is o and isinstance(variable, str) and not variable.startswith("__"):
+                if known is not None and _main_name(name) == "__main__":
+                    if not known.finds(o, variable):
+                        continue
                 return _named(_main_name(name), variable)
     return None
 
 
-def _named(name: str, qualname: str) -> tuple[bytes, bytes]:
-    payload = marshal.dumps(("name", name, qualname))
+def _named(name: str, qualname: str, *unit: bytes) -> tuple[bytes, bytes]:
+    payload = marshal.dumps(("name", name, qualname, *unit))
     return hashlib.blake2b(payload, digest_size=16).digest(), payload
 
 
-def resolve(payload: bytes) -> tuple[dict[str, Any], str, tuple[str, ...], object]:
+def resolve(
+    payload: bytes, known: _byvalue.Known | None = None
+) -> tuple[dict[str, Any], str, tuple[str, ...], object]:
     """(module dict, key, further attributes, object) of a name's payload."""
-    _, name, qualname = marshal.loads(payload)
+    _, name, qualname, *unit = marshal.loads(payload)
+    if unit:
+        g = _byvalue.load(unit[0]).globals
+        return g, qualname, (), g[qualname]
+    head, *rest = qualname.split(".")
+    was = known.defined_anew(head) if known is not None and name == "__main__" else None
+    if was is not None and known is not None:  # for the workers it is what it was
+        for part in rest:
+            was = getattr(was, part)
+        return known.names, head, tuple(map(sys.intern, rest)), was
     try:
         found = _walk(name, qualname)
     except (ImportError, AttributeError) as e:

@@ -37,7 +37,7 @@ from collections.abc import Generator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from mpgort import _core, _keeper, _m, _segment, _service
+from mpgort import _byvalue, _core, _keeper, _m, _segment, _service
 from mpgort._errors import UnsupportedPlatform, start_error
 from mpgort._m import Wires
 from mpgort._options import Options, default_method
@@ -198,6 +198,7 @@ class Host:
             self.wires = Wires(fd, m0, kick, self.fds[-1], -1)
             self.prog.set_kick_fd(kick)
             hosts.add(self)
+            self.prog.known = _byvalue.Known.now(opts.method)
             self.start_keeper(opts.method)
         except OSError as e:
             self.stop()
@@ -310,6 +311,7 @@ class Host:
             if self.opts.procs > 0 and (self.keeper is None or self.bury_keeper() != 0):
                 _keeper.end(_keeper.adopt(self.prog, set())[0], 0)
             self.prog.forget()
+            self.prog.known = None  # which leads to all that is in __main__, so perhaps back to it
             self.close()
         hosts.discard(self)
         unwatch_sigquit()

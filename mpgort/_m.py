@@ -253,6 +253,7 @@ def live(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn
             pass  # replaced by something that is no text file
         if "random" in sys.modules:
             sys.modules["random"].seed()
+        prog.known = None
         prog.minit(_core.M_WORKER)
         if os.getppid() == parent:
             status = 0 if initialize(wires, plan) else 1

@@ -1,8 +1,8 @@
 """The one pickler: what has no tag of its own in the codec goes through here.
 
 Pickle does the work, with cloudpickle's reducers for what pickle knows no name for: lambdas, local
-classes, functions of an interactive session. Two rules stand above both. What a module and a name
-lead to goes by that name, also in `__main__` (which cloudpickle would copy): a class is one class
+classes. Two rules stand above both. What a module and a name lead to goes by that name, also in
+`__main__` (which cloudpickle would copy) if the workers know it (_byvalue.py): a class is one class
 on both sides. And an open file, a socket, a lock never cross, whatever a reducer makes of them.
 """
 
@@ -33,7 +33,7 @@ from typing import Any, cast
 
 import cloudpickle
 
-from . import _code
+from . import _byvalue, _code
 
 # What never crosses, and what to call it.
 _NEVER: tuple[tuple[tuple[type, ...], str], ...] = (
@@ -123,14 +123,52 @@ class _OverBudget(Exception):
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     moving = False
+    known: _byvalue.Known | None = None
+    mark: dict[str, Any] | None = None  # stands for the globals of the unit that this one makes
     sink: _Budget
+    counts: Callable[[Any], Any]  # whether an object is a handle
+
+    @classmethod
+    def to(cls, left: int, known: _byvalue.Known | None, counts: Callable[[Any], Any]) -> _Pickler:
+        sink = _Budget(left)
+
+        def large(buffer: pickle.PickleBuffer) -> bool:
+            """Looks at the size before the copy; True keeps the buffer in the pickle."""
+            if buffer.raw().nbytes > sink.left:
+                raise _OverBudget
+            return True
+
+        p = cls(sink, 5, buffer_callback=large)
+        p.sink, p.known, p.counts = sink, known, counts
+        return p
+
+    def another(self) -> _Pickler:
+        return self.to(1 << 62, self.known, self.counts)
+
+    def crosses(self, o: Any) -> bool:
+        p = self.another()
+        p.persistent_id = self.counts
+        try:
+            p.dump(o)
+        except Exception:
+            return False
+        return True
 
     def reducer_override(self, o: Any) -> Any:
         why = refusal(o, self.moving)
         if why is not None:
             raise Refused(why)
-        if isinstance(o, (type, types.FunctionType)) and _code.name_of(o) is not None:
-            return NotImplemented
+        if isinstance(o, (type, types.FunctionType)):
+            in_unit = _byvalue.name_in_unit(o)
+            if in_unit is not None and self.mark is None:
+                return _byvalue.named, (in_unit[0].data, in_unit[1])
+            if in_unit is None and _code.name_of(o, self.known) is not None:
+                return NotImplemented
+            made = _byvalue.reduce(self, o)
+            if made is not None:
+                return made
+        elif self.mark is not None and isinstance(o, types.CodeType):
+            return _byvalue.marshalled(o)  # cloudpickle's would lose the file's name
         if type(o) is memoryview:
             flat = o if o.c_contiguous else memoryview(o.tobytes())
             return viewed, (pickle.PickleBuffer(flat), o.format, o.shape)
@@ -272,26 +310,26 @@ def strided(buffer: Any, offset: int, dtype: Any, shape: Any, strides: Any) -> A
     return np.ndarray(shape, dtype, buffer, offset, strides)
 
 
-def dumps(objects: list[Any], seen: Callable[[Any], Any], left: int, moving: bool) -> Any:
+def dumps(
+    objects: list[Any],
+    seen: Callable[[Any], Any],
+    left: int,
+    moving: bool,
+    known: _byvalue.Known | None,
+    counts: Callable[[Any], Any],
+) -> Any:
     """The pickle of the list; None when it is longer than `left` bytes.
 
-    `seen` is asked about every object: what it answers, if not None, stands for the object."""
-    sink = _Budget(left)
-
-    def large(buffer: pickle.PickleBuffer) -> bool:
-        """Looks at the size before the copy; True keeps the buffer in the pickle."""
-        if buffer.raw().nbytes > sink.left:
-            raise _OverBudget
-        return True
-
-    pickler = _Pickler(sink, 5, buffer_callback=large)
-    pickler.moving, pickler.sink = moving, sink
+    `seen` is asked about every object: what it answers, if not None, stands for the object;
+    `counts` answers True for a handle, without counting it."""
+    pickler = _Pickler.to(left, known, counts)
+    pickler.moving = moving
     pickler.persistent_id = seen
     try:
         pickler.dump(objects)
     except _OverBudget:
         return None
-    return sink.getvalue()
+    return pickler.sink.getvalue()
 
 
 class _Unpickler(pickle.Unpickler):
@@ -312,20 +350,24 @@ def loads(data: bytes, load: Callable[[Any], Any] | None) -> Any:
 
 
 def blame(
-    objects: list[Any], exc: BaseException, moving: bool, seen: Callable[[Any], Any]
+    objects: list[Any],
+    exc: BaseException,
+    moving: bool,
+    known: _byvalue.Known | None,
+    counts: Callable[[Any], Any],
 ) -> tuple[int, str, str, BaseException]:
     """(number, path within, reason, error) of the object in the list that cannot be pickled."""
     error: BaseException | None = exc
     inner = None
     try:
         for number, o in enumerate(objects):
-            error = _error(o, moving, seen)
+            error = _error(o, moving, known, counts)
             if error is None:
                 continue
             path = ""
             for _ in range(50):
-                for step, part in _parts(o):
-                    inner = _error(part, moving, seen)
+                for step, part in _parts(o, known):
+                    inner = _error(part, moving, known, counts)
                     if inner is not None:
                         path, o, error = path + step, part, inner
                         break
@@ -345,15 +387,17 @@ def _reason(o: object, error: BaseException) -> str:
     return f"{type(o).__qualname__}: {type(error).__name__}: {error}"
 
 
-def _error(o: object, moving: bool, seen: Callable[[Any], Any]) -> BaseException | None:
+def _error(
+    o: object, moving: bool, known: _byvalue.Known | None, counts: Callable[[Any], Any]
+) -> BaseException | None:
     try:
-        dumps([o], seen, 1 << 62, moving)
+        dumps([o], counts, 1 << 62, moving, known, counts)
     except Exception as e:
         return e
     return None
 
 
-def _parts(o: Any) -> Iterator[tuple[str, Any]]:
+def _parts(o: Any, known: _byvalue.Known | None) -> Iterator[tuple[str, Any]]:
     if isinstance(o, (list, tuple)):
         for i, item in enumerate(o):
             yield f"[{i}]", item
@@ -369,6 +413,7 @@ def _parts(o: Any) -> Iterator[tuple[str, Any]]:
                 yield f".{name}", cell.cell_contents
             except ValueError:
                 continue
+        yield from _byvalue.parts(o, known)
         return
     state = getattr(o, "__dict__", None)
     if isinstance(state, dict) and not isinstance(o, type):

@@ -167,7 +167,14 @@ class Programs:
         self.all: list[Running] = []
         self.killed = False  # SIGKILL may hit the microseconds in which the segment has a name
 
-    def start(self, source: str | Path, *args: str, env: dict[str, str] | None = None) -> Running:
+    def start(
+        self,
+        source: str | Path,
+        *args: str,
+        env: dict[str, str] | None = None,
+        session: bool = False,
+    ) -> Running:
+        """session: the source is typed into `python -i`."""
         if isinstance(source, str):
             path = self.folder / f"prog{len(self.all)}.py"
             path.write_text(textwrap.dedent(source))
@@ -180,10 +187,10 @@ class Programs:
             "PYTHONPATH": os.pathsep.join(libs),  # what programs have in common
         }
         popen = subprocess.Popen(
-            [sys.executable, str(path), *args],
+            [sys.executable, *(("-i", "-q") if session else (str(path), *args))],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
+            stdin=path.open() if session else subprocess.DEVNULL,
             text=True,
             env=environ | (env or {}),
             start_new_session=True,
@@ -198,8 +205,9 @@ class Programs:
         *args: str,
         env: dict[str, str] | None = None,
         limit: float = LIMIT_S,
+        session: bool = False,
     ) -> Result:
-        return self.start(source, *args, env=env).wait(limit)
+        return self.start(source, *args, env=env, session=session).wait(limit)
 
     def storm(
         self,

@@ -308,6 +308,7 @@ class Program:
     name: str
     attached: bool
     tick: Callable[[], object] | None
+    known: object | None
     max_tasks: int
     max_rss: int
     @classmethod

@@ -355,12 +355,45 @@ struct code_info *code_info_by_id(uint32_t id)
     return ci;
 }
 
+/* ---- what the workers know -------------------------------------------------------------------- */
+
+PyObject *codes_known(void)
+{
+    return core_prog_cur != NULL ? core_prog_cur->known : Py_None;
+}
+
+/* Its version if this is the dict of __main__ in an M0, else 0: then nothing can be new in it. */
+static uint64_t main_version(PyObject *dict)
+{
+    if (codes_known() == Py_None)
+        return 0;
+    PyObject *main = PyImport_AddModule("__main__"); /* borrowed */
+    return main != NULL && PyModule_GetDict(main) == dict ? dict_version(dict) : 0;
+}
+
+int code_by_value(struct code_info *ci)
+{
+    uint64_t version = main_version(ci->globals);
+    if (version == 0 || (ci->version == version && ci->known_id == core_prog_cur->known_id))
+        return 0;
+    PyObject *r = PyObject_CallMethod(codes_known(), "lacks", "O", ci->code);
+    if (r == NULL)
+        return -1;
+    Py_DECREF(r);
+    if (r == Py_True)
+        return 1;
+    ci->version = version;
+    ci->known_id = core_prog_cur->known_id;
+    return 0;
+}
+
 /* ---- names ----------------------------------------------------------------------------------- */
 
 static struct named {
     PyObject *o; /* compared only */
     struct place at;
     uint32_t id, epoch;
+    uint64_t version; /* of __main__, where it may be defined anew: main_version() */
     bool variable;
 } *named;
 static uint32_t named_mask, n_named;
@@ -398,6 +431,8 @@ static int named_grow(void)
 /* Still what its module calls by that name? */
 static inline bool named_holds(struct named *n)
 {
+    if (unlikely(n->version != 0) && n->version != dict_version(n->at.dict))
+        return false;
     if (likely(n->at.rest == NULL))
         return PyDict_GetItemWithError(n->at.dict, n->at.key) == n->o;
     PyObject *now = place_get(&n->at);
@@ -407,7 +442,7 @@ static inline bool named_holds(struct named *n)
 
 static uint32_t named_add(PyObject *o, const char *asker, bool variable)
 {
-    PyObject *t = PyObject_CallMethod(core_code_py, asker, "(O)", o);
+    PyObject *t = PyObject_CallMethod(core_code_py, asker, "OO", o, codes_known());
     if (t == NULL || t == Py_None) {
         Py_XDECREF(t);
         return 0;
@@ -420,7 +455,7 @@ static uint32_t named_add(PyObject *o, const char *asker, bool variable)
     if (!PyArg_ParseTuple(t, "y#y#", &hash, &n_hash, &payload, &n_payload) ||
         (id = core_codes.intern((const uint8_t *)hash, payload, (size_t)n_payload)) == 0)
         goto done;
-    r = PyObject_CallMethod(core_code_py, "resolve", "y#", payload, n_payload);
+    r = PyObject_CallMethod(core_code_py, "resolve", "y#O", payload, n_payload, codes_known());
     PyObject *found;
     if (!place_set(&at, r, &found) || found != o ||
         (2 * ++n_named > named_mask && named_grow() < 0)) {
@@ -434,7 +469,12 @@ static uint32_t named_add(PyObject *o, const char *asker, bool variable)
         n_variables -= n->variable;
         n_named--;
     }
-    *n = (struct named){.o = o, .at = at, .id = id, .epoch = codes_epoch, .variable = variable};
+    *n = (struct named){.o = o,
+                        .at = at,
+                        .id = id,
+                        .epoch = codes_epoch,
+                        .version = main_version(at.dict),
+                        .variable = variable};
     n_variables += variable;
     struct by_id *b = by_id_slot(id);
     if (b != NULL) { /* the way back leads to the same place, also if the module was made anew */
@@ -499,7 +539,7 @@ PyObject *global_by_id(uint32_t id)
         PyObject *bytes = payload_bytes(id, hash), *found;
         if (bytes == NULL)
             return NULL;
-        PyObject *r = PyObject_CallMethod(core_code_py, "resolve", "O", bytes);
+        PyObject *r = PyObject_CallMethod(core_code_py, "resolve", "OO", bytes, codes_known());
         Py_DECREF(bytes);
         struct place at = {NULL, NULL, NULL};
         bool good = place_set(&at, r, &found) && (b = by_id_slot(id)) != NULL;

@@ -106,7 +106,8 @@ struct code_info {          /* hangs on the code object (co_extra), made once, n
     PyObject *globals;      /* func's */
     uint32_t id, epoch;     /* in core_codes, valid while epoch == codes_epoch */
     uint8_t hash[16];
-    PyObject *payload; /* bytes for core_codes.intern */
+    PyObject *payload;          /* bytes for core_codes.intern */
+    uint64_t known_id, version; /* of what code_by_value() has found nothing new in */
     int n_points;
     struct resume_point *points;
     int16_t *point_at;   /* by code unit: index in points, or -1 */
@@ -134,6 +135,11 @@ static inline uint32_t code_info_id(struct code_info *ci)
 {
     return likely(ci->epoch == codes_epoch) ? ci->id : code_info_intern(ci);
 }
+/* Whether a function with this code goes by value: its program's workers have other globals for it,
+ * or it names some that they have not (_byvalue.py). 1, 0, -1: exception. */
+int code_by_value(struct code_info *ci);
+/* What the workers of the current program have as __main__, for _code.py and _pickle.py; borrowed. */
+PyObject *codes_known(void);
 /* The code with this number, located or built; NULL with BadContinuation or CodeMismatch. */
 struct code_info *code_info_by_id(uint32_t id);
 /* A function or class by (module, qualified name); 0 without exception:
@@ -203,7 +209,7 @@ struct enc {
     bool located;        /* path begins with a frame's local */
     struct enc *next;    /* of the free ones */
     PyObject *cause;     /* the exception behind `why`, or NULL */
-    char path[240], why[200], refusal[200];
+    char path[240], why[200], refusal[200], refused_path[160]; /* the latter two of `refused` */
 };
 
 /* All enc_* take the write pointer and return it advanced, or NULL: E->status says why. */

@@ -86,6 +86,9 @@ uint8_t *enc_function(struct enc *E, uint8_t *p, PyObject *o)
             return enc_fail(E, ENC_ERROR);
         return enc_pickled(E, p, o);
     }
+    int by_value = code_by_value(ci);
+    if (by_value != 0)
+        return by_value > 0 ? enc_pickled(E, p, o) : enc_fail(E, ENC_ERROR);
     if (E->moving && f->func_weakreflist != NULL)
         return enc_refuse(E, "a function with a weak reference to it does not move");
     if ((id = code_info_id(ci)) == 0)

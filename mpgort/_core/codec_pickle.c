@@ -68,8 +68,10 @@ uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o)
     if (E->pickled == NULL && (E->pickled = PyList_New(0)) == NULL)
         return enc_fail(E, ENC_ERROR);
     Py_ssize_t n = PyList_GET_SIZE(E->pickled);
-    if (n == E->refused)
+    if (n == E->refused) {
+        enc_path(E, "%s", E->refused_path);
         return enc_refuse(E, "%s", E->refusal);
+    }
     if (n == E->pickled_cap) {
         Py_ssize_t cap = n ? n * 2 : 8;
         struct pickled_at *t = PyMem_Realloc(E->pickled_at, (size_t)cap * sizeof *t);
@@ -210,16 +212,13 @@ static PyObject *unseen(PyObject *capsule, PyObject *o)
 static PyMethodDef unseen_def = {"unseen", unseen, METH_O, NULL};
 
 /* What `dumps` raised: (number, path, reason) of the culprit, where it could be found. */
-static int blame(struct enc *E)
+static int blame(struct enc *E, PyObject *dry)
 {
     if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
         return E->status = ENC_ERROR;
     PyObject *exc = take_exception();
-    PyObject *dry = PyCFunction_New(&seen_dry_def, NULL);
-    PyObject *t = dry == NULL ? NULL
-                              : PyObject_CallMethod(core_pickle, "blame", "OOOO", E->pickled, exc,
-                                                    E->moving ? Py_True : Py_False, dry);
-    Py_XDECREF(dry);
+    PyObject *t = PyObject_CallMethod(core_pickle, "blame", "OOOOO", E->pickled, exc,
+                                      E->moving ? Py_True : Py_False, codes_known(), dry);
     Py_ssize_t number;
     const char *path, *reason;
     PyObject *cause;
@@ -229,8 +228,9 @@ static int blame(struct enc *E)
         return E->status = ENC_ERROR;
     }
     PyOS_snprintf(E->refusal, sizeof E->refusal, "%.190s", reason);
+    PyOS_snprintf(E->refused_path, sizeof E->refused_path, "%.150s", path);
     E->path[0] = 0;
-    enc_path(E, "%.150s", path);
+    enc_path(E, "%s", E->refused_path);
     enc_refuse(E, "%s", E->refusal);
     Py_XSETREF(E->cause, Py_NewRef(cause));
     E->refused = number;
@@ -246,11 +246,14 @@ int enc_pickle_all(struct enc *E, uint8_t **pp)
     PyObject *capsule = PyCapsule_New(E, NULL, NULL);
     PyObject *fn = capsule != NULL ? PyCFunction_New(&seen_def, capsule) : NULL;
     Py_XDECREF(capsule);
+    static PyObject *dry;
+    if (dry == NULL && (dry = PyCFunction_New(&seen_dry_def, NULL)) == NULL)
+        Py_CLEAR(fn);
     size_t budget = E->out->budget, used = (size_t)(p - E->start);
     Py_ssize_t left = budget == SIZE_MAX ? PY_SSIZE_T_MAX
                       : budget > used    ? (Py_ssize_t)(budget - used)
                                          : 0;
-    if (capsule == NULL || fn == NULL)
+    if (fn == NULL)
         return E->status = ENC_ERROR;
     E->n_top = 0;
     int8_t states_few[32], *states = states_few;
@@ -264,8 +267,8 @@ int enc_pickle_all(struct enc *E, uint8_t **pp)
             states[i] = E->gens[i]->gi_frame_state;
             E->gens[i]->gi_frame_state = FRAME_EXECUTING;
         }
-    PyObject *bytes = PyObject_CallMethod(core_pickle, "dumps", "OOnO", E->pickled, fn, left,
-                                          E->moving ? Py_True : Py_False);
+    PyObject *bytes = PyObject_CallMethod(core_pickle, "dumps", "OOnOOO", E->pickled, fn, left,
+                                          E->moving ? Py_True : Py_False, codes_known(), dry);
     for (uint32_t i = 0; i < E->n_gens; i++)
         if (gen_is((PyObject *)E->gens[i]))
             E->gens[i]->gi_frame_state = states[i];
@@ -273,7 +276,7 @@ int enc_pickle_all(struct enc *E, uint8_t **pp)
         PyMem_Free(states);
     Py_DECREF(fn);
     if (bytes == NULL)
-        return blame(E);
+        return blame(E, dry);
     if (E->again || bytes == Py_None) {
         Py_DECREF(bytes);
         if (!E->again)

@@ -203,6 +203,8 @@ typedef struct core_prog {
     Py_ssize_t exports; /* live buffers of view(): the mapping stays until the last is gone */
     uint64_t max_tasks; /* a worker retires when it has run so many goroutines, ... */
     uint64_t max_rss;   /* ... or has grown to so many bytes; 0: no limit */
+    PyObject *known;    /* _byvalue.Known: what its workers have as __main__; None but in M0 */
+    uint64_t known_id;  /* another for each that was ever set */
 } CoreProg;
 extern PyTypeObject CoreProg_Type;
 /* Initial-exec: read at each step of the hot path, and two words fit into the room that the loader

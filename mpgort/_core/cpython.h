@@ -42,6 +42,18 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
+/* ---- dicts ------------------------------------------------------------------------------------- */
+
+/* Another number after each change of the dict; deprecated since 3.12 in favour of watchers, which
+ * 3.11 has not. */
+static inline uint64_t dict_version(PyObject *dict)
+{
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+    return ((PyDictObject *)dict)->ma_version_tag;
+#pragma GCC diagnostic pop
+}
+
 /* ---- frames ---------------------------------------------------------------------------------- */
 
 typedef struct _PyInterpreterFrame Frame;

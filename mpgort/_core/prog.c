@@ -116,6 +116,7 @@ static CoreProg *prog_new(PyTypeObject *type)
     if (p == NULL)
         return NULL;
     p->tick = Py_NewRef(Py_None);
+    p->known = Py_NewRef(Py_None);
     p->handles = PyDict_New();
     p->next = all;
     all = p;
@@ -242,6 +243,7 @@ static void prog_dealloc(CoreProg *p)
     unmap(p);
     Py_XDECREF(p->handles);
     Py_XDECREF(p->tick);
+    Py_XDECREF(p->known);
     Py_TYPE(p)->tp_free((PyObject *)p);
 }
 
@@ -469,6 +471,19 @@ static int set_tick(CoreProg *p, PyObject *v, void *closure)
     return 0;
 }
 
+static PyObject *get_known(CoreProg *p, void *closure)
+{
+    return Py_NewRef(p->known);
+}
+static int set_known(CoreProg *p, PyObject *v, void *closure)
+{
+    static uint64_t last;
+    Py_XSETREF(p->known, Py_NewRef(v ? v : Py_None));
+    p->known_id = v != NULL && v != Py_None ? ++last : 0;
+    core_codes_changed();
+    return 0;
+}
+
 static PyObject *get_limit(CoreProg *p, void *rss)
 {
     return PyLong_FromUnsignedLongLong(rss ? p->max_rss : p->max_tasks);
@@ -493,6 +508,8 @@ static PyGetSetDef prog_getset[] = {
     GET("attached", A_ATTACHED, "the mapping is there"),
     {"tick", (getter)get_tick, (setter)set_tick,
      "called by M0 about every 100 ms, whatever it waits for", NULL},
+    {"known", (getter)get_known, (setter)set_known,
+     "what the workers have as __main__, if this is M0 and there are any", NULL},
     {"max_tasks", (getter)get_limit, (setter)set_limit, "goroutines after which a worker retires",
      NULL},
     {"max_rss", (getter)get_limit, (setter)set_limit, "bytes at which a worker retires", (void *)1},

@@ -1,0 +1,258 @@
+"""What `__main__` gets after the workers were started runs on them: a notebook's next cell, a line
+typed into `python -i`, a function that a script defines late. By value, with what it uses.
+
+A session is typed in: a blank line ends a definition, and nothing else may have one in it."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Programs, Result
+
+METHODS = ["fork", "forkserver", "spawn"]
+
+
+def lines(r: Result) -> list[str]:
+    assert r.status == 0 and "Traceback" not in r.err, r.err[-3000:]
+    return r.out.splitlines()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_session_goes_on_after_its_workers_were_started(program: Programs, method: str) -> None:
+    r = program(
+        f"""
+        import dataclasses, enum, mpgort
+        def first(x): return x + 1
+
+        ex = mpgort.Executor(2, start_method="{method}")
+        ask = lambda *call: ex.submit(*call).result(30)
+        print(1, ask(first, 1))
+        K = 100
+        def second(x): return first(x) * K
+
+        print(2, ask(second, 1), list(ex.map(second, range(3))))
+        def second(x): return first(x) * K + 1
+
+        print(3, ask(second, 1), ask(lambda: second(2)))
+        def first(x): return x + 1000
+
+        print(4, ask(second, 1))
+        futures = []
+        for K in (1, 2, 1): futures.append(ex.submit(second, 0))
+
+        print(5, [f.result(30) for f in futures])
+        def fact(n): return 1 if n == 0 else n * fact(n - 1)
+
+        def even(n): return n == 0 or odd(n - 1)
+
+        def odd(n): return n != 0 and even(n - 1)
+
+        print(6, ask(fact, 5), ask(even, 10))
+        class Point:
+            def __init__(self, x): self.x = x
+            def far(self): return Point, self.x * K
+
+        p, was = ask(Point, 3), Point
+        print(7, type(p) is Point, ask(p.far) == (Point, 3), ask(isinstance, p, Point))
+        print(8, Point.far.__globals__ is globals())
+        for K in (10, 20, 10): print(9, ask(p.far)[1])
+
+        class Point(Point):
+            pass
+
+        print(10, type(ask(Point, 1)) is Point, ask(p.far)[0] is Point, type(ask(was, 1)) is was)
+        @dataclasses.dataclass
+        class D:
+            a: int
+
+        Color = enum.Enum("Color", "RED")
+        print(11, ask(lambda d: D(d.a + 1), D(1)) == D(2), ask(lambda: Color.RED) is Color.RED)
+        class Failure(Exception):
+            def __init__(self, a, b): self.a = a
+
+        def fails(): raise Failure(1, 2)
+
+        print(12, type(ex.submit(fails).exception(30)) is Failure)
+        counted = [ask(lambda: 1) for _ in range(20)]
+        with mpgort.Pool(2, context="{method}") as pool: print(13, pool.map(second, range(2)))
+
+        ex.shutdown()
+        """,
+        session=True,
+    )
+    assert lines(r) == [
+        "1 2",
+        "2 200 [100, 200, 300]",
+        "3 201 301",
+        "4 100101",
+        "5 [1001, 2001, 1001]",
+        "6 120 True",
+        "7 True True True",
+        "8 True",
+        "9 30",
+        "9 60",
+        "9 30",
+        "10 True True True",
+        "11 True True",
+        "12 True",
+        "13 [10001, 10011]",
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_coroutine_of_a_later_cell_parks_and_moves(program: Programs, method: str) -> None:
+    r = program(
+        f"""
+        import os, signal, mpgort
+        rt = mpgort.Runtime(2, start_method="{method}")
+        print(rt.spawn(abs, -1).result(30))
+        STEP = 2
+        class Sum:
+            def __init__(self): self.n, self.pids = 0, []
+            async def add(self, n):
+                self.pids.append(os.getpid())
+                await mpgort.gosched()
+                self.n += n
+
+        async def steps(c):
+            async for i in c:
+                await mpgort.gosched()
+                yield STEP
+
+        async def many(c, out, f):
+            s, g = Sum(), (lambda x: x * STEP)
+            async for i in steps(c):
+                await s.add(f(g(i)))
+                await out.send(s.pids[-1])
+            return s
+
+        c, out = rt.chan(), rt.chan()
+        h = rt.spawn(many, c, out, lambda x: x + 1)
+        for i in range(3):
+            c.put(i)
+            pid = out.get(30)
+            while h.status() != "chan receive": pass
+            os.kill(pid, signal.SIGKILL)
+
+        c.close()
+        s = h.result(30)
+        print(s.n, len(set(s.pids)), type(s) is Sum)
+        async def asked(c, out):
+            async for f in c: await out.send(f(1))
+
+        c = rt.chan(8)
+        rt.go(asked, c, out)
+        for K in range(3): c.put(lambda x: x + K)
+
+        print([out.get(30) for _ in range(3)])
+        async def kept(): await mpgort.gosched(); return STEP
+
+        print(rt.spawn(kept, durable=True, retries=1).result(30), rt.shutdown(timeout=30))
+        """,
+        env={"MPGORT_MIGRATE": "always"},
+        session=True,
+    )
+    assert lines(r) == ["1", "15 3 True", "[1, 2, 3]", "2 True"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_script_defines_functions_after_the_start(program: Programs, method: str) -> None:
+    r = program(f"""
+        import threading
+        import mpgort
+
+        def early(x):
+            return helper(x) if x else model
+
+        def helper(x):
+            return x + 1
+
+        def mentions():
+            return "later" in globals() and later
+
+        def begin():
+            global model
+            model = "loaded"
+
+        model = None
+
+        def main():
+            global helper, late, later, again
+            with mpgort.Executor(2, start_method="{method}", initializer=begin) as ex:
+                print(ex.submit(early, 0).result(), ex.submit(early, 1).result())
+                def helper(x):
+                    return x + 100
+                print(ex.submit(early, 1).result(), ex.submit(early, 0).result())
+                exec("def late(x): return (x, model, FACTOR, helper(x))", globals())
+                globals()["FACTOR"] = 7
+                print(ex.submit(late, 1).result())
+                later = threading.Lock()
+                print(ex.submit(mentions).result())
+                def again():
+                    return later
+                error = ex.submit(again).exception()
+                print(type(error).__name__, error)
+
+        if __name__ == "__main__":
+            main()
+        """)
+    assert lines(r) == [
+        "loaded 2",
+        "101 loaded",
+        "(1, 'loaded', 7, 101)",
+        "False",
+        "SerializationError fn.__globals__['later']: a lock (_thread.lock) never crosses",
+    ]
+
+
+def test_a_console_of_a_program_s_own_has_its_functions_run_and_move(program: Programs) -> None:
+    r = program(
+        """
+        import code
+        import mpgort
+
+        console = code.InteractiveConsole()
+        for line in '''
+        import mpgort, os
+        ex = mpgort.Executor(2)
+        N = 20
+        def f(x): return x * N
+
+        async def pids():
+            seen = set()
+            for i in range(N): seen.add(os.getpid()); await mpgort.sleep(0.0001)
+            return len(seen) > 1
+
+        print(ex.submit(f, 2).result(30), any([ex.submit(pids).result(30) for _ in range(5)]))
+        ex.shutdown()
+        '''.splitlines():
+            console.push(line.removeprefix("        "))
+        """,
+        env={"MPGORT_MIGRATE": "always"},
+    )
+    assert lines(r) == ["40 True"]
+
+
+def test_globals_that_are_shared_or_large_come_along_and_keep_their_goroutine_at_home(
+    program: Programs,
+) -> None:
+    r = program(
+        """
+        import mpgort, numpy as np
+        rt = mpgort.Runtime(2)
+        rt.spawn(abs, 1).result(30)
+        ch, a = rt.chan(), np.arange(100_000)
+        async def feed(n):
+            for i in range(n): await ch.send(int(a[i]))
+            await mpgort.sleep(1000)
+
+        h = rt.spawn(feed, 3)
+        print([ch.get(30) for _ in range(3)])
+        while "pinned" not in rt.stack(): pass
+
+        print("hold what is shared: pass it as an argument" in rt.stack())
+        h.kill(), rt.shutdown(timeout=30)
+        """,
+        session=True,
+    )
+    out = lines(r)
+    assert out == ["1", "[0, 1, 2]", "True", "(True, True)"]
