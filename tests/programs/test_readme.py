@@ -26,7 +26,7 @@ def test_the_opening_program_prints_what_its_comment_says(program: Programs) -> 
 
 
 def test_the_first_program_runs(program: Programs) -> None:
-    source = "import mpgort\nfrom mpgort import chan, go, spawn\n\n" + blocks("python")[1]
+    source = "import mpgort\n" + blocks("python")[1]
     source += '\nif __name__ == "__main__":\n    mpgort.run(main)\n'
     done = program(source)
     assert (done.out, done.status) == ("0\n1\n2\n1024\n", 0), done.err
@@ -45,6 +45,16 @@ def test_who_comes_from_elsewhere_gets_what_the_comments_say(program: Programs, 
     assert said
     done = program(source)
     assert (done.out.splitlines(), done.err, done.status) == (said, "", 0)
+
+
+def test_each_option_of_run_and_runtime_has_a_row() -> None:
+    from mpgort._options import Given
+
+    table = README.split("| option | default |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.M)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {
+        *Given.__annotations__
+    }
 
 
 def test_the_table_of_contents_leads_to_sections() -> None:
