@@ -3,15 +3,18 @@
 A program's segment has no name (see _segment); it is found as the descriptor of its M0 in /proc,
 and mapped once more. A watcher takes no M slot and holds no lock: it reads, and asks the Ms of
 goroutines at home for their frames as SIGQUIT does. What it reads may change under its eyes, so
-figures are of about now, and every offset is checked before it is followed (shm_seg_attach,
-dump.c)."""
+figures are of about now, and every offset is checked before it is followed (shm_seg_watch,
+dump.c). One that is damaged, or cut short meanwhile, is a BadSegment, or a wrong figure; never a
+crash (_core/guard.c)."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -39,14 +42,15 @@ class Running:
         back). Raises BadSegment, OSError (ended meanwhile, or not ours)."""
         fd = os.open(f"/proc/{self.pid}/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            return _core.Program.attach(fd, watches)
+            return _core.Program.attach(fd, watches, True)
         except BaseException:
             os.close(fd)
             raise
 
 
 def programs() -> list[Running]:
-    """The running programs of this user (of all users, for root), oldest pid first."""
+    """The running programs of this user (of all users, for root, whom attach() refuses those of
+    others), oldest pid first."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -95,9 +99,11 @@ class View:
 
 
 def view(prog: _core.Program, pid: int) -> View:
-    """The figures of ps and top: one vector operation over the g table, one row an M."""
+    """The figures of ps and top: one vector operation over the g table, one row an M. Raises
+    BadSegment; of a damaged one whatever its figures lead to."""
     import numpy as np
 
+    prog.look()
     h = _segment.header(prog)[0]
     g = _segment.g_table(prog)
     status = (g["status"][1:] & 0xFF).astype(np.uint8)
@@ -121,7 +127,7 @@ def view(prog: _core.Program, pid: int) -> View:
                 counters={k: v for k, v in row.items() if k not in ("slot", "kind", "pid")},
             )
         )
-    return View(
+    seen = View(
         pid=pid,
         name=bytes(h["name"]).split(b"\0")[0].decode(errors="replace"),
         procs=int(h["nprocs"]),
@@ -133,6 +139,8 @@ def view(prog: _core.Program, pid: int) -> View:
         ms=ms,
         live_bytes=stats["live_bytes"],
     )
+    prog.look()
+    return seen
 
 
 class Seen(NamedTuple):
@@ -141,27 +149,63 @@ class Seen(NamedTuple):
     view: View
 
 
-def look(running: Running) -> Seen | None:
+@dataclass(frozen=True)
+class Refused:
+    """A program that cannot be looked at, and why, in one line."""
+
+    running: Running
+    why: str
+
+
+def damage(e: Exception) -> str:
+    """What is wrong with a segment whose reading has ended in e."""
+    if isinstance(e, BadSegment):
+        return str(e)
+    return f"it is damaged ({type(e).__name__}: {e})".replace("\n", " ")
+
+
+@contextlib.contextmanager
+def reading(seen: Seen) -> Iterator[None]:
+    """What is read of a program in the block is whole at its end, or BadSegment says in one line
+    which program it is, and what is wrong."""
+    try:
+        yield
+        seen.prog.look()
+    except Exception as e:
+        raise BadSegment(f"program {seen.view.pid}: {damage(e)}") from e
+
+
+def look(running: Running) -> Seen | Refused | None:
     """The program mapped and seen; None if it has ended meanwhile."""
+    prog = None
     try:
         prog = running.attach()
-        return Seen(running, prog, view(prog, running.pid))
-    except (OSError, BadSegment):
+        # One that has ended is mapped as long as its process holds a handle of it.
+        return None if prog.ended else Seen(running, prog, view(prog, running.pid))
+    except OSError:
         return None
+    except Exception as e:
+        if prog is not None:
+            prog.detach()
+        return Refused(running, damage(e))
 
 
-def look_at_all() -> list[Seen]:
-    return [seen for seen in map(look, programs()) if seen is not None]
+def look_at_all() -> tuple[list[Seen], list[Refused]]:
+    every = [look(running) for running in programs()]
+    return [x for x in every if isinstance(x, Seen)], [x for x in every if isinstance(x, Refused)]
 
 
 def choose(which: str | None) -> Seen:
-    """The program with this pid or name; without one, the only one. Raises NoProgram."""
-    # One that has ended is mapped as long as its process holds a handle of it.
-    every = [s for s in look_at_all() if not s.prog.ended]
+    """The program with this pid or name; without one, the only one. Raises NoProgram, BadSegment
+    if the one with that pid cannot be looked at."""
+    every, refused = look_at_all()
     fit = [s for s in every if which is None or which in (str(s.view.pid), s.view.name)]
     if len(fit) == 1:
         return fit[0]
     names = ", ".join(f"{s.view.pid} ({s.view.name})" for s in (fit or every))
+    for r in refused:
+        if which == str(r.running.pid) or (which is None and not every):
+            raise BadSegment(f"program {r.running.pid}: {r.why}")
     if not every:
         raise NoProgram("no program runs here")
     if not fit:

@@ -30,7 +30,10 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import mpgort
-from mpgort import _doctor, _monitor, _trace, _traceback, demos
+from mpgort import _core, _doctor, _monitor, _trace, _traceback, demos
+from mpgort._errors import BadSegment
+
+ANSWER_S = 30  # a program that does not let a tracer in for so long does nothing else either
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -101,9 +104,12 @@ def demo(args: argparse.Namespace) -> int:
 
 def ps(args: argparse.Namespace) -> int:
     print(f"{'PID':>8}  {'PROCS':>5}  {'GOROUTINES':>10}  {'UP':>8}  NAME")
-    for v in (seen.view for seen in _monitor.look_at_all() if not seen.prog.ended):
+    seen, refused = _monitor.look_at_all()
+    for v in (s.view for s in seen):
         up = _monitor.brief(v.up_s)
         print(f"{v.pid:>8}  {v.procs:>5}  {v.goroutines:>10}  {up:>8}  {v.name}")
+    for r in refused:
+        complain(f"program {r.running.pid}: {r.why}")
     return 0
 
 
@@ -111,35 +117,55 @@ def top(args: argparse.Namespace) -> int:
     from rich.live import Live
 
     try:
-        _, prog, now = _monitor.choose(args.program)
-    except _monitor.NoProgram as e:
-        return complain(str(e))
-    before: _monitor.View | None = None
-    with Live(auto_refresh=False) as live:
-        try:
+        seen = _monitor.choose(args.program)
+        now, before = seen.view, None
+        with Live(auto_refresh=False) as live:
             for turn in itertools.count(1):
                 live.update(_monitor.top_table(now, before, args.interval), refresh=True)
                 if turn == args.count or not Path(f"/proc/{now.pid}").exists():
                     break
                 time.sleep(args.interval)
-                before, now = now, _monitor.view(prog, now.pid)
-        except KeyboardInterrupt:
-            pass
+                with _monitor.reading(seen):
+                    before, now = now, _monitor.view(seen.prog, now.pid)
+    except (_monitor.NoProgram, BadSegment) as e:
+        return complain(str(e))
+    except KeyboardInterrupt:
+        pass
     return 0
 
 
 def stack(args: argparse.Namespace) -> int:
     try:
-        prog = _monitor.choose(args.program).prog
-    except _monitor.NoProgram as e:
+        seen = _monitor.choose(args.program)
+        with _monitor.reading(seen):
+            if args.leaks:
+                leaks = _traceback.leaks(seen.prog)
+                text = "".join(f"{leak}\n\twaits on {leak.on}\n\n" for leak in leaks)
+            else:
+                text = _traceback.dump(seen.prog)
+    except (_monitor.NoProgram, BadSegment) as e:
         return complain(str(e))
-    if args.leaks:
-        sys.stdout.writelines(
-            f"{leak}\n\twaits on {leak.on}\n\n" for leak in _traceback.leaks(prog)
-        )
-    else:
-        sys.stdout.write(_traceback.dump(prog))
+    sys.stdout.write(text)
     return 0
+
+
+def record(seen: _monitor.Seen, seconds: float) -> list[_trace.TraceEvent]:
+    """What a running program does. For that this process is an M of it, takes its locks and follows
+    what stands in it: damage it meets there ends the command (guard_alone)."""
+    _core.guard_alone(ANSWER_S)
+    prog = seen.running.attach(watches=False)
+    _trace.start(prog)
+    _core.guard_alone(0)
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        pass
+    _core.guard_alone(ANSWER_S)
+    events = _trace.stop(prog)
+    prog.look()
+    prog.mexit()
+    _core.guard_alone(0)
+    return events
 
 
 def trace(args: argparse.Namespace) -> int:
@@ -160,18 +186,18 @@ def trace(args: argparse.Namespace) -> int:
         status, name = execute(args.what, args.args, args.procs, traced), args.what
     else:
         try:
-            running, _, seen = _monitor.choose(args.what)
+            seen = _monitor.choose(args.what)
         except _monitor.NoProgram as e:
             return complain(f"{e}; nor is there a file {args.what}")
-        prog = running.attach(watches=False)
-        _trace.start(prog)
+        except BadSegment as e:
+            return complain(str(e))
         try:
-            time.sleep(args.seconds)
-        except KeyboardInterrupt:
-            pass
-        events = _trace.stop(prog)
-        prog.mexit()
-        status, name = 0, seen.name
+            events = record(seen, args.seconds)
+        except (RuntimeError, MemoryError, OSError) as e:
+            return complain(f"program {seen.view.pid}: {e}")
+        except Exception as e:
+            return complain(f"program {seen.view.pid}: {_monitor.damage(e)}")
+        status, name = 0, seen.view.name
     with open(args.out, "w") as f:
         json.dump(_trace.chrome(events, name), f)
     print(f"{len(events)} events in {args.out}: open it in ui.perfetto.dev", file=sys.stderr)

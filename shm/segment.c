@@ -15,6 +15,11 @@
  * error code at the one call that asked. Loads count too: reading a hole allocates it. So who walks
  * a table stops at what is committed: hdr->max_m, hdr->g_committed, hdr->heap_top.
  *
+ * A WATCHER (a monitor) trusts nothing that others can write. Its header is a copy of its own: what
+ * has been checked is still so when it is used, however long that takes. What the tables say it
+ * checks where it follows it. That the object is cut short under its mapping is for who watches to
+ * deal with (_core/guard.c): SIGBUS is the process's, not a library's.
+ *
  * AN M SLOT, taken and given back
  *   1 shm_minit moves (kind, pid) from (FREE, 0) to (kind, its pid) by one 64-bit CAS, so there is
  *     no moment at which a slot is taken and names nobody: a reaper could never free such a one.
@@ -264,42 +269,108 @@ int shm_seg_create(struct shm_ctx *c, int fd, const struct shm_opts *o)
     return SHM_OK;
 }
 
-/* Whether a header read from the object, not yet mapped, describes an object of `size` bytes. */
-static bool header_ok(const struct shm_hdr *h, const struct stat *st)
+/* ---- attaching ------------------------------------------------------------------------------- */
+
+#define REFUSE(...) (snprintf(why, SHM_WHY_BYTES, __VA_ARGS__), SHM_EBADSEG)
+
+/* Who could have written to it: its own user, and nobody else. */
+static int owner_ok(const struct stat *st, char *why)
 {
-    if (h->magic != SHM_MAGIC || h->version != SHM_LAYOUT_VERSION || h->header_bytes != sizeof *h ||
-        h->size != (uint64_t)st->st_size)
-        return false;
-    if (h->uid != geteuid() || st->st_uid != geteuid())
-        return false;
-    uint32_t max_m = load_rlx(&h->max_m);
-    uint32_t nprocs = load_rlx(&h->nprocs), max_p = load_rlx(&h->max_p);
-    if (nprocs >= SHM_MAX_P || max_p <= nprocs || max_p > SHM_MAX_P || max_p == 0 ||
-        (nprocs ? h->m0_p >= max_p : h->m0_p != SHM_MAX_P) || h->max_g < 2 || max_m > SHM_MAX_M ||
-        h->m0_slot >= SHM_MAX_M || h->heap_bytes % PAGE || h->heap_bytes >> 48)
-        return false;
-    struct places l = places_for(h->max_g, h->heap_bytes);
-    return h->code_off == l.code && h->reason_off == l.reason && h->ptab_off == l.ptab &&
-           h->mtab_off == l.mtab && h->gtab_off == l.gtab && h->heap_off == l.heap &&
-           h->size == l.size && h->heap_top >= l.heap && h->heap_top <= l.size &&
-           load_rlx(&h->g_next) <= h->max_g && load_rlx(&h->g_committed) <= h->max_g &&
-           load_rlx(&h->code_n) < SHM_MAX_CODE && load_rlx(&h->reason_n) <= SHM_MAX_REASON;
+    if (!S_ISREG(st->st_mode))
+        return REFUSE("it is no shared memory");
+    if (st->st_uid != geteuid())
+        return REFUSE("it belongs to user %u, and this is user %u", st->st_uid, geteuid());
+    if (st->st_mode & 07177)
+        return REFUSE("its mode is %04o, not 0600: others may have written to it",
+                      st->st_mode & 07777);
+    return SHM_OK;
 }
 
-int shm_seg_attach(struct shm_ctx *c, int fd)
+/* Whether a header, no more in anybody else's reach, describes an object of `size` bytes. */
+static int header_ok(const struct shm_hdr *h, uint64_t size, char *why)
 {
-    struct shm_hdr h;
+    if (h->magic != SHM_MAGIC)
+        return REFUSE("it is no segment of mpgort");
+    if (h->version != SHM_LAYOUT_VERSION || h->header_bytes != sizeof *h)
+        return REFUSE("it is another version's: layout %u with a header of %u bytes, not %u with "
+                      "%zu",
+                      h->version, h->header_bytes, SHM_LAYOUT_VERSION, sizeof *h);
+    if (h->uid != geteuid())
+        return REFUSE("it was made by user %u, and this is user %u", h->uid, geteuid());
+    if (h->size != size)
+        return REFUSE("it has %llu bytes and was made with %llu: it was cut short, or is damaged",
+                      (unsigned long long)size, (unsigned long long)h->size);
+    uint32_t max_m = load_rlx(&h->max_m);
+    uint32_t nprocs = load_rlx(&h->nprocs), max_p = load_rlx(&h->max_p);
+    struct places l = places_for(h->max_g, h->heap_bytes);
+    if (nprocs >= SHM_MAX_P || max_p <= nprocs || max_p > SHM_MAX_P ||
+        (nprocs ? h->m0_p >= max_p : h->m0_p != SHM_MAX_P) || h->max_g < 2 || max_m > SHM_MAX_M ||
+        h->m0_slot >= SHM_MAX_M || h->heap_bytes % PAGE || h->heap_bytes >> 48 ||
+        h->code_off != l.code || h->reason_off != l.reason || h->ptab_off != l.ptab ||
+        h->mtab_off != l.mtab || h->gtab_off != l.gtab || h->heap_off != l.heap ||
+        h->size != l.size || h->heap_top < l.heap || h->heap_top > l.size ||
+        load_rlx(&h->g_next) > h->max_g || load_rlx(&h->g_committed) > h->max_g ||
+        load_rlx(&h->code_n) >= SHM_MAX_CODE || load_rlx(&h->reason_n) > SHM_MAX_REASON)
+        return REFUSE("its header is damaged");
+    return SHM_OK;
+}
+
+/* The header as it is now. pread, not the mapping: an object that is too short must be an error, not
+ * a SIGBUS. */
+static int read_header(int fd, struct shm_hdr *h, char *why)
+{
     struct stat st;
-    /* pread, not the mapping: an object that is too short must be an error, not a SIGBUS. */
-    if (fstat(fd, &st) || pread(fd, &h, sizeof h, 0) != (ssize_t)sizeof h || !header_ok(&h, &st))
-        return SHM_EBADSEG;
-    struct shm_ctx n;
-    int e = map(&n, fd, h.size);
+    if (fstat(fd, &st))
+        return REFUSE("it cannot be looked at: %s", strerror(errno));
+    int e = owner_ok(&st, why);
     if (e)
         return e;
-    find_tables(&n);
+    if (pread(fd, h, sizeof *h, 0) != (ssize_t)sizeof *h)
+        return REFUSE("it has %lld bytes: too few for a segment", (long long)st.st_size);
+    return header_ok(h, (uint64_t)st.st_size, why);
+}
+
+int shm_seg_attach(struct shm_ctx *c, int fd, char why[SHM_WHY_BYTES])
+{
+    struct shm_hdr h;
+    int e = read_header(fd, &h, why);
+    if (e)
+        return e;
+    struct shm_ctx n;
+    e = map(&n, fd, h.size);
+    if (e)
+        return e;
+    /* Not its own hdr: that may have changed since. */
+    n.mtab = shm_at(&n, h.mtab_off);
+    n.ptab = shm_at(&n, h.ptab_off);
+    n.gtab = shm_at(&n, h.gtab_off);
     *c = n;
     return SHM_OK;
+}
+
+int shm_seg_watch(struct shm_ctx *c, int fd, char why[SHM_WHY_BYTES])
+{
+    int e = shm_seg_attach(c, fd, why);
+    if (e)
+        return e;
+    /* The header's pages hold nothing else. */
+    void *own = mmap(c->base, page_up(sizeof *c->hdr), PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    e = own == MAP_FAILED ? SHM_ESYS : shm_seg_look(c, why);
+    if (e)
+        shm_seg_detach(c);
+    return e;
+}
+
+int shm_seg_look(struct shm_ctx *c, char why[SHM_WHY_BYTES])
+{
+    struct shm_hdr h;
+    int e = read_header(c->fd, &h, why);
+    if (!e && (h.size != c->mapped || h.gtab_off != shm_offof(c, c->gtab)))
+        e = REFUSE("its header is damaged: it was another one's before");
+    if (!e)
+        memcpy((void *)c->hdr, &h, sizeof h);
+    return e;
 }
 
 void shm_seg_detach(struct shm_ctx *c)

@@ -561,8 +561,14 @@ struct shm_opts {
 };
 /* Sizes, formats and maps a fresh shared-memory object (descriptor kept by the caller too). */
 SHM_MUSTUSE int shm_seg_create(struct shm_ctx *c, int fd, const struct shm_opts *o);
-/* Maps an existing one; checks magic, version, size, owner and that every offset lies inside. */
-SHM_MUSTUSE int shm_seg_attach(struct shm_ctx *c, int fd);
+/* Maps an existing one; checks mode, owner, magic, version, size and that every offset lies inside.
+ * SHM_EBADSEG: `why` says what is wrong with it. */
+#define SHM_WHY_BYTES 160
+SHM_MUSTUSE int shm_seg_attach(struct shm_ctx *c, int fd, char why[SHM_WHY_BYTES]);
+/* The same for a watcher: what it has of the header is a copy, checked as at the attach, which only
+ * shm_seg_look() renews. */
+SHM_MUSTUSE int shm_seg_watch(struct shm_ctx *c, int fd, char why[SHM_WHY_BYTES]);
+SHM_MUSTUSE int shm_seg_look(struct shm_ctx *c, char why[SHM_WHY_BYTES]);
 void shm_seg_detach(struct shm_ctx *c);
 /* Makes [from, from+n) backed by memory, or SHM_ENOSPC and nothing changed. */
 SHM_MUSTUSE int shm_commit(struct shm_ctx *c, shm_off from, uint64_t n);

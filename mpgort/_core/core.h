@@ -11,6 +11,7 @@
 #define Py_BUILD_CORE_MODULE 1
 #endif
 #include <Python.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include "shm.h"
@@ -174,6 +175,13 @@ void core_codes_changed(void);
 void core_failpoint_arm(void);        /* failpoint.c: nothing in a release build */
 void core_fault_arm(struct shm_m *m); /* fault.c: the last words of a worker */
 void core_fault_disarm(void);
+/* What *b would do, from within the handler that stands before it; fault.c. */
+void core_signal_pass(const struct sigaction *b, int sig, siginfo_t *info, void *where);
+/* guard.c. Under the GIL. -1: exception set. */
+int core_guard_watch(const struct shm_ctx *c);
+void core_guard_leave(const struct shm_ctx *c);
+bool core_guard_cut(const struct shm_ctx *c); /* it has been cut short since */
+int core_guard_init(PyObject *mod);
 int core_park_init(PyObject *mod);
 int core_codec_init(PyObject *mod);
 
@@ -193,6 +201,7 @@ typedef struct core_prog {
     struct core_prog *next; /* of all in this process */
     bool is_m0;
     bool watches; /* mapped by a monitor: no M slot, reads only (_monitor.py) */
+    bool guarded; /* by a monitor, or for a command of one: guard.c looks after the mapping */
     unsigned long
         loop_thread;   /* PyThread_get_thread_ident() of the loop's thread, 0: no loop runs */
     PyObject *handles; /* dict: offset -> weak reference to the one handle object of this process */
@@ -219,6 +228,7 @@ struct shm_ctx *core_ctx(CoreProg *prog);
  * raise, and so on. Always returns -1. */
 int core_shm_error(CoreProg *prog, int err); /* error.c */
 int core_detached(void); /* the same for a program that is not mapped any more */
+int core_bad_segment(const char *why);
 
 /* ---- loop.c: the M's loop -------------------------------------------------------------------- */
 

@@ -9,7 +9,7 @@
  * goroutine: its row has goid 0, the slot of its process, and in the parent's place the thread's
  * number in the system. */
 #include "cpython.h"
-#include "proc.h"
+#include "prog.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -195,7 +195,7 @@ static PyObject *mod_goroutines(PyObject *mod, PyObject *args)
     CoreProg *prog;
     if (!PyArg_ParseTuple(args, "O!:goroutines", &CoreProg_Type, &prog))
         return NULL;
-    struct shm_ctx *c = core_ctx(prog);
+    struct shm_ctx *c = core_prog_usable(prog) ? core_ctx(prog) : NULL;
     if (c == NULL)
         return NULL;
     ask_homes(prog, c);
@@ -232,7 +232,7 @@ static PyObject *mod_goroutines(PyObject *mod, PyObject *args)
         Py_XDECREF(frames);
         Py_XDECREF(site);
     }
-    return list;
+    return core_prog_seen(prog, list);
 }
 
 /* What a leaked goroutine waits on, which nobody touches any more. */
@@ -275,7 +275,7 @@ static PyObject *mod_leaks(PyObject *mod, PyObject *args)
     int r;
     if (!PyArg_ParseTuple(args, "O!:leaks", &CoreProg_Type, &prog))
         return NULL;
-    struct shm_ctx *c = core_ctx(prog);
+    struct shm_ctx *c = core_prog_usable(prog) ? core_ctx(prog) : NULL;
     if (c == NULL)
         return NULL;
     ask_homes(prog, c);
@@ -294,7 +294,7 @@ static PyObject *mod_leaks(PyObject *mod, PyObject *args)
         Py_XDECREF(on);
     }
     free(leaks);
-    return found;
+    return core_prog_seen(prog, found);
 }
 
 static PyObject *mod_failure(PyObject *mod, PyObject *args)

@@ -103,6 +103,12 @@ int core_shm_error(CoreProg *prog, int err)
     }
 }
 
+int core_bad_segment(const char *why)
+{
+    PyErr_SetString(core_err.BadSegment, why);
+    return -1;
+}
+
 int core_detached(void)
 {
     PyErr_SetString(core_err.Killed, "the runtime of this object was shut down");

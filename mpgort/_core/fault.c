@@ -175,12 +175,8 @@ static bool is_the_end(int sig)
     return sigaction(sig, NULL, &now) == 0 && now.sa_sigaction != on_fatal;
 }
 
-static void pass_on(int sig, siginfo_t *info, void *where)
+void core_signal_pass(const struct sigaction *b, int sig, siginfo_t *info, void *where)
 {
-    int i = 0;
-    while (i < NFATAL - 1 && fatal[i] != sig)
-        i++;
-    const struct sigaction *b = &before[i];
     struct sigaction dfl = {.sa_handler = SIG_DFL};
     if (b->sa_flags & SA_SIGINFO)
         b->sa_sigaction(sig, info, where);
@@ -210,7 +206,10 @@ static void on_fatal(int sig, siginfo_t *info, void *where)
         pthread_sigmask(SIG_BLOCK, &all_fatal, NULL);
         store_rel(&M.writer, 0); /* pairs with the CAS above */
     }
-    pass_on(sig, info, where);
+    int i = 0;
+    while (i < NFATAL - 1 && fatal[i] != sig)
+        i++;
+    core_signal_pass(&before[i], sig, info, where);
     if (mine && !is_the_end(sig))
         store_rel(&m->words_sig, 0); /* as above */
     errno = saved;

@@ -83,11 +83,30 @@ static const void *codes_payload(uint32_t id, size_t *n, uint8_t hash[16])
     return shm_code_payload(c, id, n, hash);
 }
 
+/* Of what has just been looked at, or is going to be. */
+static bool sound(const CoreProg *p)
+{
+    bool cut = p->guarded && core_guard_cut(&p->loop);
+    if (cut)
+        core_bad_segment("it was cut short while it was looked at");
+    return !cut;
+}
+
 bool core_prog_usable(CoreProg *p)
 {
+    char why[SHM_WHY_BYTES];
     if (!p->attached)
-        core_detached();
-    return p->attached;
+        return core_detached() == 0;
+    if (!sound(p))
+        return false;
+    return !p->watches || shm_seg_look(&p->loop, why) == SHM_OK || core_bad_segment(why) == 0;
+}
+
+PyObject *core_prog_seen(CoreProg *p, PyObject *o)
+{
+    if (o != NULL && !sound(p))
+        Py_CLEAR(o);
+    return o;
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -164,24 +183,38 @@ static PyObject *prog_create(PyObject *cls, PyObject *args)
     return (PyObject *)p;
 }
 
-PyDoc_STRVAR(attach_doc, "attach(fd)\n--\n\nMaps an existing segment and takes fd over. Raises "
-                         "BadSegment if it is not one.");
+PyDoc_STRVAR(
+    attach_doc,
+    "attach(fd, watches=False, guarded=False)\n--\n\nMaps an existing segment and takes fd "
+    "over. watches: for reading only, without an M slot.\nguarded (implied): it may be cut "
+    "short meanwhile. Raises BadSegment if it is none, damaged, another\nuser's or open to "
+    "others.");
 static PyObject *prog_attach(PyObject *cls, PyObject *args)
 {
-    int fd, watches = 0;
-    if (!PyArg_ParseTuple(args, "i|p", &fd, &watches))
+    int fd, watches = 0, guarded = 0;
+    char why[SHM_WHY_BYTES];
+    if (!PyArg_ParseTuple(args, "i|pp", &fd, &watches, &guarded))
         return NULL;
     CoreProg *p = prog_new((PyTypeObject *)cls);
     if (p == NULL)
         return NULL;
-    int r = shm_seg_attach(&p->loop, fd);
+    int r = watches ? shm_seg_watch(&p->loop, fd, why) : shm_seg_attach(&p->loop, fd, why);
     if (r < 0) {
-        core_shm_error(NULL, r);
+        if (r == SHM_EBADSEG)
+            core_bad_segment(why);
+        else
+            core_shm_error(NULL, r);
+        Py_DECREF(p);
+        return NULL;
+    }
+    p->watches = watches;
+    p->guarded = watches || guarded;
+    if (p->guarded && core_guard_watch(&p->loop) < 0) {
+        shm_seg_detach(&p->loop);
         Py_DECREF(p);
         return NULL;
     }
     p->attached = true;
-    p->watches = watches;
     return (PyObject *)p;
 }
 
@@ -190,6 +223,8 @@ static void unmap(CoreProg *p)
     if (p->loop.base == NULL || p->attached || p->exports > 0)
         return;
     int fd = p->loop.fd;
+    if (p->guarded)
+        core_guard_leave(&p->loop);
     shm_seg_detach(&p->loop);
     close(fd);
 }

@@ -4,6 +4,18 @@
 #include "prog.h"
 #include <string.h>
 
+PyDoc_STRVAR(
+    look_doc,
+    "look()\n--\n\nFor who watches: the header's figures are those of now. Raises BadSegment "
+    "if it is damaged, or was\ncut short since it was mapped: what has been seen of it is "
+    "worth nothing.");
+static PyObject *prog_look(CoreProg *p, PyObject *noargs)
+{
+    if (!core_prog_usable(p))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(slots_doc,
              "slots()\n--\n\nThe M slots in use: list of (slot, kind, pid, goid it runs or 0).");
 static PyObject *prog_slots(CoreProg *p, PyObject *noargs)
@@ -25,7 +37,7 @@ static PyObject *prog_slots(CoreProg *p, PyObject *noargs)
             Py_CLEAR(list);
         Py_XDECREF(row);
     }
-    return list;
+    return core_prog_seen(p, list);
 }
 
 /* Each run of clang-format lays them out in another way. */
@@ -51,7 +63,7 @@ PyDoc_STRVAR(
     "per living M.");
 static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
 {
-    struct shm_ctx *c = core_ctx(p);
+    struct shm_ctx *c = core_prog_usable(p) ? core_ctx(p) : NULL;
     if (c == NULL)
         return NULL;
     PyObject *d = PyDict_New(), *rows = PyList_New(0);
@@ -99,7 +111,7 @@ static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
     if (PyDict_SetItemString(d, "ms", rows) < 0)
         goto fail;
     Py_DECREF(rows);
-    return d;
+    return core_prog_seen(p, d);
 fail:
     Py_XDECREF(d);
     Py_XDECREF(rows);
@@ -145,7 +157,7 @@ static PyObject *prog_check(CoreProg *p, PyObject *args)
     PyObject *list = PyList_New(0);
     if (list != NULL)
         shm_check(&p->loop, quiet, collect, list);
-    return list;
+    return core_prog_seen(p, list);
 }
 
 PyDoc_STRVAR(layout_doc,
@@ -167,6 +179,7 @@ static PyObject *prog_layout(PyObject *cls, PyObject *noargs)
 }
 
 PyMethodDef core_prog_look[] = {
+    PROG_METHOD(look, METH_NOARGS),
     PROG_METHOD(slots, METH_NOARGS),
     PROG_METHOD(stats, METH_NOARGS),
     PROG_METHOD(reason_text, METH_O),

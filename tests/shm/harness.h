@@ -29,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -200,6 +201,7 @@ H_UNUSED static int h_memfd(void)
 {
     int fd = memfd_create("mpgort-test", MFD_CLOEXEC);
     CHECK(fd >= 0);
+    CHECK_EQ(fchmod(fd, 0600), 0);
     return fd;
 }
 

@@ -57,7 +57,8 @@ static void test_an_attached_segment_is_the_created_one(void)
 {
     struct shm_ctx a, b;
     h_seg(&a, (struct shm_opts){.nprocs = 3, .name = "prog"});
-    CHECK_EQ(shm_seg_attach(&b, a.fd), SHM_OK);
+    char why[SHM_WHY_BYTES];
+    CHECK_EQ(shm_seg_attach(&b, a.fd, why), SHM_OK);
     CHECK(a.base != b.base);
     CHECK(strcmp(b.hdr->name, "prog") == 0);
     CHECK_EQ(b.hdr->nprocs, 3);
@@ -93,10 +94,36 @@ static void test_creation_touches_little(void)
 static void expect_refused(int fd, const char *what)
 {
     struct shm_ctx c;
-    int e = shm_seg_attach(&c, fd);
+    char why[SHM_WHY_BYTES] = "";
+    int e = shm_seg_attach(&c, fd, why);
     if (e != SHM_EBADSEG)
         fprintf(stderr, "attach with %s: %d\n", what, e);
     CHECK_EQ(e, SHM_EBADSEG);
+    CHECK(strlen(why) > 10);
+}
+
+static void test_a_watchers_header_changes_only_when_it_looks_and_then_it_is_checked(void)
+{
+    struct shm_ctx c, w;
+    char why[SHM_WHY_BYTES];
+    h_seg(&c, (struct shm_opts){.nprocs = 1});
+    CHECK_EQ(shm_seg_watch(&w, c.fd, why), SHM_OK);
+    store_rel(&c.hdr->goidgen, 42);
+    CHECK(load_acq(&w.hdr->goidgen) != 42);
+    CHECK_EQ(shm_seg_look(&w, why), SHM_OK);
+    CHECK_EQ(load_acq(&w.hdr->goidgen), 42);
+    uint64_t n = load_acq(&c.hdr->g_committed), size = c.hdr->size;
+    store_rel(&c.hdr->g_committed, UINT64_MAX);
+    CHECK_EQ(shm_seg_look(&w, why), SHM_EBADSEG);
+    CHECK_EQ(load_acq(&w.hdr->g_committed), n);
+    store_rel(&c.hdr->g_committed, n);
+    store_rel(&c.mtab[0].epoch, 7); /* the tables are the others' */
+    CHECK_EQ(load_acq(&w.mtab[0].epoch), 7);
+    CHECK_EQ(ftruncate(c.fd, (off_t)size - 4096), 0);
+    CHECK_EQ(shm_seg_look(&w, why), SHM_EBADSEG);
+    CHECK(strstr(why, "cut short") != NULL);
+    shm_seg_detach(&w);
+    h_seg_end(&c);
 }
 
 static void test_attach_refuses_what_is_no_segment_of_ours(void)
@@ -139,8 +166,15 @@ static void test_attach_refuses_what_is_no_segment_of_ours(void)
         WRONG(heap_off, bad[i]);
         WRONG(reason_off, bad[i]);
     }
+    static const mode_t modes[] = {0644, 0660, 0602, 0700, 04600, 01600};
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+        CHECK_EQ(fchmod(c.fd, modes[i]), 0);
+        expect_refused(c.fd, "a mode that lets others write or read");
+    }
+    CHECK_EQ(fchmod(c.fd, 0600), 0);
     struct shm_ctx again;
-    CHECK_EQ(shm_seg_attach(&again, c.fd), SHM_OK);
+    char why[SHM_WHY_BYTES];
+    CHECK_EQ(shm_seg_attach(&again, c.fd, why), SHM_OK);
     shm_seg_detach(&again);
 
     CHECK_EQ(ftruncate(c.fd, (off_t)good.size - 4096), 0);
@@ -360,7 +394,9 @@ static void test_a_reaper_that_dies_in_a_rollback_is_followed_by_another(void)
 H_MAIN(T(test_every_byte_of_a_struct_is_in_exactly_one_row),
        T(test_an_attached_segment_is_the_created_one),
        T(test_without_workers_the_one_p_may_be_stolen_from), T(test_creation_touches_little),
-       T(test_attach_refuses_what_is_no_segment_of_ours), T(test_creation_refuses_impossible_sizes),
+       T(test_attach_refuses_what_is_no_segment_of_ours),
+       T(test_a_watchers_header_changes_only_when_it_looks_and_then_it_is_checked),
+       T(test_creation_refuses_impossible_sizes),
        T(test_each_m_has_a_slot_of_its_own_and_the_table_grows),
        T(test_a_full_table_of_ms_is_an_error),
        T(test_a_rollback_restores_the_oldest_value_of_each_word),

@@ -127,12 +127,37 @@ def test_a_program_that_does_not_run_is_named_with_those_that_do(waiting: _monit
         assert f"{waiting.view.pid} (waiting)" in done.stderr
 
 
+def test_a_segment_that_others_may_write_to_is_refused_in_one_line(waiting: _monitor.Seen) -> None:
+    pid, where = str(waiting.view.pid), f"/proc/{waiting.running.pid}/fd/{waiting.running.fd}"
+    os.chmod(where, 0o644)
+    for command in (["stack", pid], ["top", pid], ["trace", pid, "-o", os.devnull], ["ps"]):
+        done = mpgort(*command)
+        why = f"mpgort: program {pid}: its mode is 0644, not 0600: others may have written to it\n"
+        assert why in done.stderr, done
+        if command != ["ps"]:
+            assert (done.returncode, done.stderr, done.stdout) == (2, why, ""), done
+    os.chmod(where, 0o600)
+    assert mpgort("stack", pid).returncode == 0
+
+
+def test_a_trace_beside_another_is_refused_in_one_line(waiting: _monitor.Seen) -> None:
+    prog = waiting.running.attach(watches=False)
+    _trace.start(prog)
+    done = mpgort("trace", str(waiting.view.pid), "-o", os.devnull)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done
+    assert done.stderr.endswith(": tracing is on already: call trace_stop() first\n"), done
+    _trace.stop(prog)
+    prog.mexit()
+    prog.detach()
+
+
 def test_a_segment_that_is_none_is_refused(tmp_path: Path) -> None:
     for size in (0, 100, 1 << 16):
         path = tmp_path / str(size)
         path.write_bytes(os.urandom(size))
+        path.chmod(0o600)
         fd = os.open(path, os.O_RDWR)
-        with pytest.raises(BadSegment):
+        with pytest.raises(BadSegment, match="too few for" if size < 4096 else "no segment of"):
             _core.Program.attach(fd, True)
         os.close(fd)
 
