@@ -152,7 +152,7 @@ int core_finish(struct core_proc *s, shm_gref gr, PyObject *value)
 {
     struct shm_g *g = core_g(s, gr);
     PyObject *exc = NULL;
-    int fatal = 0;
+    bool interrupted = false;
     core_cont_let(s); /* before anybody can know of the end */
     if (load_rlx(&s->c->m->locks) > 0) {
         store_rlx(&s->c->m->locks, 0); /* own word: nobody else could park here any more */
@@ -181,10 +181,9 @@ int core_finish(struct core_proc *s, shm_gref gr, PyObject *value)
     } else if (exc != NULL && PyErr_GivenExceptionMatches(exc, PyExc_KeyboardInterrupt) &&
                s->prog->is_m0) {
         /* procs=0: Ctrl-C struck while this goroutine ran; it is the caller's, not a panic. */
-        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
-        fatal = -1;
+        interrupted = true;
     }
-    if (exc != NULL && !fatal && g->flags & SHM_GF_GO)
+    if (exc != NULL && !interrupted && g->flags & SHM_GF_GO)
         panic(s, g, exc);
     if (g->obj != 0) {
         struct shm_val val = {.tag = SHM_VAL_NONE};
@@ -204,7 +203,6 @@ int core_finish(struct core_proc *s, shm_gref gr, PyObject *value)
         shm_obj_unref_word(s->c, &g->obj);
     }
     Py_XDECREF(value);
-    Py_XDECREF(exc);
     if (s->curhome != NULL) {
         core_thread_end(s, s->curhome);
         core_home_drop(s, s->curhome);
@@ -212,7 +210,10 @@ int core_finish(struct core_proc *s, shm_gref gr, PyObject *value)
     }
     s->curg = 0;
     shm_goexit0(s->c, gr);
-    return fatal;
+    if (interrupted)
+        return core_raise(exc);
+    Py_XDECREF(exc);
+    return 0;
 }
 
 /* A goroutine that was killed ends: none of its frames runs again. root, pk: owned, NULL if it was

@@ -288,6 +288,35 @@ def test_ctrl_c_ends_the_program_as_keyboard_interrupt(program, to):
     assert "Traceback" not in r.err
 
 
+@pytest.mark.parametrize("how", ("go", "spawn"))
+def test_without_workers_ctrl_c_while_a_goroutine_computes_is_keyboard_interrupt(program, how):
+    p = program.start(
+        """
+        import sys
+        import mpgort
+
+        def computes():
+            print("up", flush=True)
+            while True:
+                pass
+
+        async def main():
+            getattr(mpgort, sys.argv[1])(computes)
+            await mpgort.sleep(100)
+
+        try:
+            mpgort.run(main, procs=0)
+        except KeyboardInterrupt:
+            print("interrupted")
+        """,
+        how,
+    )
+    assert p.line() == "up"
+    os.kill(p.pid, signal.SIGINT)
+    r = p.wait(10)
+    assert (r.status, r.out) == (0, "up\ninterrupted\n"), r.err
+
+
 def test_a_command_that_a_goroutine_started_is_interrupted_by_ctrl_c_too(program):
     p = program.start("""
         import subprocess
