@@ -20,7 +20,8 @@ A keeper that dies meanwhile is reaped by its successor, which then reaps anew w
 
 A worker that dies again and again before it has come to its loop would be a fork bomb: after
 STILLBORN in a row the keeper gives up and says so. SIGKILL comes from outside, from somebody who
-kills workers as they come or from the kernel out of memory: of that it bears more."""
+kills workers as they come or from the kernel out of memory: of that it bears more, and of what it
+does not know, which is how those ended that another keeper had started."""
 
 from __future__ import annotations
 
@@ -155,7 +156,8 @@ class Keeper:
         self.plan = plan
         # (slot or -1, pid, pidfd), as keeper_wait takes it
         self.crew: list[tuple[int, int, int]] = []
-        self.stillborn = 0
+        # Workers that died in a row before they came to their loop; of these, not by a SIGKILL.
+        self.stillborn = self.by_themselves = 0
 
     def start_m(self) -> None:
         try:
@@ -189,17 +191,18 @@ class Keeper:
         if self.prog.ended:
             return
         if looped or (status == 0 and not had_slot):
-            self.stillborn = 0
+            self.stillborn = self.by_themselves = 0
             if len(self.crew) < self.prog.procs:  # it was not one too many
                 self.prog.replaced()
                 self.start_m()
         elif os.WIFSIGNALED(status) or had_slot:
             self.stillborn += 1
-            killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-            if self.stillborn < (KILLED_YOUNG if killed else STILLBORN):
+            self.by_themselves += status not in (UNKNOWN_STATUS, signal.SIGKILL)
+            if self.stillborn < KILLED_YOUNG and self.by_themselves < STILLBORN:
                 self.start_m()
             else:
-                text = f"{self.stillborn} workers in a row {describe(status, 'at their start ')}"
+                n = self.by_themselves if self.by_themselves == STILLBORN else self.stillborn
+                text = f"{n} workers in a row {describe(status, 'at their start ')}"
                 _m.report(self.wires, RuntimeError(text), "the keeper")
         # else: an exception at its start, which it has reported itself
 

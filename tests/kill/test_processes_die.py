@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from conftest import Programs, wait_until
@@ -265,6 +266,54 @@ def test_a_stopped_worker_does_not_hold_up_the_end(program):
     os.kill(p.pid, signal.SIGINT)
     r = p.wait(20)
     assert r.status == -signal.SIGINT, r.err
+
+
+def pidfds(pid: int) -> int:
+    fds = Path(f"/proc/{pid}/fd")
+    try:
+        return sum(os.readlink(fd) == "anon_inode:[pidfd]" for fd in fds.iterdir())
+    except OSError:
+        return 0
+
+
+def test_workers_killed_at_their_start_under_a_keeper_that_has_adopted_them_are_replaced(
+    program, tmp_path
+):
+    """What they died of is not told to who is not their parent: three such deaths in a row were
+    taken for a program whose workers cannot start."""
+    begun, go_on = tmp_path / "begun", tmp_path / "go on"
+    p = program.start(
+        """
+        import os, sys, time
+        import mpgort
+
+        def starts(begun, go_on):
+            with open(begun, "a") as f:
+                f.write("x")
+            while not os.path.exists(go_on):
+                time.sleep(0.005)
+
+        async def main():
+            print("up")
+            print(await mpgort.spawn(pow, 2, 10))
+
+        mpgort.run(main, procs=4, initializer=starts, initargs=sys.argv[1:])
+        """,
+        str(begun),
+        str(go_on),
+    )
+    assert p.line() == "up"
+    wait_until("4 workers", lambda: begun.exists() and len(begun.read_text()) == 4)
+    workers, keeper = p.workers(), p.keeper()
+    assert keeper is not None and len(workers) == 4
+    os.kill(keeper.pid, signal.SIGKILL)
+    wait_until("adopted", lambda: (k := p.keeper()) and k.pid != keeper.pid and pidfds(k.pid) >= 5)
+    for w in workers:
+        os.kill(w.pid, signal.SIGKILL)
+    wait_until("4 more workers", lambda: len(begun.read_text()) == 8 or p.popen.poll() is not None)
+    go_on.touch()
+    r = p.wait(20)
+    assert (r.status, r.out) == (0, "up\n1024\n"), r.err
 
 
 def test_workers_that_die_at_their_start_are_not_started_for_ever(program):
