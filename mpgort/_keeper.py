@@ -190,7 +190,8 @@ class Keeper:
         os.close(fd)
         if self.prog.ended:
             return
-        if looped or (status == 0 and not had_slot):
+        # An adopted one may have found that its parent was gone (_m.live), and left as well.
+        if looped or (status in (0, UNKNOWN_STATUS) and not had_slot):
             self.stillborn = self.by_themselves = 0
             if len(self.crew) < self.prog.procs:  # it was not one too many
                 self.prog.replaced()

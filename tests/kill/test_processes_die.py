@@ -316,6 +316,48 @@ def test_workers_killed_at_their_start_under_a_keeper_that_has_adopted_them_are_
     assert (r.status, r.out) == (0, "up\n1024\n"), r.err
 
 
+def test_a_worker_that_leaves_since_its_keeper_died_at_its_start_is_replaced_by_who_adopted_it(
+    program, tmp_path
+):
+    begun, adopted = tmp_path / "begun", tmp_path / "adopted"
+    p = program.start(
+        """
+        import os, sys, time, types
+        import mpgort
+        from mpgort import _m
+
+        begun, adopted = sys.argv[1:]
+        getppid = os.getppid
+
+        def late():                          # asked by a worker that has just taken its slot
+            if not os.path.exists(begun):
+                open(begun, "w").close()
+                while not os.path.exists(adopted):
+                    time.sleep(0.002)
+            return getppid()
+
+        async def main():
+            print("up")
+            print(await mpgort.spawn(pow, 2, 10))
+
+        _m.os = types.SimpleNamespace(**vars(os))
+        _m.os.getppid = late
+        mpgort.run(main, procs=1, start_method="fork")
+        """,
+        str(begun),
+        str(adopted),
+    )
+    assert p.line() == "up"
+    wait_until("a worker", begun.exists)
+    keeper = p.keeper()
+    assert keeper is not None
+    os.kill(keeper.pid, signal.SIGKILL)
+    wait_until("adopted", lambda: (k := p.keeper()) and k.pid != keeper.pid and pidfds(k.pid) >= 2)
+    adopted.touch()
+    r = p.wait(20)
+    assert (r.status, r.out) == (0, "up\n1024\n"), r.err
+
+
 def test_workers_that_die_at_their_start_are_not_started_for_ever(program):
     r = program("""
         import os, signal
