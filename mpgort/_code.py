@@ -628,14 +628,7 @@ def resolve(
     try:
         found = _walk(name, qualname)
     except (ImportError, AttributeError) as e:
-        text = f"{name}.{qualname}: this process has nothing under that name"
-        if name == "__main__":
-            text += (
-                ". A worker knows what the main module had when it was started, and one that was "
-                'started afresh (start_method="forkserver" or "spawn") only what a file defines, '
-                f'not stdin, -c or a notebook: move {qualname} into a module, or start with "fork"'
-            )
-        raise CodeMismatch(text) from e
+        raise CodeMismatch(f"{name}.{qualname}: this process has nothing under that name") from e
     first, *rest = qualname.split(".")
     return sys.modules[name].__dict__, first, tuple(map(sys.intern, rest)), found
 
