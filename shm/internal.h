@@ -89,6 +89,23 @@ void shm_procs_extra(struct shm_ctx *c, uint32_t extra);    /* the keeper only *
 void shm_m_offer_leave(struct shm_ctx *c, uint64_t now_ns); /* the keeper only */
 bool shm_m_retire(struct shm_ctx *c);
 
+/* ---- reap.c, nowhere.c ----------------------------------------------------------------------- */
+
+static inline uint32_t shm_m1(const struct shm_m *m)
+{
+    return m->index + 1;
+}
+static inline bool shm_of_this_life(const struct shm_ctx *c, shm_gref r)
+{
+    return r &&
+           SHM_ST_GEN(load_acq(&shm_g(c, r)->status)) == shm_ggen(r); /* pairs with its moves */
+}
+/* Some microseconds. False: the program ends, nothing of this matters any more. */
+bool shm_reap_pause(struct shm_ctx *c);
+/* Queues what the dead M names and is nowhere; takes its names back. False: the program ends. */
+bool shm_nowhere_queue(struct shm_ctx *c, struct shm_m *dead);
+bool shm_named_by_the_living(struct shm_ctx *c, shm_gref r);
+
 /* ---- lock_futex.c ---------------------------------------------------------------------------- */
 
 /* More locks than m->held has room for, distinct and in the order in which they are taken. */

@@ -1,90 +1,48 @@
 /* reap.c — what is done once per death.
  *
- * An M may be killed at any instruction. Its reaper, the keeper, makes of what it finds a program in
- * which everything but the goroutines that were running or at home there is where it was. It knows
- * from a pidfd that the process has ended (INV only-the-dead), and works with the living around it.
+ * An M may be killed at any instruction. Its reaper, the keeper, makes of what it finds a program
+ * in which everything but the goroutines that were running or at home there is where it was. It
+ * knows from a pidfd that the process has ended (INV only-the-dead), and works with the living
+ * around it.
  *
  * TWO PARTS
  *   locks   undo log, then waits, then locks, in this order: shm_reap_locks(). It takes no lock and
  *           uses nothing of the reaper's own slot, so that who waits for a dead M's lock can do it
  *           there (lock_futex.c). Before the locks go, every wait that the dead M had in hand under
- *           them is whole again: a G it was parking is armed; a G it had claimed and given nothing is
- *           armed again. Else the next owner of the lock would take their sudogs for stale. A select
- *           stays claimed: the dead M held one of its channels, those of the others have taken it for
- *           stale all the time (select.c, REVIVED).
+ *           them is whole again: a G it was parking is armed; a G it had claimed and given nothing
+ *           is armed again. Else the next owner of the lock would take their sudogs for stale. A
+ *           select stays claimed: the dead M held one of its channels, those of the others have
+ *           taken it for stale all the time (select.c, REVIVED).
  *   rest    shm_reap(), with this M's own verbs, locks and names:
- *             1 what was claimed and given is readied, a select that was given nothing is revived; a
- *               half-done abort is ended; a drain goes on. Who wanted to cancel or kill a G while it
- *               was claimed has left a mark and gone: what is armed again is looked at for one
- *             2 runnable Gs it had between two queues are queued (NOWHERE, below)
+ *             1 what was claimed and given is readied, a select that was given nothing is revived;
+ *               a half-done abort is ended; a drain goes on. Who wanted to cancel or kill a G while
+ *               it was claimed has left a mark and gone: what is armed again is looked at for one
+ *             2 runnable Gs it had between two queues are queued (nowhere.c)
  *             3 its P is given back as it is: ring, runnext and timers wait there for another M,
  *               thieves, whoever runs due timers
  *             4 g slots in transit go to their magazine
- *             5 the Gs that ran or lived there end: SHM_J_DIED to their joins, a panic under go; the
- *               locks they held are dead (sema.c). Or they come up again: retry.c
+ *             5 the Gs that ran or lived there end: SHM_J_DIED to their joins, a panic under go;
+ *               the locks they held are dead (sema.c). Or they come up again: retry.c
  *             6 handles and what is in its hand, free g slots, blocks not published
- *             7 the slot is free; everybody looks around once, since a wake may have gone to a corpse
+ *             7 the slot is free; everybody looks around once, since a wake may have gone to a
+ *               corpse
  *
- * AGAIN. Each step takes its word back when it is done (a name, the log's count, a held lock), or finds
- * it done (a status, a wait word, a join's state). So a reaper that dies here is followed by another,
- * who first reaps him and then begins anew with what he was at. m->end keeps the wait status, which
- * only a parent learns, and only once.
+ * AGAIN. Each step takes its word back when it is done (a name, the log's count, a held lock), or
+ * finds it done (a status, a wait word, a join's state). So a reaper that dies here is followed by
+ * another, who first reaps him and then begins anew with what he was at. m->end keeps the wait
+ * status, which only a parent learns, and only once.
  *
- * NOWHERE. Is the G that the dead M names, runnable, in its hand, that is, nowhere? The living move Gs
- * meanwhile. With sched_lock held:
- *     a  every m->moved is noted                     d  the names again
- *     b  the names of all living Ms                  e  what the rings got since c, the runnexts
- *     c  rings, runnexts, global and home queues     f  every m->moved again; the G's status and wait
- * Proof that a G found nowhere, with a = f and its words unchanged, was nowhere all the time.
- *   - It was not executed, readied or made runnable again: its words would tell (a wait has its
- *     epoch; gosched needs sched_lock, and a home G's would count in moved).
- *   - It was not on its way into a queue at b: it would be named there until it is visible, and c
- *     comes after b.
- *   - It was in no queue when c came by. From one it came either into the hand of who executes it:
- *     named until its status changes, so at d or f; or from runnext to its ring's tail: named at d, or
- *     seen by e; or by a move: named until after m->moved has grown, so at d or f (tag: moved).
- * One found in a living hand is no answer: the name may stand for an attempt that fails. Then it is
- * looked for again. What is nowhere stays nowhere, so there is time to queue it after the look.
+ * A G AT HOME HERE may be in a living waker's hand. It is ended only when nobody names it any more:
+ * a late push into this M's home queue would write to its slot. A waker that is dead itself has its
+ * own part done first (steps locks and 1), so two deaths do not wait for each other.
  *
- * A G AT HOME HERE may be in a living waker's hand. It is ended only when nobody names it any more: a
- * late push into this M's home queue would write to its slot. A waker that is dead itself has its own
- * part done first (steps locks and 1), so two deaths do not wait for each other.
- *
- * WHAT MAY BE LOST: a reference that the dead M had just taken on an object and written nowhere (essay of
- * handle.c). The count is then too high, never too low, and the object stays until the program ends.
+ * WHAT MAY BE LOST: a reference that the dead M had just taken on an object and written nowhere
+ * (essay of handle.c). The count is then too high, never too low, and the object stays until the
+ * program ends.
  *
  * Rejected: to let any M reap (two reapers of one corpse need a protocol of their own; a keeper is
  * there anyway and does nothing else), and to stop the others while it goes on. */
 #include "internal.h"
-
-#include <unistd.h>
-
-#define PAUSE_US 50
-
-struct names { /* runnable Gs that the dead M names */
-    shm_gref r[SHM_INFLIGHT];
-    uint64_t status[SHM_INFLIGHT], wait[SHM_INFLIGHT];
-    bool queued[SHM_INFLIGHT], inhand[SHM_INFLIGHT];
-    uint32_t n;
-};
-
-static uint32_t m1_of(const struct shm_m *m)
-{
-    return m->index + 1;
-}
-
-/* False: the program ends, nothing of this matters any more. */
-static bool wait_a_little(struct shm_ctx *c)
-{
-    usleep(PAUSE_US);
-    return load_acq(&c->hdr->shutdown) == 0; /* pairs with who ends the program */
-}
-
-static bool of_this_life(const struct shm_ctx *c, shm_gref r)
-{
-    return r &&
-           SHM_ST_GEN(load_acq(&shm_g(c, r)->status)) == shm_ggen(r); /* pairs with its moves */
-}
 
 /* ---- waits ----------------------------------------------------------------------------------- */
 
@@ -92,14 +50,14 @@ static bool of_this_life(const struct shm_ctx *c, shm_gref r)
 static bool claimed(struct shm_ctx *c, const struct shm_m *dead, shm_gref r)
 {
     struct shm_g *g;
-    if (!of_this_life(c, r) || shm_readgstatus(c, r) != Gwaiting)
+    if (!shm_of_this_life(c, r) || shm_readgstatus(c, r) != Gwaiting)
         return false;
     g = shm_g(c, r);
     uint64_t w = load_seq(&g->wait);
-    if (SHM_W_STATE(w) != SHM_W_CLAIMED || SHM_W_M1(w) != m1_of(dead))
+    if (SHM_W_STATE(w) != SHM_W_CLAIMED || SHM_W_M1(w) != shm_m1(dead))
         return false;
-    /* A claim that is done stays in the word until the next arming: somebody may be just before that,
-     * and says so before the status says `waiting`. */
+    /* A claim that is done stays in the word until the next arming: somebody may be just before
+     * that, and says so before the status says `waiting`. */
     for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) { /* pairs with shm_minit() */
         struct shm_m *m = &c->mtab[i];
         if (load_seq(&m->inflight[SHM_IF_PARK]) == r && load_rlx(&m->park_epoch) > SHM_W_EPOCH(w))
@@ -131,7 +89,7 @@ static void arm(struct shm_ctx *c, struct shm_m *dead)
 {
     shm_gref r = load_acq(&dead->inflight[SHM_IF_PARK]);
     uint64_t epoch = load_rlx(&dead->park_epoch);
-    if (!of_this_life(c, r) || shm_readgstatus(c, r) != Gwaiting ||
+    if (!shm_of_this_life(c, r) || shm_readgstatus(c, r) != Gwaiting ||
         SHM_W_EPOCH(load_rlx(&shm_g(c, r)->wait)) >= epoch) /* only its parker arms it */
         return;
     FAILPOINT("reap.arm");
@@ -142,11 +100,11 @@ static void arm(struct shm_ctx *c, struct shm_m *dead)
 static void wait_after_all(struct shm_ctx *c, struct shm_m *dead)
 {
     shm_gref r = load_acq(&dead->curg);
-    if (!of_this_life(c, r) || shm_readgstatus(c, r) != Grunning)
+    if (!shm_of_this_life(c, r) || shm_readgstatus(c, r) != Grunning)
         return;
     struct shm_g *g = shm_g(c, r);
     uint64_t epoch = shm_wait_next(g);
-    if (SHM_ST_M1(load_acq(&g->status)) != m1_of(dead) || !shm_retry_of(c, g) ||
+    if (SHM_ST_M1(load_acq(&g->status)) != shm_m1(dead) || !shm_retry_of(c, g) ||
         shm_retry_live(c, g) || !g->sudog.linked || g->sudog.epoch != (uint32_t)epoch)
         return;
     store_rlx(&dead->park_epoch, epoch);
@@ -162,7 +120,7 @@ static bool begin_locks(struct shm_ctx *c, struct shm_m *dead)
     uint32_t by = 0;
     while (!cas_acqrel(&dead->reaper_m1, &by, c->m1)) { /* acquires what a former one has done */
         if (by != c->m1 && shm_m_alive(c, by)) {
-            if (!wait_a_little(c))
+            if (!shm_reap_pause(c))
                 return false;
             by = 0;
         }
@@ -198,11 +156,11 @@ static void end_abort(struct shm_ctx *c, struct shm_m *dead)
     store_rel(&dead->inflight[SHM_IF_ABORT], 0); /* after it, for a next reaper */
 }
 
-/* The dead M had armed a wait, or the reaper has; nobody may have come to look for a cancel or a kill
- * that was set before. */
+/* The dead M had armed a wait, or the reaper has; nobody may have come to look for a cancel or a
+ * kill that was set before. */
 static void look_for_marks(struct shm_ctx *c, shm_gref r, uint64_t epoch)
 {
-    shm_off j = of_this_life(c, r) ? shm_g(c, r)->obj : 0;
+    shm_off j = shm_of_this_life(c, r) ? shm_g(c, r)->obj : 0;
     if (j)
         shm_join_marks(c, shm_at(c, j), r, epoch);
 }
@@ -214,10 +172,10 @@ static void finish_wake(struct shm_ctx *c, struct shm_m *dead, shm_gref r)
         struct shm_g *g = shm_g(c, r);
         if (given(g)) /* else it was armed again, or is a select */
             shm_ready(c, r, false);
-        else if (g->home_m1 != m1_of(dead)) /* who ends with it is to get nothing any more */
+        else if (g->home_m1 != shm_m1(dead)) /* who ends with it is to get nothing any more */
             shm_select_revive(c, r);
     }
-    if (of_this_life(c, r)) {
+    if (shm_of_this_life(c, r)) {
         uint64_t w = load_seq(&shm_g(c, r)->wait);
         if (SHM_W_STATE(w) == SHM_W_ARMED)
             look_for_marks(c, r, SHM_W_EPOCH(w));
@@ -238,164 +196,6 @@ static void finish_wakes(struct shm_ctx *c, struct shm_m *dead)
     store_rel(&dead->inflight[SHM_IF_DRAIN], 0); /* as in end_abort() */
 }
 
-/* ---- 2: nowhere ------------------------------------------------------------------------------ */
-
-static void gather(struct shm_ctx *c, struct shm_m *dead, struct names *l)
-{
-    l->n = 0;
-    for (uint32_t i = 0; i < SHM_INFLIGHT; i++) {
-        shm_gref r = load_acq(&dead->inflight[i]);
-        if (i == SHM_IF_DRAIN || !of_this_life(c, r))
-            continue;
-        struct shm_g *g = shm_g(c, r);
-        uint64_t st = load_seq(&g->status);
-        bool known = SHM_ST_STATUS(st) != Grunnable || SHM_ST_GEN(st) != shm_ggen(r) ||
-                     g->home_m1 == m1_of(dead); /* those end anyway */
-        for (uint32_t k = 0; k < l->n; k++)
-            known |= l->r[k] == r;
-        if (known)
-            continue;
-        l->status[l->n] = st;
-        l->wait[l->n] = load_seq(&g->wait);
-        l->r[l->n++] = r;
-    }
-}
-
-static void met(struct names *l, shm_gref r, bool *where)
-{
-    if (r)
-        for (uint32_t i = 0; i < l->n; i++)
-            where[i] |= l->r[i] == r;
-}
-
-/* b, d */
-static void look_at_names(struct shm_ctx *c, struct names *l)
-{
-    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) { /* pairs with shm_minit() */
-        struct shm_m *m = &c->mtab[i];
-        struct names mine = {.n = l->n};
-        bool any = false;
-        if (load_acq(&m->kind) == SHM_M_FREE) /* as above */
-            continue;
-        memcpy(mine.r, l->r, l->n * sizeof *l->r);
-        for (uint32_t s = 0; s < SHM_INFLIGHT; s++)
-            if (s != SHM_IF_DRAIN && s != SHM_IF_PARK)
-                met(&mine, load_seq(&m->inflight[s]), mine.inhand);
-        for (uint32_t k = 0; k < l->n; k++)
-            any |= mine.inhand[k];
-        if (any && shm_m_alive(c, i + 1)) /* a dead one's hand is nowhere */
-            for (uint32_t k = 0; k < l->n; k++)
-                l->inhand[k] |= mine.inhand[k];
-    }
-}
-
-static void look_at_ring(struct shm_p *p, struct names *l, uint64_t from, uint64_t to)
-{
-    for (uint64_t i = to - from > SHM_RUNQ ? to - SHM_RUNQ : from; i < to; i++)
-        met(l, load_seq(&p->runq[i % SHM_RUNQ]), l->queued);
-    met(l, load_seq(&p->runnext), l->queued);
-}
-
-static void look_at_list(struct shm_ctx *c, struct names *l, shm_gref r)
-{
-    /* A home queue may change under this walk: then it is done again. */
-    for (uint64_t n = load_acq(&c->hdr->g_next); r && n; n--) { /* pairs with refill */
-        if (shm_gidx(r) == 0 || shm_gidx(r) >= c->hdr->max_g)
-            return;
-        met(l, r, l->queued);
-        r = load_seq((_Atomic uint64_t *)&shm_g(c, r)->schedlink);
-    }
-}
-
-/* a .. f, sched_lock held. False: Gs were moved meanwhile. */
-static bool look_around(struct shm_ctx *c, struct names *l)
-{
-    struct shm_hdr *h = c->hdr;
-    uint64_t moved[SHM_MAX_M], tail[SHM_MAX_P];
-    uint32_t nm = load_acq(&h->max_m), np = load_acq(&h->max_p); /* pairs with minit, procs.c */
-    bool still = true;
-    memset(l->queued, 0, sizeof l->queued);
-    memset(l->inhand, 0, sizeof l->inhand);
-    for (uint32_t i = 0; i < nm; i++) {
-        moved[i] = load_seq(&c->mtab[i].moved);
-        still &= load_seq(&c->mtab[i].turning) == 0 || !shm_m_alive(c, i + 1);
-    }
-    look_at_names(c, l);
-    for (uint32_t i = 0; i < np; i++) {
-        uint64_t head = load_seq(&c->ptab[i].runqhead);
-        tail[i] = load_seq(&c->ptab[i].runqtail);
-        look_at_ring(&c->ptab[i], l, head, tail[i]);
-    }
-    look_at_list(c, l, h->runq_head);
-    look_at_list(c, l, h->batchq_head);
-    for (uint32_t i = 0; i < nm; i++) {
-        look_at_list(c, l, load_seq(&c->mtab[i].homeq));
-        look_at_list(c, l, load_seq((_Atomic uint64_t *)&c->mtab[i].homeq_fifo));
-    }
-    look_at_names(c, l);
-    for (uint32_t i = 0; i < np; i++) {
-        uint64_t now = load_seq(&c->ptab[i].runqtail);
-        still &= now - tail[i] <= SHM_RUNQ;
-        look_at_ring(&c->ptab[i], l, tail[i], now);
-    }
-    for (uint32_t i = 0; i < nm; i++)
-        still &= load_seq(&c->mtab[i].moved) == moved[i] &&
-                 (load_seq(&c->mtab[i].turning) == 0 || !shm_m_alive(c, i + 1));
-    return still && load_acq(&h->max_m) == nm && load_acq(&h->max_p) == np; /* as above */
-}
-
-/* Queues what is nowhere, keeps what has to be looked for again. */
-static void sort_out(struct shm_ctx *c, struct names *l, bool still)
-{
-    uint32_t left = 0;
-    for (uint32_t i = 0; i < l->n; i++) {
-        shm_gref r = l->r[i];
-        const struct shm_g *g = shm_g(c, r);
-        if (l->queued[i] || load_seq(&g->status) != l->status[i] ||
-            load_seq(&g->wait) != l->wait[i])
-            continue;
-        if (still && !l->inhand[i]) {
-            shm_requeue(c, r);
-            continue;
-        }
-        l->r[left] = r;
-        l->status[left] = l->status[i];
-        l->wait[left++] = l->wait[i];
-    }
-    l->n = left;
-}
-
-static bool queue_names(struct shm_ctx *c, struct shm_m *dead)
-{
-    struct names l;
-    gather(c, dead, &l);
-    for (uint32_t i = 0; i < l.n; i++) /* no queue has them: their thread sleeps on the status */
-        if (shm_g(c, l.r[i])->flags & SHM_GF_OUTSIDE)
-            shm_futex_wake((_Atomic uint32_t *)&shm_g(c, l.r[i])->status, 1);
-    for (uint32_t i = 0; i < l.n;)
-        if (shm_g(c, l.r[i])->flags & SHM_GF_OUTSIDE) {
-            l.n--;
-            l.r[i] = l.r[l.n];
-            l.status[i] = l.status[l.n];
-            l.wait[i] = l.wait[l.n];
-        } else {
-            i++;
-        }
-    while (l.n) {
-        shm_lock(c, &c->hdr->sched_lock);
-        bool still = look_around(c, &l);
-        shm_unlock(c, &c->hdr->sched_lock);
-        sort_out(c, &l, still);
-        if (l.n && !wait_a_little(c))
-            return false;
-    }
-    FAILPOINT("reap.queued");
-    for (uint32_t i = 0; i < SHM_INFLIGHT; i++)
-        if (i != SHM_IF_NEW)
-            store_rel(&dead->inflight[i], 0); /* after all of it is settled, for a next reaper */
-    return true;
-}
-
 /* ---- 3, 4: P, g slots ------------------------------------------------------------------------ */
 
 static void give_p(struct shm_ctx *c, struct shm_m *dead)
@@ -403,7 +203,7 @@ static void give_p(struct shm_ctx *c, struct shm_m *dead)
     for (uint32_t i = 0; i < load_acq(&c->hdr->max_p); i++) { /* pairs with procs.c */
         struct shm_p *p = &c->ptab[i];
         uint64_t w = load_acq(&p->status); /* a dead M's: nobody moves it */
-        if (SHM_ST_STATUS(w) == Pidle || SHM_ST_M1(w) != m1_of(dead))
+        if (SHM_ST_STATUS(w) == Pidle || SHM_ST_M1(w) != shm_m1(dead))
             continue;
         store_rlx(&p->debt, 0);
         if (!p->nosteal)
@@ -427,8 +227,8 @@ static void put_slot(struct shm_ctx *c, struct shm_m *dead, uint32_t idx)
     store_rel((_Atomic uint32_t *)&dead->gfree.n, dead->gfree.n + 1); /* after idx */
 }
 
-/* How many bytes of dead->words there are: 0 too if it died of something else than they are of, which
- * it had survived. */
+/* How many bytes of dead->words there are: 0 too if it died of something else than they are of,
+ * which it had survived. */
 static uint32_t words_of(const struct shm_m *dead)
 {
     int32_t status = (int32_t)(uint32_t)load_rlx(&dead->end);
@@ -466,7 +266,8 @@ static void settle_slot(struct shm_ctx *c, struct shm_m *dead, _Atomic uint64_t 
         struct shm_g *g = shm_g(c, r);
         uint64_t w = load_acq(&g->status);
         uint32_t gen = SHM_ST_GEN(w);
-        /* Begun and not finished, by this M or in its place; what it had was not yet known to others. */
+        /* Begun and not finished, by this M or in its place;
+         * what it had was not yet known to others. */
         if (gen == shm_ggen(r) && SHM_ST_STATUS(w) == Gidle) {
             if (g->waitkind) /* born asleep */
                 shm_sudog_unlink(c, r);
@@ -482,10 +283,10 @@ static void settle_slot(struct shm_ctx *c, struct shm_m *dead, _Atomic uint64_t 
             if (unlikely(!shm_casgstatus(c, r, Gidle, Gdead)))
                 shm_throw("reap: goroutine slot %u was taken away", shm_gidx(r));
         } else if (SHM_ST_STATUS(w) == Gdead &&
-                   ((gen == shm_ggen(r) && SHM_ST_M1(w) == m1_of(dead)) ||
+                   ((gen == shm_ggen(r) && SHM_ST_M1(w) == shm_m1(dead)) ||
                     gen + 1 + (gen + 1 == 0) == shm_ggen(r))) {
-            /* Ended by this M: what others have ended meanwhile, they have freed. Or of its last life,
-             * not yet in the new one. */
+            /* Ended by this M: what others have ended meanwhile, they have freed. Or of its last
+             * life, not yet in the new one. */
             put_slot(c, dead, shm_gidx(r));
         }
     }
@@ -499,7 +300,7 @@ static void panic(struct shm_ctx *c, const struct shm_g *g, struct shm_m *dead, 
 {
     struct shm_hdr *h = c->hdr;
     uint32_t w = load_acq(&h->panic), by = w >> 8; /* pairs with who panicked */
-    if ((w != 0 && (w == 2 || (by != m1_of(dead) && by != c->m1))) ||
+    if ((w != 0 && (w == 2 || (by != shm_m1(dead) && by != c->m1))) ||
         !cas_acqrel(&h->panic, &w, c->m1 << 8 | 1))
         return;
     struct shm_val old = h->panic_val, v = died(c, g, dead, ran);
@@ -519,19 +320,12 @@ static void panic(struct shm_ctx *c, const struct shm_g *g, struct shm_m *dead, 
     shm_notewakeup(&m0->note);
 }
 
-static bool named_by_the_living(struct shm_ctx *c, shm_gref r)
-{
-    struct names l = {.n = 1, .r = {r}};
-    look_at_names(c, &l);
-    return l.inhand[0];
-}
-
 /* The waits of a G that does not run any more are over, and it is this M's, running. False: the
  * program ends. */
 static bool take(struct shm_ctx *c, struct shm_m *dead, shm_gref r)
 {
     struct shm_g *g = shm_g(c, r);
-    while (of_this_life(c, r)) {
+    while (shm_of_this_life(c, r)) {
         uint64_t w = load_seq(&g->wait);
         switch (shm_readgstatus(c, r)) {
         case Grunning:
@@ -549,7 +343,7 @@ static bool take(struct shm_ctx *c, struct shm_m *dead, shm_gref r)
                     shm_throw("reap: goroutine slot %u was taken away", shm_gidx(r));
                 break;
             }
-            if (SHM_W_STATE(w) == SHM_W_CLAIMED && SHM_W_M1(w) == m1_of(dead)) {
+            if (SHM_W_STATE(w) == SHM_W_CLAIMED && SHM_W_M1(w) == shm_m1(dead)) {
                 shm_sudog_unlink(c, r); /* by its own M, which was taking it back */
                 if (shm_casgstatus(c, r, Gwaiting, Grunnable))
                     continue;
@@ -559,14 +353,14 @@ static bool take(struct shm_ctx *c, struct shm_m *dead, shm_gref r)
                 shm_reap_locks(c, &c->mtab[SHM_W_M1(w) - 1]);
                 finish_wakes(c, &c->mtab[SHM_W_M1(w) - 1]);
             }
-            if (!wait_a_little(c))
+            if (!shm_reap_pause(c))
                 return false;
             continue;
         default:
             return false; /* dead already */
         }
-        while (named_by_the_living(c, r)) /* a push into its home queue is under way */
-            if (!wait_a_little(c))
+        while (shm_named_by_the_living(c, r)) /* a push into its home queue is under way */
+            if (!shm_reap_pause(c))
                 return false;
         return true;
     }
@@ -594,7 +388,7 @@ static void drop_parts(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool r
     FAILPOINT("reap.g.unlinked");
     /* Of one that ran: a block of its M's own is freed with the others of those (step 6). */
     if (ran && v->tag == SHM_VAL_HEAP && shm_blk(c, v->h.off)->state == 1 &&
-        shm_blk(c, v->h.off)->owner_m1 == m1_of(dead))
+        shm_blk(c, v->h.off)->owner_m1 == shm_m1(dead))
         v->tag = SHM_VAL_NONE;
     /* The same: what was received is the checkpoint's, and only looked at from g. */
     if (y && v->tag == SHM_VAL_HEAP && y->value.tag == SHM_VAL_HEAP && y->value.h.off == v->h.off)
@@ -666,7 +460,8 @@ static void end_gs(struct shm_ctx *c, struct shm_m *dead)
         uint64_t w = load_acq(&g->status);
         unsigned st = SHM_ST_STATUS(w);
         shm_gref r = (uint64_t)SHM_ST_GEN(w) << 32 | i;
-        bool ran = st == Grunning && SHM_ST_M1(w) == m1_of(dead), home = g->home_m1 == m1_of(dead);
+        bool ran = st == Grunning && SHM_ST_M1(w) == shm_m1(dead),
+             home = g->home_m1 == shm_m1(dead);
         if (st == Gdead || st == Gidle || !(home || (ran && runs)))
             continue;
         if (take(c, dead, r) && !run_again(c, dead, r, ran))
@@ -683,11 +478,11 @@ static void end_gs(struct shm_ctx *c, struct shm_m *dead)
 static void clear_slot(struct shm_ctx *c, struct shm_m *dead)
 {
     struct shm_hdr *h = c->hdr;
-    uint32_t me = m1_of(dead), w = me << 8 | 1;
+    uint32_t me = shm_m1(dead), w = me << 8 | 1;
     and_seq(&h->idle_m[dead->index / 64], ~(1ULL << dead->index % 64)); /* no more its own */
     store_seq(&dead->spinning, SHM_M_BUSY);
     cas_acqrel(&h->poller_m1, &me, 0);
-    me = m1_of(dead);
+    me = shm_m1(dead);
     cas_acqrel(&h->retiring, &me, 0);
     cas_acqrel(&h->panic, &w, 0); /* a reaper's; the next one writes it whole */
     store_rlx(&dead->locks, 0);
@@ -712,7 +507,7 @@ void shm_reap(struct shm_ctx *c, struct shm_m *dead, int32_t wait_status)
     FAILPOINT("reap.begun");
     shm_reap_locks(c, dead);
     finish_wakes(c, dead);
-    if (!queue_names(c, dead))
+    if (!shm_nowhere_queue(c, dead))
         return;
     give_p(c, dead);
     settle_slot(c, dead, &dead->inflight[SHM_IF_NEW]);

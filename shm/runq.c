@@ -36,8 +36,8 @@
  * go on. Who takes Gs out of one queue and puts them into another names them before, adds 1 to
  * m->moved when they are visible again, and only then takes the names back (tag: moved). A look
  * around that finds a G neither named nor queued, with every m->moved the same at its end, has
- * found it nowhere; reap.c has the proof. (From ring or runnext to being executed the status word
- * tells; within one ring, from runnext to its tail, the tail does.)
+ * found it nowhere; nowhere.c has the proof. (From ring or runnext to being executed the status
+ * word tells; within one ring, from runnext to its tail, the tail does.)
  *
  * Stealing takes half, rounded up, oldest first. Of an M that runs, its runnext is left alone for
  * a while: it mostly runs within the microsecond, and then the theft would cost both a move. Unlike

@@ -15,7 +15,7 @@
  *   and at any time: no G is queued twice, no wait is ended twice, status moves are those of g.c
  *
  * ABSTRACTED. A store of a value, of a queue's first word, ... is one word each. The run queue is one bit
- * per G, and the look around of reap.c one step (runq.pml has it). G is alone in recvq. A sleeping
+ * per G, and the look around of nowhere.c one step (runq.pml has it). G is alone in recvq. A sleeping
  * waiter of the lock is one that waits.
  * MEMORY ORDER. A process dies between two of its instructions, so one order is what there is for what
  * it stored before; between the living, all is under the lock.

@@ -18,7 +18,7 @@
  *
  * ABSTRACTED. A transaction is one step, and the locks go with the dead: that is reap.pml. A block is
  * its content; who owns it is in reap.pml, too. One lock for the channels and the Cond. The run queue is
- * one bit, and the look around of reap.c one step.
+ * one bit, and the look around of nowhere.c one step.
  * MEMORY ORDER. As in reap.pml.
  *
  * MUTATIONS

@@ -9,7 +9,7 @@
  *   INV nothing-in-hand: at every step a runnable G is in a queue, or named in inflight[]
  *   INV linked-once: no G enters the global list while it is in it
  * With -DDEATH M 0 may be killed before any step. The keeper gives back its lock and looks around as
- * reap.c does (gather, look_around, sort_out) while M 1 goes on; then M 1 steals from P 0 as it is.
+ * nowhere.c does (gather, look_around, sort_out) while M 1 goes on; then M 1 steals from P 0 as it is.
  *   INV moved-counts: what the keeper queues was nowhere; and still none is lost
  *
  * ABSTRACTED. The transaction on the global list is one step (reap.pml has the steps of one); moves of a
@@ -430,7 +430,7 @@ proctype killer()
     dead = true
 }
 
-/* ---- reap.c ----------------------------------------------------------------------------------- */
+/* ---- nowhere.c ----------------------------------------------------------------------------------- */
 
 inline met(g, set)
 {
