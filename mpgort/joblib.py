@@ -94,6 +94,7 @@ class Sharer:
 class MpgortBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
+    _workers: Any = None  # the Executor, while a Parallel is open: under loky's name for it
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         if n_jobs == 0:
@@ -117,8 +118,8 @@ class MpgortBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         options = {**getattr(self, "backend_kwargs", {}), **options}
         initializer = options.get("initializer")
         self._begins = () if initializer is None else (initializer, *options.get("initargs", ()))
-        self._executor = executor(n, self.inner_max_num_threads, *self._begins)
-        self._sharer = Sharer(self._executor)
+        self._workers = executor(n, self.inner_max_num_threads, *self._begins)
+        self._sharer = Sharer(self._workers)
         self.parallel = parallel
         return n
 
@@ -131,7 +132,7 @@ class MpgortBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
                 (f, tuple(map(share, args)), {k: share(v) for k, v in kwargs.items()})
                 for f, args, kwargs in func.items
             ]
-        future = self._executor.submit(func)
+        future: Future[Any] = self._workers.submit(func)
         if callback is not None:
             future.add_done_callback(callback)
         return future
@@ -145,12 +146,13 @@ class MpgortBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
     def terminate(self) -> None:
         """The executor stays for the next call."""
         self.stop_call()
+        self._workers = None
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """A task has failed: what has not begun is taken back, what runs is ended."""
-        engine = self._executor._engine
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        engine = self._workers._engine
+        self._workers.shutdown(wait=False, cancel_futures=True)
         if engine is not None:
             engine.terminate()
         if ensure_ready:

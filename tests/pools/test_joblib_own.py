@@ -1,17 +1,15 @@
 """joblib's own tests of backends, as installed with it, with backend "mpgort" (joblib 1.6.0).
 
 All tests of joblib.test.test_parallel that are written for any backend (37); the others are
-joblib's own affair or name one of its backends. Of each but the five slowest, the first
+joblib's own affair or name one of its backends. Of each but the six slowest, the first
 parameters, with two jobs; MPGORT_STORM=1: all.
 
 | test                                          | not applicable, and why                          |
 | --------------------------------------------- | ------------------------------------------------ |
-| parallel_with_interactively_defined_functions | start a program that imports joblib alone; with  |
-| parallel_with_unpicklable_functions_in_args   | `import mpgort.joblib` lambdas and functions of  |
-|                                               | __main__ cross (test_joblib.py)                  |
 | auto_memmap_on_arrays_from_generator          | want memory maps in a folder; here large arrays  |
 | memmapping_leaks                              | are in shared memory (test_joblib.py)            |
-| error_capture                                 | looks into theirs for the executor               |
+
+Those that start a program of their own have `import mpgort.joblib` done for it (sitecustomize).
 
 The rest are run and pass, but for those that joblib itself skips here or expects to fail."""
 
@@ -19,6 +17,7 @@ from __future__ import annotations
 
 import os
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,13 +27,11 @@ import mpgort.joblib  # noqa: F401
 theirs: Any = pytest.importorskip("joblib.test.test_parallel")
 
 NOT_APPLICABLE = {
-    "test_parallel_with_interactively_defined_functions",
-    "test_parallel_with_unpicklable_functions_in_args",
     "test_auto_memmap_on_arrays_from_generator",
     "test_memmapping_leaks",
-    "test_error_capture",
 }
 SLOW = {
+    "test_error_capture",
     "test_dispatch_multiprocessing",
     "test_njobs_converted_to_int",
     "test_nested_backend_context_manager",
@@ -72,7 +69,14 @@ def takes_backend(fn: Any) -> bool:
     return any(m.name == "parametrize" and m.args[0] == "backend" for m in marks)
 
 
-pytestmark = pytest.mark.usefixtures("joblib_ends")
+pytestmark = pytest.mark.usefixtures("joblib_ends", "programs_import_ours")
+
+
+@pytest.fixture
+def programs_import_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import mpgort.joblib")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
 
 found = {n: f for n, f in vars(theirs).items() if n.startswith("test_") and takes_backend(f)}
 left_out = NOT_APPLICABLE if ALL else NOT_APPLICABLE | SLOW
