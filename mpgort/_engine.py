@@ -79,6 +79,7 @@ class Plan(NamedTuple):
     blas_threads: int | None = None
     max_rss: int | None = None
     name: str | None = None
+    scrub: bool = False
 
 
 def method_of(context: Any, start_method: str | None) -> str | None:

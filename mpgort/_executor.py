@@ -197,6 +197,7 @@ class Executor(concurrent.futures.Executor):
         blas_threads: int | None = None,
         max_rss: int | None = None,
         name: str | None = None,
+        scrub: bool = False,
         max_pending: int | None = None,
         when_full: str = "block",
         retries: int = 0,
@@ -226,6 +227,7 @@ class Executor(concurrent.futures.Executor):
             blas_threads,
             max_rss,
             name,
+            scrub,
         )
         self._room = None if most is None else Room(most, when_full)
         self._lock = threading.Lock()

@@ -169,7 +169,8 @@ class Pool:
 
     processes: workers; default: the CPUs that this process may use. initializer(*initargs) runs
     once in each. A worker is replaced after maxtasksperchild tasks (a chunk counts as one).
-    context: a multiprocessing context, or its name; only the start method counts."""
+    context: a multiprocessing context, or its name; only the start method counts. The other options
+    are those of `run`."""
 
     _state = "INIT"
 
@@ -180,6 +181,15 @@ class Pool:
         initargs: Sequence[Any] = (),
         maxtasksperchild: int | None = None,
         context: Any = None,
+        *,
+        start_method: str | None = None,
+        heap_bytes: int | None = None,
+        max_goroutines: int = 1 << 22,
+        heavy_bytes: int = 16384,
+        blas_threads: int | None = None,
+        max_rss: int | None = None,
+        name: str | None = None,
+        scrub: bool = False,
     ) -> None:
         if processes is not None:
             if processes < 1:
@@ -193,7 +203,20 @@ class Pool:
             raise TypeError("initializer must be a callable")
         self._processes = processes or default_procs()
         self._engine = Engine(
-            Plan(processes, method_of(context, None), initializer, initargs, maxtasksperchild),
+            Plan(
+                processes,
+                method_of(context, start_method),
+                initializer,
+                initargs,
+                maxtasksperchild,
+                heap_bytes,
+                max_goroutines,
+                heavy_bytes,
+                blas_threads,
+                max_rss,
+                name,
+                scrub,
+            ),
             terminate_at_exit=True,
         )
         self._state = RUN

@@ -16,7 +16,7 @@ import pytest
 from conftest import wait_until
 
 import mpgort
-from mpgort import _pool
+from mpgort import _options, _pool
 
 # Windows' and Python's own affairs: the class of processes that a Pool is made of
 LEFT_OUT = {"Process"}
@@ -125,3 +125,28 @@ def test_shutdown_from_another_thread_refuses_who_waits_for_room() -> None:
     ex.shutdown()
     assert refused.wait(30) and first.result(timeout=0) is None
     t.join()
+
+
+def test_the_pools_take_every_option_of_a_runtime_and_hand_it_on() -> None:
+    given: dict[str, Any] = {
+        "heap_bytes": 64 << 20,
+        "max_goroutines": 1000,
+        "heavy_bytes": 999,
+        "blas_threads": 1,
+        "max_rss": 1 << 40,
+        "name": "pool",
+        "scrub": True,
+    }
+    theirs = {"max_tasks_per_m", "initializer", "initargs"}  # under their own names or place
+    assert given.keys() | theirs | {"start_method"} == _options.Given.__annotations__.keys()
+    with mpgort.Executor(1, **given) as ex, mpgort.Pool(1, **given) as pool:
+        assert ex.submit(abs, -1).result(timeout=30) == pool.apply(abs, (-1,)) == 1
+        assert ex._engine is not None
+        for engine in (ex._engine, pool._engine):
+            opts = engine.runtime._host.opts
+            found = {**opts._asdict(), **opts.plan._asdict()}
+            assert {name: found[name] for name in given} == given
+            assert found["max_tasks"] == 0
+    for kind in (mpgort.Executor, mpgort.Pool, mpgort.Runtime):
+        with pytest.raises(TypeError, match="scrubb"):
+            kind(1, scrubb=True)  # type: ignore[call-arg]
