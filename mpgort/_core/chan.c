@@ -10,7 +10,7 @@
  *
  * Views of one direction are handles of the same channel: they are equal and hash alike, but for
  * their kind in bytes. */
-#include "proc.h"
+#include "sync.h"
 #include <stddef.h>
 
 enum { DIR_BOTH = 0, DIR_SEND = 1, DIR_RECV = 2 };
@@ -385,9 +385,14 @@ static PyObject *chan_recv_only(CoreHandle *ch, PyObject *_)
 
 static PyObject *chan_as_queue(PyObject *ch, PyObject *_)
 {
-    PyObject *mod = PyImport_ImportModule("mpgort._queue");
-    PyObject *q = mod ? PyObject_CallMethod(mod, "Queue", "O", ch) : NULL;
+    CoreProg *prog = ((CoreHandle *)ch)->prog;
+    PyObject *unfinished = prog == NULL
+                               ? Py_NewRef(Py_None)
+                               : core_sync_in(prog, HANDLE_WAITGROUP, SHM_SY_WAITGROUP, 0, 0);
+    PyObject *mod = unfinished ? PyImport_ImportModule("mpgort._queue") : NULL;
+    PyObject *q = mod ? PyObject_CallMethod(mod, "Queue", "OO", ch, unfinished) : NULL;
     Py_XDECREF(mod);
+    Py_XDECREF(unfinished);
     return q;
 }
 

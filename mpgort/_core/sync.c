@@ -244,6 +244,16 @@ static PyObject *wg_done(CoreHandle *h, PyObject *_)
 }
 SYNC_AWAIT(wg_wait, PK_SEMA, SHM_SY_WRITE, 0)
 
+/* For plain threads and functions. */
+static PyObject *wg_block(CoreHandle *h, PyObject *_)
+{
+    PyObject *pk = core_sync_request(PK_SEMA, (PyObject *)h, SHM_SY_WRITE, 0);
+    PyObject *v = pk != NULL ? core_block(h->prog, (CorePark *)pk, -1) : NULL;
+    Py_XDECREF(pk);
+    return v;
+}
+
+
 static PyObject *wg_go(CoreHandle *h, PyObject *args, PyObject *kw)
 {
     Py_ssize_t n = PyTuple_GET_SIZE(args);
@@ -384,24 +394,31 @@ static PyObject *atomic_cas_(CoreHandle *h, PyObject *const *args, Py_ssize_t n)
 
 /* ---- making and showing them ----------------------------------------------------------------- */
 
-PyObject *core_sync_make(const char *who, uint8_t kind, uint32_t what, uint64_t n,
-                         CoreHandle *mutex)
+PyObject *core_sync_in(CoreProg *prog, uint8_t kind, uint32_t what, uint64_t n, shm_off mutex)
 {
-    CoreProg *prog = core_current(who);
-    struct shm_ctx *c = prog ? core_ctx(prog) : NULL;
+    struct shm_ctx *c = core_ctx(prog);
     shm_off off;
     if (c == NULL)
         return NULL;
-    if (mutex != NULL && mutex->prog != prog) {
-        PyErr_Format(PyExc_RuntimeError, "%s: its lock is of another runtime", who);
-        return NULL;
-    }
-    int r = shm_sema_new(c, what, n, mutex ? mutex->off : 0, &off);
+    int r = shm_sema_new(c, what, n, mutex, &off);
     if (r < 0) {
         core_shm_error(prog, r);
         return NULL;
     }
     return core_handle_wrap(prog, kind, off);
+}
+
+PyObject *core_sync_make(const char *who, uint8_t kind, uint32_t what, uint64_t n,
+                         CoreHandle *mutex)
+{
+    CoreProg *prog = core_current(who);
+    if (prog == NULL)
+        return NULL;
+    if (mutex != NULL && mutex->prog != prog) {
+        PyErr_Format(PyExc_RuntimeError, "%s: its lock is of another runtime", who);
+        return NULL;
+    }
+    return core_sync_in(prog, kind, what, n, mutex ? mutex->off : 0);
 }
 
 PyObject *core_sync_plain(const char *who, PyObject *args, PyObject *kw, uint8_t kind,
@@ -491,6 +508,7 @@ static PyMethodDef waitgroup_methods[] = {
       "SyncError \"sync: negative WaitGroup counter\" (nothing has changed then)."),
     M("done", wg_done, METH_NOARGS, "done()\n--\n\nadd(-1)."),
     M("wait", wg_wait, METH_NOARGS, "wait()\n--\n\nAwaitable: until the counter is 0."),
+    M("_block", wg_block, METH_NOARGS, "_block()\n--\n\nwait() of who does not await."),
     M("go", wg_go, METH_VARARGS | METH_KEYWORDS,
       "go($self, fn, /, *args, **kwargs)\n--\n\nadd(1), then a goroutine that runs fn(*args, "
       "**kwargs) and ends with done(). Source: Go 1.25 WaitGroup.Go."),

@@ -71,6 +71,7 @@ PyObject *core_sync_unlock(CoreHandle *h, PyObject *_); /* what __aexit__ does, 
 
 PyObject *core_sync_make(const char *who, uint8_t kind, uint32_t what, uint64_t n,
                          CoreHandle *mutex);
+PyObject *core_sync_in(CoreProg *prog, uint8_t kind, uint32_t what, uint64_t n, shm_off mutex);
 /* The same for tp_new of a type that takes no arguments. */
 PyObject *core_sync_plain(const char *who, PyObject *args, PyObject *kw, uint8_t kind,
                           uint32_t what);

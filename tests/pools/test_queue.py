@@ -2,9 +2,9 @@
 
 | class      | run       | not applicable, and why                                           |
 | ---------- | --------- | ----------------------------------------------------------------- |
-| _TestQueue | all but 3 | task_done: a JoinableQueue. queue_feeder_donot_stop_onexc,        |
+| _TestQueue | all but 2 | queue_feeder_donot_stop_onexc,                                     |
 |            |           | queue_feeder_on_queue_feeder_error: there is no feeder, put raises |
-|            | (3.13: 4) | closed_queue_empty_exceptions: empty() has nothing to be closed   |
+|            | (3.13: 3) | closed_queue_empty_exceptions: empty() has nothing to be closed   |
 
 Their queue without a size is endless; the channel here has room for 1000."""
 
@@ -58,7 +58,7 @@ class Process:
 
 class Here:
     TYPE = "processes"
-    Queue = staticmethod(make)
+    Queue = JoinableQueue = staticmethod(make)
     Event = Event
     Process = Process
 
@@ -86,7 +86,7 @@ def case(base: type, without: str) -> type:
 
 TestQueue = case(
     theirs._TestQueue,
-    "task_done queue_feeder_donot_stop_onexc queue_feeder_on_queue_feeder_error "
+    "queue_feeder_donot_stop_onexc queue_feeder_on_queue_feeder_error "
     "closed_queue_empty_exceptions",
 )
 
@@ -133,6 +133,44 @@ def test_what_cannot_cross_is_an_error_of_put_and_takes_no_room() -> None:
         assert q.get_nowait() == 1
         with pytest.raises(queue.Empty):
             q.get_nowait()
+
+
+def finishes(q: Any, n: int) -> None:
+    for _ in range(n):
+        q.get()
+        q.task_done()
+
+
+@pytest.mark.parametrize("procs", [0, 2])
+def test_join_waits_for_what_was_put_and_is_not_done_in_any_process(procs: int) -> None:
+    with mpgort.Runtime(procs) as rt:
+        q = rt.chan(10).as_queue()
+        q.join()  # nothing was put
+        with pytest.raises(ValueError, match="called too many times"):
+            q.task_done()
+        hs = [rt.spawn(finishes, q, 250) for _ in range(4 if procs else 1)]
+        threads = [threading.Thread(target=lambda: [q.put(i) for i in range(250)]) for _ in hs]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join(30)
+        q.join()
+        assert q.empty()
+        for h in hs:
+            h.result(timeout=30)
+        q.put(1)
+        with pytest.raises(mpgort.SerializationError):
+            q.put(threading.Lock())  # is not counted
+        joined = threading.Event()
+        t = threading.Thread(target=lambda: (q.join(), joined.set()))
+        t.start()
+        assert q.get() == 1
+        assert not joined.is_set()
+        q.task_done()
+        t.join(30)
+        assert joined.is_set()
+        with pytest.raises(ValueError, match="called too many times"):
+            q.task_done()
 
 
 def test_a_queue_of_size_0_hands_over() -> None:
