@@ -29,7 +29,8 @@ static bool g_lives(const struct shm_g *g)
     switch (SHM_ST_STATUS(w)) {
     case Gdead:
         return false;
-    case Gwaiting: /* a thread of its process readies the one that waits for it; a timeout ends it */
+    /* A thread of its process readies the one that waits for it; a timeout ends it. */
+    case Gwaiting:
         return g->reason == SHM_WR_THREAD || SHM_W_STATE(load_seq(&g->wait)) != SHM_W_ARMED ||
                g->home_why == SHM_HOME_TIMED;
     }

@@ -28,8 +28,8 @@
  *
  * WHAT IS LIVE is not counted, for a death may come between the act and its count. It is what the
  * spans have, less what is free: in the depot, in the magazines, ahead of bump. Each of these moves
- * with the block itself, by one store or in one transaction (shm_heap_stats()). m->st.allocs and its
- * like are figures of what was done, each perhaps one short per death.
+ * with the block itself, by one store or in one transaction (shm_heap_stats()). m->st.allocs and
+ * its like are figures of what was done, each perhaps one short per death.
  *
  * SCRUB, an option: continuations and messages may hold secrets. What is freed is overwritten, and
  * so is what leaves a value in place (val_leaves(), a channel's slot), what an undo log keeps after
@@ -729,8 +729,8 @@ static uint64_t mag_blocks(struct shm_mag *mag, unsigned cls)
            (rest <= span_blocks(cls, span_pages(cls)) ? rest : 0);
 }
 
-/* Exact when nobody allocates or frees meanwhile (relaxed: these are statistics): a batch on its way
- * into the depot or out of it may be seen twice, or not. */
+/* Exact when nobody allocates or frees meanwhile (relaxed: these are statistics): a batch on its
+ * way into the depot or out of it may be seen twice, or not. */
 void shm_heap_stats(struct shm_ctx *c, struct shm_heap_stats *s)
 {
     const struct shm_hdr *h = c->hdr;

@@ -67,8 +67,8 @@
  * for.
  *
  * STANDING. To park costs half a microsecond and more: the frames become bytes, are taken off and
- * put up again. Where the M would then be idle and look around, the G waits a moment live for what it
- * awaits, instead: a peer on another M that is a step behind finds it still there. What parks by
+ * put up again. Where the M would then be idle and look around, the G waits a moment live for what
+ * it awaits, instead: a peer on another M that is a step behind finds it still there. What parks by
  * itself at no cost (main, whatever is at home) does not, nor whoever sees another one stand at the
  * same place: somebody has to be in the queue. It runs all the while; nobody counts on it.
  *

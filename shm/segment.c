@@ -4,11 +4,11 @@
  * offsets in the header; the heap is last and takes the rest:
  *
  *     hdr | code table | reasons | P table | M table | g table ........ | heap ................. |
-  *     all of it now      16 KiB    nprocs+1  nprocs+4   by g.c in chunks  by heap.c, a run at a time
+ *     all of it now      16 KiB    nprocs+1  nprocs+4  by g.c in chunks   by heap.c, run by run
  *
- * The size is reserved at once (ftruncate, MAP_NORESERVE: addresses, not memory) and committed as it
- * is needed. Rejected: one object per table, or growing by ftruncate and mremap. Both would make a
- * base address change under a running M, and every pointer in a ctx with it.
+ * The size is reserved at once (ftruncate, MAP_NORESERVE: addresses, not memory) and committed as
+ * it is needed. Rejected: one object per table, or growing by ftruncate and mremap. Both would make
+ * a base address change under a running M, and every pointer in a ctx with it.
  *
  * INV no-sigbus: a byte of the mapping is touched only after shm_commit() has backed it. A page of
  * tmpfs that cannot be had is SIGBUS at a load or store, anywhere; with posix_fallocate it is an
@@ -124,7 +124,8 @@ const char *shm_strerror(int err)
 
 /* ---- the mapping ----------------------------------------------------------------------------- */
 
-/* The offsets that a header's sizes imply: creation writes them, attach holds a header against them. */
+/* The offsets that a header's sizes imply: creation writes them,
+ * attach holds a header against them. */
 struct places {
     uint64_t code, reason, ptab, mtab, gtab, heap, size;
 };
@@ -315,8 +316,8 @@ static int header_ok(const struct shm_hdr *h, uint64_t size, char *why)
     return SHM_OK;
 }
 
-/* The header as it is now. pread, not the mapping: an object that is too short must be an error, not
- * a SIGBUS. */
+/* The header as it is now. pread, not the mapping: an object that is too short must be an error,
+ * not a SIGBUS. */
 static int read_header(int fd, struct shm_hdr *h, char *why)
 {
     struct stat st;
@@ -483,275 +484,4 @@ void shm_mexit(struct shm_ctx *c)
     FAILPOINT("segment.mexit.empty");
     shm_m_give(m);
     shm_ctx_forked(c);
-}
-
-/* ---- the layout table ------------------------------------------------------------------------ */
-
-/* For readers that do not compile shm.h: numpy views, the monitor. Each byte of a struct is in
- * exactly one row; a row without a name is padding (a test compares). A magazine is 67 words: n,
- * bump, bump_end, blocks. */
-#define T_hdr struct shm_hdr
-#define T_g struct shm_g
-#define T_p struct shm_p
-#define T_m struct shm_m
-#define STR_(x) #x
-#define STR(x) STR_(x)
-#define U1 "u1"
-#define U2 "u2"
-#define U4 "u4"
-#define U8 "u8"
-#define SIZE(t, f) sizeof(((T_##t *)0)->f)
-#define F(t, f, dtype) {#t, #f, dtype, offsetof(T_##t, f), SIZE(t, f)}
-#define PAD(t, f) {#t, "", "pad", offsetof(T_##t, f), SIZE(t, f)}
-/* What alignment leaves between two fields, and at the end. */
-#define GAP(t, f, next)                              \
-    {#t, "", "pad", offsetof(T_##t, f) + SIZE(t, f), \
-     offsetof(T_##t, next) - offsetof(T_##t, f) - SIZE(t, f)}
-#define END(t, f)                                    \
-    {#t, "", "pad", offsetof(T_##t, f) + SIZE(t, f), \
-     sizeof(T_##t) - offsetof(T_##t, f) - SIZE(t, f)}
-
-static const struct shm_field layout[] = {
-    /* struct shm_hdr */
-    F(hdr, magic, U8),
-    F(hdr, version, U4),
-    F(hdr, header_bytes, U4),
-    F(hdr, size, U8),
-    F(hdr, start_ns, U8),
-    F(hdr, uid, U4),
-    F(hdr, pid0, U4),
-    F(hdr, nprocs, U4),
-    F(hdr, max_g, U4),
-    F(hdr, max_m, U4),
-    F(hdr, max_p, U4),
-    F(hdr, m0_p, U4),
-    F(hdr, extra, U4),
-    F(hdr, m0_slot, U4),
-    F(hdr, migrate, U4),
-    F(hdr, scrub, U4),
-    F(hdr, heavy_bytes, U4),
-    F(hdr, mtab_off, U8),
-    F(hdr, ptab_off, U8),
-    F(hdr, gtab_off, U8),
-    F(hdr, code_off, U8),
-    F(hdr, heap_off, U8),
-    F(hdr, reason_off, U8),
-    F(hdr, heap_bytes, U8),
-    F(hdr, name, "S64"),
-    F(hdr, argv0, "S128"),
-    F(hdr, wake_cost_ns, U8),
-    F(hdr, spin_ns, U8),
-    F(hdr, ncpu, U4),
-    F(hdr, reaped, U4),
-    F(hdr, trace_on, U4),
-    F(hdr, trace_rings, U4),
-    F(hdr, trace_cap, U4),
-    F(hdr, shake, U4),
-    F(hdr, trace_off, U8),
-    F(hdr, trace_since_ns, U8),
-    GAP(hdr, trace_since_ns, shutdown),
-    F(hdr, shutdown, U4),
-    F(hdr, deaths, U4),
-    F(hdr, replaced, U4),
-    F(hdr, deadlock_on, U4),
-    F(hdr, externs, U4),
-    F(hdr, panic, U4),
-    F(hdr, panic_how, U4),
-    F(hdr, want_m, U4),
-    F(hdr, panic_goid, U8),
-    F(hdr, panic_val, "V16"),
-    F(hdr, procs_lock, U4),
-    F(hdr, retiring, U4),
-    F(hdr, recycled, U4),
-    F(hdr, g_scarce, U4),
-    F(hdr, surplus_ns, U8),
-    F(hdr, goidgen, U8),
-    F(hdr, chanid, U8),
-    GAP(hdr, chanid, idle_m),
-    F(hdr, idle_m, "(4,)u8"),
-    F(hdr, idle_p, "(2,)u8"),
-    F(hdr, idle_seq, U8),
-    F(hdr, poller_m1, U4),
-    F(hdr, keeper_asleep, U4),
-    GAP(hdr, keeper_asleep, sched_lock),
-    F(hdr, sched_lock, U4),
-    PAD(hdr, pad1_),
-    F(hdr, runq_head, U8),
-    F(hdr, runq_tail, U8),
-    F(hdr, runq_size, U8),
-    F(hdr, batchq_head, U8),
-    F(hdr, batchq_tail, U8),
-    F(hdr, batchq_size, U8),
-    GAP(hdr, batchq_size, g_lock),
-    F(hdr, g_lock, U4),
-    PAD(hdr, pad2_),
-    F(hdr, gfree_head, U8),
-    F(hdr, gfree_n, U8),
-    F(hdr, g_next, U8),
-    F(hdr, g_committed, U8),
-    GAP(hdr, g_committed, heap_lock),
-    F(hdr, heap_lock, U4),
-    PAD(hdr, pad3_),
-    F(hdr, heap_top, U8),
-    F(hdr, heap_committed, U8),
-    F(hdr, run_free, U8),
-    F(hdr, large_bytes, U8),
-    F(hdr, large_n, U8),
-    F(hdr, cut, "(" STR(SHM_NCLASS) ",)u8"),
-    F(hdr, depot_n, "(" STR(SHM_NCLASS) ",)u8"),
-    F(hdr, depot_lock, "(" STR(SHM_NCLASS) ",)u4"),
-    F(hdr, depot, "(" STR(SHM_NCLASS) ",)u8"),
-    GAP(hdr, depot, code_lock),
-    F(hdr, code_lock, U4),
-    F(hdr, code_n, U4),
-    F(hdr, reason_lock, U4),
-    F(hdr, reason_n, U4),
-    F(hdr, sema_lock, U4),
-    PAD(hdr, pad7_),
-    F(hdr, sema_first, U8),
-    END(hdr, sema_first),
-    /* struct shm_g */
-    F(g, status, U8),
-    F(g, wait, U8),
-    F(g, goid, U8),
-    F(g, cont_off, U8),
-    F(g, cont_len, U4),
-    F(g, reason, U2),
-    F(g, flags, U1),
-    F(g, ok, U1),
-    F(g, value, "V16"),
-    F(g, schedlink, U8),
-    F(g, home_m1, U2),
-    F(g, home_why, U1),
-    F(g, waitkind, U1),
-    F(g, since_ms, U4),
-    F(g, obj, U8),
-    F(g, parent, U4),
-    F(g, op, U1),
-    F(g, retries, U1),
-    F(g, ran_m1, U2),
-    F(g, waitobj, U8),
-    F(g, sudog.next, U8),
-    F(g, sudog.prev, U8),
-    F(g, sudog.g, U8),
-    F(g, sudog.epoch, U4),
-    F(g, sudog.linked, U1),
-    F(g, sudog.isselect, U1),
-    F(g, sudog.which, U2),
-    END(g, sudog),
-    /* struct shm_p */
-    F(p, runqtail, U8),
-    F(p, runnext, U8),
-    F(p, schedtick, U4),
-    F(p, index, U4),
-    F(p, preempt, U4),
-    F(p, debt, U4),
-    F(p, prompt, U4),
-    GAP(p, prompt, runqhead),
-    F(p, runqhead, U8),
-    GAP(p, runqhead, status),
-    F(p, status, U8),
-    F(p, nosteal, U4),
-    PAD(p, pad0_),
-    F(p, sysmon_tick, U4),
-    F(p, sysmon_exec, U4),
-    F(p, sysmon_when_ns, U8),
-    F(p, sysmon_still_ns, U8),
-    F(p, sysmon_cpu_ns, U8),
-    GAP(p, sysmon_cpu_ns, timers_lock),
-    F(p, timers_lock, U4),
-    F(p, timers_n, U4),
-    F(p, timers_cap, U4),
-    PAD(p, pad2_),
-    F(p, timers_off, U8),
-    F(p, timer0_when, U8),
-    GAP(p, timer0_when, runq),
-    F(p, runq, "(" STR(SHM_RUNQ) ",)u8"),
-    END(p, runq),
-    /* struct shm_m */
-    F(m, kind, U4),
-    F(m, pid, U4),
-    F(m, epoch, U4),
-    F(m, index, U4),
-    F(m, curg, U8),
-    F(m, p1, U4),
-    F(m, locks, U4),
-    F(m, attn, U4),
-    F(m, looping, U4),
-    F(m, run_since_ns, U8),
-    F(m, tid, U8),
-    F(m, kill, U8),
-    F(m, kill_ns, U8),
-    F(m, kill_cpu_ns, U8),
-    GAP(m, kill_cpu_ns, note),
-    F(m, note, U4),
-    F(m, spinning, U4),
-    F(m, stands_at, U8),
-    GAP(m, stands_at, homeq),
-    F(m, homeq, U8),
-    F(m, homeq_n, U4),
-    PAD(m, pad0_),
-    F(m, homeq_fifo, U8),
-    GAP(m, homeq_fifo, inflight),
-    F(m, inflight, "(" STR(SHM_INFLIGHT) ",)u8"),
-    F(m, park_epoch, U8),
-    F(m, moved, U8),
-    F(m, abort_ok, U4),
-    F(m, turning, U4),
-    F(m, end, U8),
-    F(m, reaper_m1, U4),
-    PAD(m, pad2_),
-    F(m, undo_n, U4),
-    F(m, held_n, U4),
-    F(m, held, "(" STR(SHM_HELD) ",)u8"),
-    F(m, lockset, U8),
-    F(m, undo, "(" STR(SHM_UNDO) ",2)u8"),
-    F(m, mag, "(" STR(SHM_NCLASS) ",67)u8"),
-    F(m, gfree.n, U4),
-    PAD(m, gfree.pad_),
-    F(m, gfree.idx, "(" STR(SHM_MAG) ",)u4"),
-    F(m, handles_off, U8),
-    F(m, handles_n, U4),
-    F(m, handles_cap, U4),
-    F(m, handles_free, U4),
-    PAD(m, pad1_),
-    F(m, hand, U8),
-    F(m, hand_join, U8),
-    F(m, going_n, U4),
-    PAD(m, pad3_),
-    F(m, going, "(" STR(SHM_GOING) ",)u8"),
-    F(m, handles_own, "(" STR(SHM_HANDLES_OWN) ",)u8"),
-    F(m, words_sig, U4),
-    F(m, words_n, U4),
-    F(m, words, "S" STR(SHM_WORDS_BYTES)),
-    F(m, st.allocs, U8),
-    F(m, st.frees, U8),
-    F(m, st.alloc_bytes, U8),
-    F(m, st.free_bytes, U8),
-    F(m, st.cont_allocs, U8),
-    F(m, st.cont_frees, U8),
-    F(m, st.spawned, U8),
-    F(m, st.finished, U8),
-    F(m, st.parks, U8),
-    F(m, st.readies, U8),
-    F(m, st.executed, U8),
-    F(m, st.steals, U8),
-    F(m, st.stolen, U8),
-    F(m, st.wakes, U8),
-    F(m, st.useful_wakes, U8),
-    F(m, st.useless_wakes, U8),
-    F(m, st.sleeps, U8),
-    F(m, st.moves, U8),
-    F(m, st.home_parks, U8),
-    F(m, st.offloads, U8),
-    F(m, st.busy_ns, U8),
-    F(m, st.panics, U8),
-    F(m, st.preempted, U8),
-    END(m, st),
-};
-
-const struct shm_field *shm_layout(size_t *n)
-{
-    *n = sizeof layout / sizeof *layout;
-    return layout;
 }

@@ -338,6 +338,15 @@ struct shm_mag { /* heap.c: free blocks of one class */
     shm_off blk[SHM_MAG];
 };
 
+/* An M's counters: its owner's alone (own_add), read by anybody. cont_allocs and cont_frees, of
+ * continuations, must meet at the end. */
+/* clang-format off */
+#define SHM_COUNTERS(X) \
+    X(allocs) X(frees) X(alloc_bytes) X(free_bytes) X(cont_allocs) X(cont_frees) \
+    X(spawned) X(finished) X(parks) X(readies) X(executed) X(steals) X(stolen) \
+    X(wakes) X(useful_wakes) X(useless_wakes) X(sleeps) X(moves) X(home_parks) X(offloads) \
+    X(panics) X(preempted)
+/* clang-format on */
 struct shm_m {
     _Atomic uint32_t kind; /* SHM_M_*; taken by CAS from FREE */
     _Atomic uint32_t pid;
@@ -391,13 +400,10 @@ struct shm_m {
     /* Its last words, written as a signal kills it: where it was, as text. 0: none. */
     _Atomic uint32_t words_sig, words_n;
     char words[SHM_WORDS_BYTES];
-    /* counters, owner only (own_add), read by anybody */
     struct {
-        _Atomic uint64_t allocs, frees, alloc_bytes, free_bytes;
-        _Atomic uint64_t cont_allocs, cont_frees; /* continuations: must meet at the end */
-        _Atomic uint64_t spawned, finished, parks, readies, executed, steals, stolen;
-        _Atomic uint64_t wakes, useful_wakes, useless_wakes, sleeps, moves, home_parks, offloads;
-        _Atomic uint64_t busy_ns, panics, preempted;
+#define X(name) _Atomic uint64_t name;
+        SHM_COUNTERS(X)
+#undef X
     } st;
 };
 
@@ -420,9 +426,8 @@ struct shm_hdr {
     uint32_t scrub;
     uint32_t heavy_bytes; /* budget of a continuation before its G is heavy */
     shm_off mtab_off, ptab_off, gtab_off, code_off, heap_off, reason_off;
-    uint64_t heap_bytes; /* ceiling */
-    char name[64];       /* program name, for ps */
-    char argv0[128];
+    uint64_t heap_bytes;          /* ceiling */
+    char name[64];                /* program name, for ps */
     uint64_t wake_cost_ns;        /* measured at start: what a futex wake costs the waker */
     uint64_t spin_ns;             /* how long a dry M spins before it sleeps */
     uint32_t ncpu;                /* processors this program may use; 0: not yet known */
@@ -678,7 +683,6 @@ bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const s
 /* ---- handle.c -------------------------------------------------------------------------------- */
 
 #define SHM_HANDLE(kind, off) ((uint64_t)(kind) << 56 | (off))
-#define SHM_HANDLE_KIND(h) ((unsigned)((h) >> 56))
 #define SHM_HANDLE_OFF(h) ((h) & 0xffffffffffffffULL)
 void shm_obj_ref(struct shm_ctx *c, shm_off obj);
 void shm_obj_unref(struct shm_ctx *c, shm_off obj); /* the last one frees the object, by kind */
@@ -783,8 +787,8 @@ void shm_wakep(struct shm_ctx *c);
  * find it. False: nothing, or this is not the moment to spin; the caller goes on to a blocking
  * call. For an M that would have to let go of a lock (Python's) before it may block. */
 bool shm_linger(struct shm_ctx *c);
-/* Instead of a park on obj, some microseconds of this G's M, if it has nothing else to do. True: come()
- * says that the operation might be done now. */
+/* Instead of a park on obj, some microseconds of this G's M, if it has nothing else to do. True:
+ * come() says that the operation might be done now. */
 bool shm_stand(struct shm_ctx *c, shm_off obj, bool (*come)(struct shm_ctx *, shm_off));
 /* A timer was put into the heap of a P that is not the caller's own: somebody who is awake, or the
  * keeper, must come to know of it. Go's wakeNetPoller. */
@@ -1047,7 +1051,8 @@ struct shm_join {
     union {
         struct {
             _Atomic uint32_t cancel; /* 1: Cancelled is due at g's next park; taken by CAS */
-            /* Cancels asked for, less those a group took back (asyncio's too); bit 31: by its own. */
+            /* Cancels asked for, less those a group took back (asyncio's too); bit 31:
+             * by its own. */
             _Atomic uint32_t asked;
         };
         _Atomic uint64_t asking; /* both: who asks, or takes back, changes them at once (join.c) */
@@ -1278,8 +1283,8 @@ SHM_MUSTUSE int shm_array_new(struct shm_ctx *c, uint64_t bytes, shm_off *array)
 
 /* ---- reap.c ---------------------------------------------------------------------------------- */
 
-/* What a goroutine died of, as the value of a join in SHM_J_DIED and of a panic. Of the one that ran
- * there it is followed by the M's last words, if it had any, and there was room for them. */
+/* What a goroutine died of, as the value of a join in SHM_J_DIED and of a panic. Of the one that
+ * ran there it is followed by the M's last words, if it had any, and there was room for them. */
 struct shm_died {
     uint64_t goid;
     int32_t status; /* wait status, -1: not known */

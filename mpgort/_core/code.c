@@ -355,7 +355,7 @@ struct code_info *code_info_by_id(uint32_t id)
     return ci;
 }
 
-/* ---- what the workers know -------------------------------------------------------------------- */
+/* ---- what the workers know ------------------------------------------------------------------- */
 
 PyObject *codes_known(void)
 {

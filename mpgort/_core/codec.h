@@ -138,7 +138,8 @@ static inline uint32_t code_info_id(struct code_info *ci)
 /* Whether a function with this code goes by value: its program's workers have other globals for it,
  * or it names some that they have not (_byvalue.py). 1, 0, -1: exception. */
 int code_by_value(struct code_info *ci);
-/* What the workers of the current program have as __main__, for _code.py and _pickle.py; borrowed. */
+/* What the workers of the current program have as __main__,
+ * for _code.py and _pickle.py; borrowed. */
 PyObject *codes_known(void);
 /* The code with this number, located or built; NULL with BadContinuation or CodeMismatch. */
 struct code_info *code_info_by_id(uint32_t id);

@@ -42,7 +42,7 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-/* ---- dicts ------------------------------------------------------------------------------------- */
+/* ---- dicts ----------------------------------------------------------------------------------- */
 
 /* Another number after each change of the dict; deprecated since 3.12 in favour of watchers, which
  * 3.11 has not. */

@@ -11,10 +11,10 @@
  * it knows of frames, cpython.h knows too.
  *
  * THE HANDLER stands before whoever was there, and calls him when it has written:
- *   - faulthandler, enabled before (PYTHONFAULTHANDLER, a main that enables it), has his say too, in
- *     its own file. Enabled later it stands before this one, and raises the signal again when it has
- *     put back what was there: this one. Only a faulthandler.disable() of one that was there before
- *     takes this one away with it: then there are no last words.
+ *   - faulthandler, enabled before (PYTHONFAULTHANDLER, a main that enables it), has his say too,
+ *     in its own file. Enabled later it stands before this one, and raises the signal again when it
+ *     has put back what was there: this one. Only a faulthandler.disable() of one that was there
+ *     before takes this one away with it: then there are no last words.
  *   - a handler that returns and means to go on (a JIT, a Java machine) leaves no words: they are
  *     taken back when the signal is neither pending nor has lost its handler.
  *   - nobody there: the default is put back and the signal raised again. It is blocked in here, so
@@ -23,7 +23,8 @@
  * what it has done to its memory may have no frames that can be read: a fault while they are read
  * ends the reading (`out`), and what was written stays.
  *
- * A stack that has overflowed has no room for a handler, so the M's thread has another stack for it.
+ * A stack that has overflowed has no room for a handler, so the M's thread has another stack for
+ * it.
  *
  * A child that a goroutine forks inherits the handler, and the M's slot by its number. It is nobody
  * (pid). */
@@ -217,7 +218,8 @@ static void on_fatal(int sig, siginfo_t *info, void *where)
 
 /* ---- a worker's ------------------------------------------------------------------------------ */
 
-/* The calling thread is going to run m's loop, and no goroutine has a frame below the present one. */
+/* The calling thread is going to run m's loop,
+ * and no goroutine has a frame below the present one. */
 void core_fault_arm(struct shm_m *m)
 {
     stack_t old, mine = {.ss_sp = stack, .ss_size = sizeof stack};

@@ -1,18 +1,18 @@
 /* guard.c — a monitor's process: what it looks at may be damaged, or be cut short under its eyes.
  *
- * A page of a mapping whose file has been cut short is SIGBUS at the load, and loads are everywhere:
- * in shm/, in numpy's views of the tables. So the process has a handler for it. A fault in a watched
- * mapping lays fresh memory over it from that page to its end, and says so (`cut`); the load goes on
- * and reads zeros, which are damage like any other: they are checked before they are followed. Who
- * watches asks core_guard_cut() when he has looked, and throws away what he has seen. Any other
- * SIGBUS goes to whoever was there before.
+ * A page of a mapping whose file has been cut short is SIGBUS at the load, and loads are
+ * everywhere: in shm/, in numpy's views of the tables. So the process has a handler for it. A fault
+ * in a watched mapping lays fresh memory over it from that page to its end, and says so (`cut`);
+ * the load goes on and reads zeros, which are damage like any other: they are checked before they
+ * are followed. Who watches asks core_guard_cut() when he has looked, and throws away what he has
+ * seen. Any other SIGBUS goes to whoever was there before.
  *
- * Rejected: to read the segment by pread only (all of shm/'s readers take pointers), and to jump out
- * of the handler (out of Python's own frames).
+ * Rejected: to read the segment by pread only (all of shm/'s readers take pointers), and to jump
+ * out of the handler (out of Python's own frames).
  *
- * A COMMAND that has to be an M, to trace, takes locks of the segment's and follows what it finds as
- * an M does. There damage may be met that shm_throw() tells of, that leads out of the segment, or a
- * lock that nobody gives back: guard_alone() makes one line and an exit status of each. */
+ * A COMMAND that has to be an M, to trace, takes locks of the segment's and follows what it finds
+ * as an M does. There damage may be met that shm_throw() tells of, that leads out of the segment,
+ * or a lock that nobody gives back: guard_alone() makes one line and an exit status of each. */
 #include "core.h"
 #include <errno.h>
 #include <signal.h>

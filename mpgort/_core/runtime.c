@@ -276,8 +276,8 @@ static bool take_back(struct shm_ctx *c, shm_gref gr, uint64_t epoch)
     return mine;
 }
 
-/* fn(a, b), or fn(a), of the user's on the scheduler's stack. Go's schedule() throws if m.locks is not 0
- * after it: no goroutine could ever park on this M again. */
+/* fn(a, b), or fn(a), of the user's on the scheduler's stack. Go's schedule() throws if m.locks is
+ * not 0 after it: no goroutine could ever park on this M again. */
 static PyObject *call_on_g0(struct core_proc *s, PyObject *fn, PyObject *a, PyObject *b)
 {
     s->on_g0++;

@@ -40,15 +40,6 @@ static PyObject *prog_slots(CoreProg *p, PyObject *noargs)
     return core_prog_seen(p, list);
 }
 
-/* Each run of clang-format lays them out in another way. */
-/* clang-format off */
-#define COUNTERS(X) \
-    X(allocs) X(frees) X(alloc_bytes) X(free_bytes) X(cont_allocs) X(cont_frees) X(spawned) \
-    X(finished) X(parks) X(readies) X(executed) X(steals) X(stolen) \
-    X(wakes) X(useful_wakes) X(useless_wakes) X(sleeps) X(moves) X(home_parks) \
-    X(offloads) X(busy_ns) X(panics) X(preempted)
-/* clang-format on */
-
 static int put(PyObject *d, const char *key, unsigned long long v)
 {
     PyObject *o = PyLong_FromUnsignedLongLong(v);
@@ -79,7 +70,7 @@ static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
         if (put(d, #name, sum) < 0)               \
             goto fail;                            \
     }
-    COUNTERS(X)
+    SHM_COUNTERS(X)
 #undef X
     struct shm_heap_stats hs;
     shm_heap_stats(c, &hs);
@@ -101,7 +92,7 @@ static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
         int bad = row == NULL || put(row, "slot", i) < 0 || put(row, "kind", kind) < 0 ||
                   put(row, "pid", load_acq(&m->pid)) < 0;
 #define X(name) bad = bad || put(row, #name, load_rlx(&m->st.name)) < 0; /* as above */
-        COUNTERS(X)
+        SHM_COUNTERS(X)
 #undef X
         bad = bad || PyList_Append(rows, row) < 0;
         Py_XDECREF(row);

@@ -272,7 +272,8 @@ static void test_handles_in_values_keep_their_objects_until_the_value_is_read_or
     l_seg_end(&c);
 }
 
-/* shm_stand() in idle.c. Two Ms, both this thread: what one sees of the other does not need time. */
+/* shm_stand() in idle.c. Two Ms, both this thread:
+ * what one sees of the other does not need time. */
 static void test_who_would_park_waits_live_for_a_peer_unless_there_is_other_work_or_nobody(void)
 {
     struct shm_ctx c, d;
