@@ -23,6 +23,7 @@ import pkgutil
 import signal
 import socket
 import sys
+import time
 import traceback
 import types
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from typing import Any, NamedTuple, NoReturn
 from mpgort import _core
 
 REPORT_BYTES = 60_000
+PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a replacement's initializer is tried again
 _BLAS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
 
 # True while this process imports the user's main module because M0 has it as __main__: a program
@@ -256,7 +258,7 @@ def live(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn
         prog.known = None
         prog.minit(_core.M_WORKER)
         if os.getppid() == parent:
-            status = 0 if initialize(wires, plan) else 1
+            status = 0 if initialize(prog, wires, plan) else 1
             if status == 0:
                 prog.max_tasks = plan.max_tasks
                 prog.max_rss = plan.max_rss
@@ -270,16 +272,42 @@ def live(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn
         os._exit(status)
 
 
-def initialize(wires: Wires, plan: Plan) -> bool:
-    """Runs the initializer; False: it failed, and M0 has been told."""
+def initialize(prog: _core.Program, wires: Wires, plan: Plan) -> bool:
+    """Runs the initializer; False: it failed, and M0 has been told, which is the program's end.
+
+    Where no worker stands yet that is at once: it is wrong, and somebody is there to see it. One
+    that takes another's place, perhaps days later, tries it again after each of PAUSES_S: what it
+    connects to may be starting anew. Meanwhile the others work, stats() says that one is missing,
+    and stderr why."""
     if plan.initializer is None:
         return True
-    try:
-        plan.initializer(*plan.initargs)
-    except BaseException as e:
-        report(wires, e, "the initializer of a worker")
-        return False
-    return True
+    pauses = iter(PAUSES_S)
+    while True:
+        try:
+            plan.initializer(*plan.initargs)
+            return True
+        except BaseException as e:
+            pause = next(pauses, None) if isinstance(e, Exception) and stood(prog) else None
+            if pause is None:
+                report(wires, e, "the initializer of a worker")
+                return False
+            sys.stderr.write(
+                f"mpgort: the initializer of a worker failed, again in {pause} s: "
+                f"{type(e).__name__}: {e}\n"
+            )
+        deadline = time.monotonic() + pause
+        while time.monotonic() < deadline:
+            if prog.ended:
+                return False
+            time.sleep(0.02)
+
+
+def stood(prog: _core.Program) -> bool:
+    """Whether any worker of the program has come to its loop."""
+    from mpgort import _segment
+
+    head = _segment.header(prog)[0]
+    return bool(head["replaced"] or _segment.m_table(prog)["looping"].any())
 
 
 def main(segment: int, m0: int, kick: int, report_fd: int, plan_fd: int, parent: int) -> NoReturn:

@@ -253,7 +253,6 @@ static PyObject *wg_block(CoreHandle *h, PyObject *_)
     return v;
 }
 
-
 static PyObject *wg_go(CoreHandle *h, PyObject *args, PyObject *kw)
 {
     Py_ssize_t n = PyTuple_GET_SIZE(args);

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import queue
 import signal
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Programs, wait_until
 
 import mpgort
-from mpgort import gosched
+from mpgort import _m, gosched
 
 PROCS = [0, 1, 2]
 
@@ -257,6 +260,58 @@ def test_recycle_waits_for_a_call_and_says_so_at_its_timeout() -> None:
 def test_recycle_runs_the_initializer_again() -> None:
     with mpgort.Runtime(1, initializer=os.putenv, initargs=("X", "1")) as rt:
         assert rt.recycle(timeout=30) and rt.spawn(whoami).result(timeout=30)
+
+
+def connect(server: Path, tried: Path) -> None:
+    """An initializer. The file `server` has how often it still refuses."""
+    with tried.open("a") as f:
+        f.write("x")
+    left = int(server.read_text())
+    if left:
+        server.write_text(str(left - 1))
+        raise ConnectionRefusedError("the server is down")
+
+
+def test_a_replacement_tries_its_initializer_again_while_the_others_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_m, "PAUSES_S", (0.02, 0.05, 0.1))
+    server, tried = tmp_path / "server", tmp_path / "tried"
+    server.write_text("0")
+    begin: Any = {"initializer": connect, "initargs": (server, tried), "start_method": "fork"}
+    with mpgort.Runtime(2, **begin) as rt:
+        wait_until("both stand", lambda: rt.stats()["workers"] == 2)
+        server.write_text("3")
+        os.kill(pids(rt).pop(), signal.SIGKILL)
+        wait_until("it has tried", lambda: len(tried.read_text()) > 2)
+        while len(tried.read_text()) < 6:
+            assert rt.spawn(abs, -1).result(timeout=30) == 1
+        wait_until("all is well", lambda: rt.stats()["workers"] == 2)
+        assert rt.stats()["problems"] == [] and len(tried.read_text()) == 6
+
+
+def test_a_replacement_whose_initializer_goes_on_failing_is_the_end_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_m, "PAUSES_S", (0.02, 0.05))
+    server, tried = tmp_path / "server", tmp_path / "tried"
+    server.write_text("0")
+    begin: Any = {"initializer": connect, "initargs": (server, tried), "start_method": "fork"}
+    with mpgort.Executor(1, **begin) as ex:
+        pid = ex.submit(os.getpid).result(timeout=30)
+        server.write_text("1000")
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(BrokenProcessPool) as e:
+            while True:
+                with contextlib.suppress(mpgort.MDied):  # given to the worker that was killed
+                    ex.submit(abs, -1).result(timeout=30)
+        assert isinstance(e.value.__cause__, ConnectionRefusedError)
+        assert "in the initializer of a worker" in e.value.__cause__.__notes__[0]
+        assert len(tried.read_text()) == 4  # the first worker's, and three of its replacement
+    server.write_text("1000")  # where none stands yet, one try is enough
+    with pytest.raises(ConnectionRefusedError), mpgort.Runtime(1, **begin) as rt:
+        rt.spawn(abs, -1).result(timeout=30)
+    assert len(tried.read_text()) == 5
 
 
 def test_recycle_with_procs_0_has_nothing_to_replace() -> None:
