@@ -34,6 +34,7 @@ from mpgort import _segment, _service, chan, gosched, sleep, spawn
 
 PROCS = 2
 PATIENCE_S = 30.0
+LONG_S = 60  # a run of so long has to have seen and measured everything
 ROUND = 150  # tasks
 SLACK_BYTES = 256 << 10  # of the heap; what a magazine or a warm chain may keep
 SLACK_RSS = 16 << 20
@@ -247,7 +248,12 @@ class Soak:
             self.report.submitted += 1
         n = self.rng.randrange(500)
         entries.append(
-            Entry("map", lambda: sum(self.ex.map(double, range(n))), lambda v: True, (Died,))
+            Entry(
+                "map",
+                lambda: sum(self.ex.map(double, range(n))),
+                lambda v: v == n * (n - 1),
+                (Died,),
+            )
         )
         self.report.submitted += 1
         for entry in entries:
@@ -314,6 +320,8 @@ class Soak:
         """The last third against the middle one."""
         samples, n = self.report.samples, len(self.report.samples) // 3
         if n < 3:
+            too_few = f"memory was not judged: {len(samples)} rounds, and it takes 9"
+            (self.report.wrong.append if self.seconds >= LONG_S else self.say)(too_few)
             return
         slack = {"heap bytes": SLACK_BYTES, "resident bytes": SLACK_RSS, "committed bytes": 8 << 20}
         for key in samples[0]:
@@ -322,6 +330,25 @@ class Soak:
             self.say(f"{key:16} {middle:14,.0f} -> {last:14,.0f}")
             if last > middle + slack.get(key, 2):
                 self.report.wrong.append(f"{key} grew from {middle:,.0f} to {last:,.0f}")
+
+    def disturbed(self) -> None:
+        """A long run has seen everything that it is there for."""
+        seen = {text.rpartition(": ")[2] for text in self.report.failed} | self.report.events.keys()
+        for what in (
+            "MDied",
+            "Killed",
+            "Cancelled",
+            "CancelledError",
+            "TimeoutError",
+            "ValueError",
+        ):
+            if what not in seen:
+                self.report.wrong.append(f"no task has ended with {what}")
+        for what in ("killed", "recycle() calls"):
+            if self.report.events[what] == 0:
+                self.report.wrong.append(f"never {what}")
+        if self.report.events["deaths counted"] < self.report.events["killed"]:
+            self.report.wrong.append("fewer deaths were counted than workers killed")
 
     def run(self) -> Report:
         disturber = threading.Thread(target=self.disturb)
@@ -351,6 +378,8 @@ class Soak:
             if not self.rt.shutdown(drain=True, timeout=5) and not self.report.wrong:
                 self.report.wrong.append("the runtime does not drain")
         self.flat()
+        if self.seconds >= LONG_S:
+            self.disturbed()
         return self.report
 
 
