@@ -1,7 +1,7 @@
 /* internal.h — for the .c files of shm only: failpoints and small helpers that are no one's API.
  *
  * FAILPOINT("area.name") stands before each store that matters. In a build with SHM_FAILPOINTS it
- * asks failpoint_hit(), which a test arms to die exactly there; in a release build it is
+ * asks shm_failpoint_hit(), which a test arms to die exactly there; in a release build it is
  * nothing. */
 #ifndef SHM_INTERNAL_H
 #define SHM_INTERNAL_H

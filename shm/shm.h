@@ -4,6 +4,9 @@
  * process ids, never a PyObject; so it is tested as plain C, with threads or forked processes
  * standing in for Ms. The names are those of Go's runtime/proc.go wherever Go has one.
  *
+ * One header, though it is long: it is the map of the segment and the list of all verbs, file by
+ * file in the order of dependence, and is read more often from an index than from end to end.
+ *
  * WORDS
  *   segment   one POSIX shared-memory object per program, mapped by every process at whatever
  *             address it gets. Inside it there are no pointers: a `shm_off` is a byte offset from
@@ -26,7 +29,7 @@
  *                        in the heap, or says in `home` which M has it live (sched.c).
  *   INV touch-nothing    once the wait word is armed, the parking M touches nothing of that G.
  *   INV undo             between tx_begin and tx_commit nothing can fail or block; what changes
- *                        under a lock changes by shm_tx_store (undo.c).
+ *                        under a lock changes by shm_tx_store64 and its like (undo.c).
  *   INV only-the-dead    nothing is taken over from a process that may still run (lock_futex.c).
  *
  * LOCK ORDER: a channel, join or timer-heap lock may be held when the global queue's or the heap's

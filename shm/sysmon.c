@@ -158,7 +158,7 @@ static int nap_ms(struct shm_ctx *c, const struct round *r)
     int ms = r->running && r->idle ? TICK_MS : SLOW_MS;
     c->tick = quiet ? c->tick + 1 : 0;
     if (c->tick >= QUIET) {
-        store_seq(&h->keeper_asleep, 1); /* before the last look; pairs with wake_keeper() */
+        store_seq(&h->keeper_asleep, 1); /* before the last look; pairs with shm_wakepoller() */
         if (somebody_runs(c))
             store_seq(&h->keeper_asleep, 0); /* nobody need kick */
         else

@@ -179,7 +179,7 @@ static PyObject *prog_create(PyObject *cls, PyObject *args)
     p->attached = p->is_m0 = true;
     /* From now on the last M to go idle asks M0 to look, unless somebody outside is counted
      * (hold). */
-    store_rel(&p->loop.hdr->deadlock_on, 1); /* pairs with looks_dead() */
+    store_rel(&p->loop.hdr->deadlock_on, 1); /* pairs with shm_looks_dead() */
     return (PyObject *)p;
 }
 

@@ -23,7 +23,7 @@
  *
  * MUTATIONS
  *   1 idle(): the last look (I3) comes before it says that it is idle (I2)
- *   2 stop_spinning(): no look after F1
+ *   2 resetspinning(): no look after F1
  *   3 shm_handoffp(): no look after the P is put back (golang/go #45867)
  *   4 queue(): looks for an idle P and a spinner before the G is in the queue
  *   5 KEEPER: the tick does not count the runnext of a P that runs
@@ -179,7 +179,7 @@ inline find()
     :: atomic { !next[p] && ring[p] -> ring[p]--; GOT }
     :: atomic { !next[p] && !ring[p] -> i = 0 }
         if
-        :: atomic { glob -> glob--; GOT } /* from_global() */
+        :: atomic { glob -> glob--; GOT } /* from_list() */
         :: atomic { !glob }
             do /* steal() */
             :: atomic { i < PS && i != p && ring[i] -> ring[i]--; GOT; break }
@@ -193,7 +193,7 @@ inline find()
     fi
 }
 
-inline stop_spinning()
+inline resetspinning()
 {
     spinning[me] = BUSY; /* F1 */
 #if MUTATE != 2
@@ -204,7 +204,7 @@ inline stop_spinning()
 inline pay()
 {
     if
-    :: spinning[me] == SPINNING -> stop_spinning(); debt[p] = 0
+    :: spinning[me] == SPINNING -> resetspinning(); debt[p] = 0
     :: else ->
         atomic { i = ring[p] + next[p] + glob; work = i >= 2 || (i == 1 && debt[p]) }
         if
@@ -422,7 +422,7 @@ proctype keeper()
         :: else -> runs[victim] = false
         fi
     }
-    do /* queue_names() */
+    do /* shm_nowhere_queue() */
     :: hand[victim] -> atomic { glob++; hand[victim]-- } wakeone(false)
     :: else -> break
     od;

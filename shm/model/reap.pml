@@ -252,7 +252,7 @@ inline reap_locks(d)
 #endif
 }
 
-/* finish_wakes(), queue_names() */
+/* finish_wakes(), shm_nowhere_queue() */
 inline finish(d)
 {
     if

@@ -278,7 +278,7 @@ inline reap_locks(d)
     lock_reap(d)
 }
 
-/* queue_names() */
+/* shm_nowhere_queue() */
 inline queue_names(d)
 {
     if
