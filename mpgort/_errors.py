@@ -135,6 +135,8 @@ def start_error(e: OSError) -> Exception:
         _errno.ENFILE: "the system's table of open files is full: raise fs.file-max",
         _errno.ENOMEM: "there is no memory, or ulimit -v leaves no room for the segment: raise it, "
         "or give a smaller heap_bytes and max_goroutines",
+        _errno.EFBIG: "ulimit -f allows no file as large as the segment may become: raise it, or "
+        "give a smaller heap_bytes and max_goroutines",
         _errno.EAGAIN: "no more processes: raise ulimit -u, or the cgroup's pids.max",
     }
     if e.errno not in ways:

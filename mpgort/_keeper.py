@@ -18,6 +18,11 @@ place. The dead process stays a zombie until it is reaped, so that its pid canno
 Without a slot it either was never an M, or gave it back: it retired.
 A keeper that dies meanwhile is reaped by its successor, which then reaps anew whom it was at.
 
+A SYSTEM THAT REFUSES one more process now (ulimit -u and -n, memory) may have room later. A program
+does not start without its workers; but one in a dead one's place, or a spare one, is tried again
+every RETRY_S, and the others go on meanwhile (`stats()["problems"]` says so). When none is left,
+and none can be had for PATIENCE_S, the program ends with the system's refusal.
+
 A worker that dies again and again before it has come to its loop would be a fork bomb: after
 STILLBORN in a row the keeper gives up and says so. SIGKILL comes from outside, from somebody who
 kills workers as they come or from the kernel out of memory: of that it bears more, and of what it
@@ -39,6 +44,8 @@ from mpgort._m import Plan, Wires
 
 GRACE_S = 0.1
 STOP_S = 1.0
+RETRY_S = 0.1
+PATIENCE_S = 10.0
 STILLBORN = 3
 KILLED_YOUNG = 20
 UNKNOWN_STATUS = -1  # of an M that was somebody else's child
@@ -158,6 +165,8 @@ class Keeper:
         self.crew: list[tuple[int, int, int]] = []
         # Workers that died in a row before they came to their loop; of these, not by a SIGKILL.
         self.stillborn = self.by_themselves = 0
+        self.owed = 0  # workers that the system has refused
+        self.alone_since = 0.0  # when the first was refused while there was none
 
     def start_m(self) -> None:
         try:
@@ -179,7 +188,36 @@ class Keeper:
                     _m.live(self.prog, self.wires, self.plan, me)
                 finally:
                     os._exit(1)
-        self.crew.append((-1, pid, os.pidfd_open(pid)))
+        try:
+            self.crew.append((-1, pid, os.pidfd_open(pid)))
+        except OSError:
+            os.kill(pid, signal.SIGKILL)  # nobody would learn of its death
+            self.settle(pid, status_of(pid))
+            reap(pid)
+            raise
+
+    def try_m(self) -> None:
+        """start_m, or owing it. Raises OSError if there have been no workers for too long."""
+        try:
+            self.start_m()
+            self.alone_since = 0.0
+        except OSError:
+            now = time.monotonic()
+            if self.crew or self.alone_since == 0:
+                self.alone_since = now
+            elif now - self.alone_since > PATIENCE_S:
+                raise
+            self.owed += 1
+            if not self.plan.schedtrace_ms:  # else it is on anyway
+                signal.setitimer(signal.ITIMER_REAL, RETRY_S, RETRY_S)
+
+    def pay(self) -> None:
+        """Tries again to start what is owed."""
+        owed, self.owed = self.owed, 0
+        for _ in range(owed):
+            self.try_m()
+        if self.owed == 0 and not self.plan.schedtrace_ms:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def bury(self, index: int) -> None:
         """The M at this place of the crew has died."""
@@ -195,12 +233,12 @@ class Keeper:
             self.stillborn = self.by_themselves = 0
             if len(self.crew) < self.prog.procs:  # it was not one too many
                 self.prog.replaced()
-                self.start_m()
+                self.try_m()
         elif os.WIFSIGNALED(status) or had_slot:
             self.stillborn += 1
             self.by_themselves += status not in (UNKNOWN_STATUS, signal.SIGKILL)
             if self.stillborn < KILLED_YOUNG and self.by_themselves < STILLBORN:
-                self.start_m()
+                self.try_m()
             else:
                 n = self.by_themselves if self.by_themselves == STILLBORN else self.stillborn
                 text = f"{n} workers in a row {describe(status, 'at their start ')}"
@@ -252,16 +290,18 @@ class Keeper:
         for _ in range(self.prog.procs - len(living)):
             self.start_m()
         self.prog.calibrate()
+        signal.signal(signal.SIGALRM, self.schedtrace if self.plan.schedtrace_ms else _m.nothing)
         if self.plan.schedtrace_ms:
             period = self.plan.schedtrace_ms / 1000
-            signal.signal(signal.SIGALRM, self.schedtrace)
             signal.setitimer(signal.ITIMER_REAL, period, period)
         while True:
+            if self.owed and not self.prog.ended:
+                self.pay()
             what = self.prog.keeper_wait(self.wires.m0, self.crew)
             if what >= 0:
                 self.bury(what)
             elif what == _core.WAIT_SPARE:
-                self.start_m()
+                self.try_m()
             elif what <= _core.WAIT_KILL:
                 self.kill(_core.WAIT_KILL - what)
             elif what == _core.WAIT_M0_DIED or what == _core.WAIT_SHUTDOWN:

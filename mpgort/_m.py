@@ -231,11 +231,13 @@ def report(wires: Wires, exc: BaseException, where: str) -> None:
     if not data or len(data) > REPORT_BYTES:
         stand_in = RuntimeError(f"{type(exc).__name__}: {exc}"[:1000])
         data = pickle.dumps((stand_in, where, text[-REPORT_BYTES // 2 :]))
-    with socket.socket(fileno=os.dup(wires.report)) as s:
-        try:
-            s.send(data)
-        except OSError:
-            sys.stderr.write(text)  # M0 is gone, or its queue is full of the same
+    s = socket.socket(fileno=wires.report)  # no dup: there may be no descriptor for it
+    try:
+        s.send(data)
+    except OSError:
+        sys.stderr.write(text)  # M0 is gone, or its queue is full of the same
+    finally:
+        s.detach()
 
 
 def live(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn:

@@ -63,8 +63,16 @@ static PyObject *arm_pdeathsig(PyObject *self, PyObject *args)
     sigemptyset(&sa.sa_mask);
     sigemptyset(&set);
     sigaddset(&set, sig);
-    if (timer_create(CLOCK_MONOTONIC, &ev, &pdeath.timer) < 0 || sigaction(sig, &sa, NULL) < 0 ||
-        sigprocmask(SIG_UNBLOCK, &set, NULL) < 0 ||
+    if (timer_create(CLOCK_MONOTONIC, &ev, &pdeath.timer) < 0) {
+        PyObject *why = Py_BuildValue("(is)", errno,
+                                      "no timer for a process of the program: each counts as a "
+                                      "pending signal: raise ulimit -i");
+        if (why != NULL)
+            PyErr_SetObject(PyExc_OSError, why);
+        Py_XDECREF(why);
+        return NULL;
+    }
+    if (sigaction(sig, &sa, NULL) < 0 || sigprocmask(SIG_UNBLOCK, &set, NULL) < 0 ||
         prctl(PR_SET_PDEATHSIG, (unsigned long)sig, 0UL, 0UL, 0UL) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     if (getppid() != parent)

@@ -18,6 +18,7 @@ STORM = os.environ.get("MPGORT_STORM", "0") not in ("", "0")
 
 SHORT = r"""
     #define _GNU_SOURCE
+    #include <dlfcn.h>
     #include <errno.h>
     #include <fcntl.h>
     #include <stdatomic.h>
@@ -45,6 +46,18 @@ SHORT = r"""
     {
         return posix_fallocate(fd, at, n);
     }
+    pid_t fork(void) /* word[2] .. word[3] fail */
+    {
+        static pid_t (*next)(void);
+        if (next == NULL)
+            next = (pid_t(*)(void))dlsym(RTLD_NEXT, "fork");
+        int n = word ? atomic_fetch_add(&word[4], 1) + 1 : 0;
+        if (word && n >= word[2] && n <= word[3]) {
+            errno = EAGAIN;
+            return -1;
+        }
+        return next();
+    }
     int shm_open(const char *name, int flags, mode_t mode)
     {
         (void)name, (void)flags, (void)mode;
@@ -61,7 +74,7 @@ def short(tmp_path_factory) -> Path:
     for name, source in (("full", SHORT[: SHORT.index("int shm_open")]), ("closed", SHORT)):
         (folder / f"{name}.c").write_text(source)
         cc = os.environ.get("CC", "gcc")
-        made = [cc, "-O1", "-shared", "-fPIC", f"{name}.c", "-o", f"{name}.so"]
+        made = [cc, "-O1", "-shared", "-fPIC", f"{name}.c", "-o", f"{name}.so", "-ldl"]
         subprocess.run(made, check=True, cwd=folder)
     return folder
 
@@ -390,3 +403,136 @@ def test_without_pidfds_workers_are_refused_and_procs_0_goes_without(program):
     first, last = r.out.splitlines()
     assert "pidfd_open: Function not implemented" in first and "procs=0" in first, r.out
     assert last == "1"
+
+
+@pytest.mark.parametrize(
+    ("what", "limit", "way"),
+    (("FSIZE", 1 << 20, "ulimit -f"), ("SIGPENDING", 0, "ulimit -i")),
+    ids=("files", "signals"),
+)
+def test_a_limit_on_file_sizes_or_pending_signals_is_an_error_with_the_way_out(
+    program, what, limit, way
+):
+    r = program(LIMIT, f"RLIMIT_{what}", "fork", str(limit))
+    each, last = r.out.splitlines()
+    assert (r.status, last) == (0, "after [0, 2, 4, 6, 8]"), r.err
+    assert each.startswith(f"{limit} ") and way in each, r.out
+
+
+REPLACED = """
+    import os, resource, sys, time
+    import mpgort
+    from mpgort import _core, _keeper, sleep, spawn
+
+    async def pid(end):
+        if end:
+            os._exit(3)
+        return os.getpid()
+
+    async def busy():
+        time.sleep(0.02)
+        return os.getpid()
+
+    async def die(h):
+        try:
+            await h
+        except mpgort.MDied:
+            pass
+
+    def crew(kind):
+        return [pid for _, k, pid, _ in _core.current().slots() if k == kind]
+
+    async def until(n):
+        while len(crew(_core.M_WORKER)) != n:
+            await sleep(0.005)
+"""
+
+
+@pytest.mark.parametrize("procs", (1, 2))
+def test_a_worker_whose_place_no_process_can_take_now_is_replaced_later(program, short, procs):
+    """The first five attempts are refused; who still works goes on meanwhile."""
+    word = program.folder / "word"
+    first = 2 + procs  # of the keeper, of the workers
+    word.write_bytes(struct.pack("5i", 0, 0, first, first + 4, 0) + bytes(4076))
+    source = (
+        REPLACED
+        + """
+    async def main(procs):
+        await until(procs)
+        await die(spawn(pid, True))
+        if procs > 1:
+            assert await spawn(pid, False)
+        while _core.current().stats()["replacements"] == 0:     # the dead one's slot is free
+            await sleep(0.005)
+        await until(procs)
+        assert await spawn(pid, False)
+        print("replaced", _core.current().stats()["replacements"])
+
+    mpgort.run(main, int(sys.argv[1]), procs=int(sys.argv[1]))
+"""
+    )
+    env = {"SHORT_FILE": str(word), "LD_PRELOAD": str(short / "full.so")}
+    r = program(source, str(procs), env=env)
+    assert (r.status, r.out) == (0, "replaced 1\n"), r.err
+    assert struct.unpack_from("i", word.read_bytes(), 16)[0] == first + 5
+
+
+def test_without_any_worker_for_long_the_program_ends_with_the_way_out(program, short):
+    word = program.folder / "word"
+    word.write_bytes(struct.pack("5i", 0, 0, 3, 1 << 30, 0) + bytes(4076))
+    source = (
+        REPLACED
+        + """
+    async def main():
+        await until(1)
+        await die(spawn(pid, True))
+        await spawn(pid, False)
+
+    _keeper.PATIENCE_S = 0.3
+    try:
+        mpgort.run(main, procs=1)
+    except OSError as e:
+        print(e)
+"""
+    )
+    env = {"SHORT_FILE": str(word), "LD_PRELOAD": str(short / "full.so")}
+    r = program(source, env=env)
+    assert r.status == 0 and "raise ulimit -u" in r.out, (r.out, r.err)
+
+
+def test_a_keeper_without_a_descriptor_for_a_new_worker_goes_on_when_it_has_one(program):
+    r = program(
+        REPLACED
+        + """
+    def watched(keeper):
+        "The descriptors that it has of workers."
+        pids = [f"Pid:\\t{w}\\n" for w in crew(_core.M_WORKER)]
+        info = {int(n): open(f"/proc/{keeper}/fdinfo/{n}").read()
+                for n in os.listdir(f"/proc/{keeper}/fd")}
+        return info.keys(), {n for n, text in info.items() if any(p in text for p in pids)}
+
+    def least(keeper):
+        "A limit with which it has no descriptor for another worker when one has died."
+        while len(watched(keeper)[1]) < 2:
+            pass
+        used, workers = watched(keeper)
+        return min(set(range(1000)) - used | workers)
+
+    async def main():
+        await until(2)
+        (keeper,) = crew(_core.M_KEEPER)
+        soft, hard = resource.prlimit(keeper, resource.RLIMIT_NOFILE)
+        resource.prlimit(keeper, resource.RLIMIT_NOFILE, (least(keeper), hard))
+        await die(spawn(pid, True))
+        for _ in range(20):                     # made, and ended at once: nobody could watch it
+            assert await spawn(pid, False)
+            await sleep(0.02)
+        resource.prlimit(keeper, resource.RLIMIT_NOFILE, (soft, hard))
+        while len({await h for h in [spawn(busy), spawn(busy)]}) < 2:
+            pass
+        print("two again")
+
+    mpgort.run(main, procs=2)
+"""
+    )
+    assert (r.status, r.out) == (0, "two again\n"), r.err
