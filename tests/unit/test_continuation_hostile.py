@@ -39,6 +39,8 @@ from mpgort._errors import SerializationError
 h.require_frames()
 
 EXAMPLES = int(os.environ.get("MPGORT_FUZZ_EXAMPLES", "150"))
+ASAN = "libasan" in os.environ.get("LD_PRELOAD", "")
+DEBUG = hasattr(sys, "gettotalrefcount")
 SEED = 20_250
 CRASHES = 6
 
@@ -134,36 +136,37 @@ def suffer(kind: str, damaged: bytes, number: int) -> None:
             _core.codes_load(damaged)
         return
     decode = {"chain": _core.chain_decode, "value": _core.value_decode, "exc": _core.exc_decode}
-    signal.setitimer(signal.ITIMER_PROF, 5)  # its own time: the machine may be busy
     try:
-        back = decode[kind](damaged)
-        if kind == "chain":
-            if number % 3 == 0:
-                _core.chain_drop(back)
-                return
-            for k in range(4):
-                act = _core.chain_throw if (number + k) % 5 == 4 else _core.chain_send
-                done, _ = act(back, h.Boom(k) if act is _core.chain_throw else k)
-                if done:
-                    break
-            else:
-                _core.chain_drop(back)
-        else:
-            h.canon(back)
+        signal.setitimer(signal.ITIMER_PROF, 5)  # its own time: the machine may be busy
+        try:
+            use(decode[kind](damaged), kind, number)
+        finally:  # where it may still ring
+            signal.setitimer(signal.ITIMER_PROF, 0)
     except SystemError:
         os.write(2, b"SystemError: an error without an exception, or a result with one\n")
         os.abort()
     except BaseException:
         pass
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def use(back: Any, kind: str, number: int) -> None:
+    if kind != "chain":
+        h.canon(back)
+        return
+    if number % 3:
+        for k in range(4):
+            act = _core.chain_throw if (number + k) % 5 == 4 else _core.chain_send
+            if act(back, h.Boom(k) if act is _core.chain_throw else k)[0]:
+                return
+    _core.chain_drop(back)
 
 
 def attack(corpus_file: str, progress_file: str, first: int) -> None:
     """The child: takes the mutations from number `first` on."""
     faulthandler.enable()
     signal.signal(signal.SIGPROF, _ring)
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    if not ASAN:  # whose shadow memory is larger than any limit
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.unraisablehook = lambda u: None
     sys.setrecursionlimit(400)
@@ -266,7 +269,7 @@ def test_damaged_bytes_never_crash_or_hang_the_interpreter(tmp_path: Path) -> No
                 env=h.child_env(5),
                 capture_output=True,
                 text=True,
-                timeout=60 + EXAMPLES / 5,
+                timeout=(60 + EXAMPLES / 5) * (5 if ASAN or DEBUG else 1),
             )
             end, tail = f"exit status {run.returncode}", run.stderr[-1200:]
         except subprocess.TimeoutExpired as e:
@@ -279,6 +282,7 @@ def test_damaged_bytes_never_crash_or_hang_the_interpreter(tmp_path: Path) -> No
     assert not found, "\n".join(found)
 
 
+@pytest.mark.skipif(DEBUG, reason="CPython's own assertion fails: MAKE_CELL without memory")
 def test_no_failing_allocation_crashes_or_loses_a_continuation(tmp_path: Path) -> None:
     pytest.importorskip("_testcapi", reason="CPYTHON'S _testcapi IS NOT INSTALLED: not run")
     corpus_file, progress_file = tmp_path / "corpus", tmp_path / "progress"
@@ -288,7 +292,7 @@ def test_no_failing_allocation_crashes_or_loses_a_continuation(tmp_path: Path) -
         env=h.child_env(6),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500 if ASAN else 100,
     )
     where = progress_file.read_text() if progress_file.exists() else "before the first"
     assert (run.returncode, where) == (0, "done"), f"{where}\n{run.stderr[-2000:]}"
