@@ -174,6 +174,11 @@ class Keeper:
         except OSError as e:
             raise start_error(e) from e
 
+    def needed(self) -> int:
+        """How many workers there are to be: beside one that stands in a call that blocks, a spare.
+        It was asked for once; it may have died since, or the keeper that was asked."""
+        return self.prog.procs + self.prog.outside()
+
     def start_process(self) -> None:
         if self.plan.method == "spawn":
             pid = _m.exec_fresh("_m", self.wires)
@@ -231,7 +236,7 @@ class Keeper:
         # An adopted one may have found that its parent was gone (_m.live), and left as well.
         if looped or (status in (0, UNKNOWN_STATUS) and not had_slot):
             self.stillborn = self.by_themselves = 0
-            if len(self.crew) < self.prog.procs:  # it was not one too many
+            if len(self.crew) < self.needed():  # it was not one too many
                 self.prog.replaced()
                 self.try_m()
         elif os.WIFSIGNALED(status) or had_slot:
@@ -287,7 +292,7 @@ class Keeper:
                 pass
         for slot in lost:
             self.prog.reap(slot, UNKNOWN_STATUS)
-        for _ in range(self.prog.procs - len(living)):
+        for _ in range(self.needed() - len(living)):
             self.start_m()
         self.prog.calibrate()
         signal.signal(signal.SIGALRM, self.schedtrace if self.plan.schedtrace_ms else _m.nothing)

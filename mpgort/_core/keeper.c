@@ -119,6 +119,26 @@ static PyObject *prog_reap(CoreProg *p, PyObject *args)
     return PyBool_FromLong(looping);
 }
 
+PyDoc_STRVAR(outside_doc,
+             "outside()\n--\n\nKeeper only: how many workers stand without a P in a call that "
+             "blocks. Each needs another\nin its place.");
+static PyObject *prog_outside(CoreProg *p, PyObject *noargs)
+{
+    if (!core_prog_usable(p))
+        return NULL;
+    struct shm_ctx *c = &p->loop;
+    uint32_t n = load_acq(&c->hdr->max_m), outside = 0; /* pairs with shm_minit() */
+    for (uint32_t i = 0; i < n; i++) {
+        struct shm_m *m = &c->mtab[i];
+        /* A look: one that is just about to take a P is counted, and then there is one to leave. Who
+         * waits outside calls itself idle (block.c), but has no bit: nobody is to wake it. */
+        bool listed = load_rlx(&c->hdr->idle_m[i / 64]) >> i % 64 & 1;
+        outside += load_rlx(&m->kind) == SHM_M_WORKER && load_rlx(&m->looping) &&
+                   load_rlx(&m->p1) == 0 && load_rlx(&m->spinning) != SHM_M_SPINNING && !listed;
+    }
+    return PyLong_FromUnsignedLong(outside);
+}
+
 PyDoc_STRVAR(replaced_doc, "replaced()\n--\n\nKeeper only: counts a worker that takes another's "
                            "place.");
 static PyObject *prog_replaced(CoreProg *p, PyObject *noargs)
@@ -130,8 +150,13 @@ static PyObject *prog_replaced(CoreProg *p, PyObject *noargs)
 }
 
 PyMethodDef core_prog_keeper[] = {
-    PROG_METHOD(slot_of, METH_VARARGS),    PROG_METHOD(keeper_wait, METH_VARARGS),
-    PROG_METHOD(recycle, METH_VARARGS),    PROG_METHOD(kill_check, METH_VARARGS),
-    PROG_METHOD(kill_again, METH_VARARGS), PROG_METHOD(reap, METH_VARARGS),
-    PROG_METHOD(replaced, METH_NOARGS),    {NULL},
+    PROG_METHOD(slot_of, METH_VARARGS),
+    PROG_METHOD(keeper_wait, METH_VARARGS),
+    PROG_METHOD(recycle, METH_VARARGS),
+    PROG_METHOD(kill_check, METH_VARARGS),
+    PROG_METHOD(kill_again, METH_VARARGS),
+    PROG_METHOD(reap, METH_VARARGS),
+    PROG_METHOD(replaced, METH_NOARGS),
+    PROG_METHOD(outside, METH_NOARGS),
+    {NULL},
 };

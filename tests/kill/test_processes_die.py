@@ -358,6 +358,56 @@ def test_a_worker_that_leaves_since_its_keeper_died_at_its_start_is_replaced_by_
     assert (r.status, r.out) == (0, "up\n1024\n"), r.err
 
 
+@pytest.mark.parametrize("who", ("spare", "keeper"))
+def test_a_spare_worker_that_was_asked_for_comes_whoever_dies(program, tmp_path, who):
+    """The one worker waits in a plain function: what it waits for needs another one."""
+    r = program(
+        """
+        import os, signal, sys
+        import mpgort
+        from mpgort import _keeper, chan, go, spawn
+
+        who, asked = sys.argv[1:]
+
+        def gets(ch):
+            return ch.get()
+
+        async def sends(ch):
+            await ch.send(7)
+
+        def dies():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        async def main():
+            ch = chan()
+            h = spawn(gets, ch)                  # first come, first served: it waits when
+            if who == "spare":                   # the next one runs
+                try:
+                    await spawn(dies)
+                except mpgort.MDied:
+                    print("died")
+            go(sends, ch)
+            print(await h)
+
+        start_m = _keeper.Keeper.start_m
+
+        def start(keeper):
+            if who == "keeper" and keeper.crew and not os.path.exists(asked):
+                open(asked, "w").close()
+                dies()
+            start_m(keeper)
+
+        _keeper.Keeper.start_m = start
+        mpgort.run(main, procs=1, start_method="fork")
+        """,
+        who,
+        str(tmp_path / "asked"),
+        limit=20,
+    )
+    assert (r.status, r.out.splitlines()[-1:]) == (0, ["7"]), r.err
+    assert who == "spare" or (tmp_path / "asked").exists()
+
+
 def test_workers_that_die_at_their_start_are_not_started_for_ever(program):
     r = program("""
         import os, signal
