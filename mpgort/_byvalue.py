@@ -18,8 +18,9 @@ What must be counted (handles, large buffers) is kept out of the bytes (`ext`).
 MOVES. Frames go by the number of their code (_code.py). For code of a unit the shared table has the
 unit beside it, and names in a unit are names there, so coroutines, classes and instances move as
 those of a module do. But the table only grows: a unit of more than MOVABLE_BYTES, one with `ext`
-(a global that is a channel), and all after the first MOVABLE_MOST of a process stay out of it:
-their goroutines are at home on one worker, and a dump says why.
+(a global that is a channel), and all after the first MOVABLE_MOST (or MOVABLE_IN_ALL bytes) of a
+process stay out of it: their goroutines are at home on one worker, and a dump says why. What has
+come by the table is taken by everyone, however many that is.
 
 CLASSES. A class by value is one class per process: cloudpickle's tracker gives it an id, which goes
 with it. Where it was defined nothing is ever assigned to it. Elsewhere the unit that came last has
@@ -49,9 +50,10 @@ UNIT = "__mpgort_unit__"  # a unit's globals lead to it, and to its class, under
 ROOT = "__mpgort_root__"
 MOVABLE_BYTES = 65536
 MOVABLE_MOST = 1000
+MOVABLE_IN_ALL = 4 << 20
 LOADED_MOST = 256
 BUFFER_MIN = 65536  # CORE_BUFFER_MIN
-_CODE = (types.FunctionType, type)
+_CODE = (types.FunctionType, type, functools._lru_cache_wrapper)
 _MAIN = ("__main__", "__mp_main__")
 
 
@@ -195,21 +197,24 @@ class Unit:
 
     def why_home(self) -> str | None:
         """Why its code does not move, or None."""
-        global _moving
+        global _moving, _moving_bytes
         if self.moves is None:
-            fits = not self.ext and len(self.data) <= MOVABLE_BYTES
-            self.moves = fits and _moving < MOVABLE_MOST
-            _moving += self.moves
+            n = len(self.data)
+            fits = not self.ext and n <= MOVABLE_BYTES
+            self.moves = fits and _moving < MOVABLE_MOST and _moving_bytes + n <= MOVABLE_IN_ALL
+            if self.moves:
+                _moving += 1
+                _moving_bytes += n
         if self.moves:
             return None
         if self.ext:
             return "the globals that came with it hold what is shared: pass it as an argument"
         if len(self.data) > MOVABLE_BYTES:
             return f"the globals that came with it take more than {MOVABLE_BYTES} bytes"
-        return f"more than {MOVABLE_MOST} versions of its globals have come"
+        return "too many versions of the globals that came with it have been"
 
 
-_moving = 0
+_moving = _moving_bytes = 0
 _loaded: collections.OrderedDict[bytes, Unit] = collections.OrderedDict()
 _filled: weakref.WeakKeyDictionary[type, Unit] = weakref.WeakKeyDictionary()  # by value, here
 
@@ -357,6 +362,16 @@ def parts(f: types.FunctionType, known: Known | None) -> Iterator[tuple[str, Any
 def marshalled(code: types.CodeType) -> Any:
     # Version 2: later ones tell which objects are shared, so the same code may have other bytes.
     return marshal.loads, (marshal.dumps(code, 2),)
+
+
+def cached(o: Any) -> Any:
+    """What functools.lru_cache has made: again, around the function that goes by value."""
+    how = o.cache_parameters()
+    return lru_cached, (o.__wrapped__, how["maxsize"], how["typed"])
+
+
+def lru_cached(f: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(f)
 
 
 def _is_session(module: str, known: Known | None) -> bool:

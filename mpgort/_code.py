@@ -503,6 +503,7 @@ def locate(payload: bytes, key: bytes) -> tuple[types.CodeType, dict[str, Any]]:
     where = f"{name}.{qualname} ({filename}:{line})"
     if isinstance(body, tuple):
         unit = _byvalue.load(body[1])
+        unit.moves = True  # it is in the table already
         code = unit.codes.get(key)
         if code is None:
             code = unit.codes[key] = cast(types.CodeType, marshal.loads(body[0]))

@@ -15,6 +15,7 @@ import collections.abc
 import concurrent.futures
 import contextvars
 import copyreg
+import functools
 import io
 import linecache
 import mmap
@@ -167,6 +168,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             made = _byvalue.reduce(self, o)
             if made is not None:
                 return made
+        elif isinstance(o, functools._lru_cache_wrapper):
+            by_name = _code.name_of(o, self.known) is not None
+            return NotImplemented if by_name else _byvalue.cached(o)
         elif self.mark is not None and isinstance(o, types.CodeType):
             return _byvalue.marshalled(o)  # cloudpickle's would lose the file's name
         if type(o) is memoryview:

@@ -72,8 +72,11 @@ def test_a_session_goes_on_after_its_workers_were_started(program: Programs, met
         def fails(): raise Failure(1, 2)
 
         print(12, type(ex.submit(fails).exception(30)) is Failure)
-        counted = [ask(lambda: 1) for _ in range(20)]
-        with mpgort.Pool(2, context="{method}") as pool: print(13, pool.map(second, range(2)))
+        @__import__("functools").lru_cache(7)
+        def cached(x): return x + K
+
+        print(13, ask(cached, 1), ask(lambda: (cached(2), cached.cache_parameters()["maxsize"])))
+        with mpgort.Pool(2, context="{method}") as pool: print(14, pool.map(second, range(2)))
 
         ex.shutdown()
         """,
@@ -94,7 +97,8 @@ def test_a_session_goes_on_after_its_workers_were_started(program: Programs, met
         "10 True True True",
         "11 True True",
         "12 True",
-        "13 [10001, 10011]",
+        "13 11 (12, 7)",
+        "14 [10001, 10011]",
     ]
 
 
@@ -230,6 +234,35 @@ def test_a_console_of_a_program_s_own_has_its_functions_run_and_move(program: Pr
         env={"MPGORT_MIGRATE": "always"},
     )
     assert lines(r) == ["40 True"]
+
+
+def test_after_many_versions_of_a_global_a_goroutine_is_at_home_and_the_table_full_enough(
+    program: Programs,
+) -> None:
+    r = program(
+        """
+        import mpgort, mpgort._byvalue
+        mpgort._byvalue.MOVABLE_MOST = 10
+        rt = mpgort.Runtime(2)
+        async def three(x):
+            for _ in range(3): await mpgort.gosched()
+            return x + Z
+
+        def live(): return rt.stats()["live_blocks"]
+
+        seen = []
+        for Z in range(120):
+            hs = [rt.spawn(three, 1) for _ in range(2)]
+            assert [h.result(30) for h in hs] == [Z + 1] * 2
+            del hs
+            if Z >= 60: seen.append(live())
+
+        print(max(seen) < 60, mpgort.run(three, 1, procs=0) == Z + 1)
+        """,
+        env={"MPGORT_MIGRATE": "always"},
+        session=True,
+    )
+    assert lines(r) == ["True True"]
 
 
 def test_globals_that_are_shared_or_large_come_along_and_keep_their_goroutine_at_home(
