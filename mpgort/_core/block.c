@@ -206,6 +206,7 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     struct shm_ctx *c = core_ctx(prog);
     struct core_proc *s =
         core_proc_cur != NULL && core_proc_cur->prog == prog ? core_proc_cur : NULL;
+    pk->state = 2; /* nobody is to await it */
     if (c == NULL)
         return NULL;
     if (s != NULL)

@@ -584,6 +584,9 @@ int core_chan_init(PyObject *mod)
     core_park_ops[PK_ANEXT] = (struct core_park_op){recv_park, anext_resume, NULL};
     core_park_ops[PK_FOREVER] = (struct core_park_op){forever_park, none_resume, NULL};
     core_park_tries[PK_SEND] = send_try;
+    core_park_names[PK_SEND] = "Chan.send()";
+    core_park_names[PK_RECV] = "Chan.recv()";
+    core_park_names[PK_RECV_OK] = "Chan.recv_ok()";
     core_park_tries[PK_RECV] = core_park_tries[PK_RECV_OK] = core_park_tries[PK_ANEXT] = recv_try;
     for (uint8_t dir = DIR_BOTH; dir <= DIR_RECV; dir++) {
         if (core_handle_kind(&chan_types[dir], (uint8_t)(HANDLE_CHAN + dir)) < 0)

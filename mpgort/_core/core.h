@@ -143,6 +143,9 @@ static inline void core_park_holds(CorePark *pk, PyObject *o)
 typedef int (*core_park_try)(CorePark *park, PyObject **result);
 #define CORE_PARK_KINDS 64
 extern core_park_try core_park_tries[CORE_PARK_KINDS];
+/* What a user has called to get a request of this kind, for the warning that he has not awaited it;
+ * NULL: such a request is made where it is awaited. */
+extern const char *core_park_names[CORE_PARK_KINDS];
 
 /* ---- hooks the codec calls ------------------------------------------------------------------- */
 

@@ -687,5 +687,7 @@ int core_goroutine_init(PyObject *mod)
     core_park_tries[PK_GOSCHED] = core_park_tries[PK_SLEEP] = core_park_tries[PK_FOREVER] =
         loop_try;
     core_park_tries[PK_JOIN] = join_try;
+    core_park_names[PK_GOSCHED] = "gosched() or sleep()";
+    core_park_names[PK_SLEEP] = "sleep()";
     return core_handle_kind(&Goroutine_Type, HANDLE_GOROUTINE);
 }

@@ -278,5 +278,7 @@ int core_mutex_init(PyObject *mod)
     core_park_ops[PK_COND_CANCELLED].resume = cond_cancelled;
     core_park_tries[PK_LOCK] = lock_try;
     core_park_tries[PK_COND] = cond_try;
+    core_park_names[PK_LOCK] = "Mutex.lock()";
+    core_park_names[PK_COND] = "Cond.wait()";
     return core_sync_types(mod, types, made, sizeof types / sizeof *types);
 }

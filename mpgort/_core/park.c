@@ -11,6 +11,7 @@
 static CorePark *park_pool[PARK_POOL];
 static int n_park_pool;
 core_park_try core_park_tries[CORE_PARK_KINDS];
+const char *core_park_names[CORE_PARK_KINDS];
 
 CorePark *core_park_new(int kind)
 {
@@ -39,8 +40,22 @@ static int park_clear(CorePark *pk)
     return 0;
 }
 
+/* `ch.send(v)` alone does nothing, which a program may take long to notice; as with a coroutine. */
+static void never_awaited(const CorePark *pk)
+{
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "%s was never awaited: it has done nothing",
+                         core_park_names[pk->kind]) < 0)
+        PyErr_WriteUnraisable(NULL);
+    PyErr_Restore(type, value, tb);
+}
+
 static void park_dealloc(CorePark *pk)
 {
+    if (unlikely(pk->state == 0) && pk->kind >= 0 && pk->kind < CORE_PARK_KINDS &&
+        core_park_names[pk->kind] != NULL)
+        never_awaited(pk);
     if (_PyObject_GC_IS_TRACKED(pk))
         PyObject_GC_UnTrack(pk);
     park_clear(pk);

@@ -343,6 +343,7 @@ int core_select_init(PyObject *mod)
         PyModule_AddFunctions(mod, functions) < 0)
         return -1;
     core_park_tries[PK_SELECT] = select_try;
+    core_park_names[PK_SELECT] = "select()";
     core_park_ops[PK_SELECT] = (struct core_park_op){select_park, select_resume, NULL};
     return core_handle_register(&handle);
 }

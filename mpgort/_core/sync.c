@@ -617,6 +617,7 @@ int core_sync_init(PyObject *mod)
     core_park_ops[PK_ONCE].resume = once_resume;
     core_park_tries[PK_EXIT] = exit_try;
     core_park_tries[PK_SEMA] = core_park_tries[PK_ONCE] = sema_try;
+    core_park_names[PK_SEMA] = "lock(), wait() or acquire()";
     return core_sync_types(mod, types, made, sizeof types / sizeof *types) < 0
                ? -1
                : PyModule_AddFunctions(mod, functions);

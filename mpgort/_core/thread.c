@@ -199,5 +199,6 @@ int core_thread_init(PyObject *mod)
         return -1;
     core_park_ops[PK_THREAD] =
         (struct core_park_op){.park = thread_park, .resume = thread_resume, .home = true};
+    core_park_names[PK_THREAD] = "to_thread()";
     return PyModule_AddFunctions(mod, functions);
 }

@@ -9,6 +9,7 @@ import contextvars
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -532,3 +533,47 @@ async def run_rewritten(n: int) -> int:
 def test_code_that_a_loader_of_its_own_has_rewritten_is_sent_along(method: str) -> None:
     """A fresh interpreter imports this module without pytest's assertions."""
     assert mpgort.run(run_rewritten, 1, procs=1, start_method=method) == 1
+
+
+# ---- what is not awaited -------------------------------------------------------------------------
+
+
+async def forgets_to_await() -> None:
+    ch, m = chan(1), sync.Mutex()
+    ch.send(1)
+    sleep(1)
+    mpgort.select(ch.recv)
+    m.lock()
+
+
+def test_what_was_to_be_awaited_and_was_not_is_warned_of() -> None:
+    with pytest.warns(RuntimeWarning, match="was never awaited: it has done nothing") as told:
+        mpgort.run(forgets_to_await, procs=0)
+    named = [str(w.message).split(" ")[0] for w in told]
+    assert named == ["Chan.send()", "sleep()", "select()", "Mutex.lock()"]
+    assert {w.filename for w in told} == {__file__}
+
+
+async def awaits_or_need_not() -> None:
+    ch, m = chan(1), sync.Mutex()
+    ch.put(1)
+    ch.get()
+    for wait in (ch.get, spawn(sleep, 60).result):
+        with pytest.raises(TimeoutError):
+            wait(timeout=0.001)
+    go(ch.send, 1)
+    await ch.recv()
+    async with m:
+        await mpgort.select(ch.recv, (ch.send, 1))
+    cancelled, killed = spawn(mpgort.nilchan.recv), spawn(mpgort.nilchan.recv)
+    cancelled.cancel()
+    await gosched()
+    killed.kill()
+    await mpgort.to_thread(int)
+
+
+def test_what_a_thread_or_a_goroutine_of_its_own_waits_for_is_not() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        mpgort.run(awaits_or_need_not, procs=0)
+    assert [str(w.message) for w in told] == []
