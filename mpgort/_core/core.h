@@ -247,6 +247,7 @@ int core_error_init(PyObject *mod);
 int core_pdeath_init(PyObject *mod);
 int core_prog_init(PyObject *mod);
 int core_goroutine_init(PyObject *mod);
+int core_spawn_init(PyObject *mod);
 int core_chan_init(PyObject *mod);
 
 #endif

@@ -130,8 +130,8 @@ static PyObject *prog_outside(CoreProg *p, PyObject *noargs)
     uint32_t n = load_acq(&c->hdr->max_m), outside = 0; /* pairs with shm_minit() */
     for (uint32_t i = 0; i < n; i++) {
         struct shm_m *m = &c->mtab[i];
-        /* A look: one that is just about to take a P is counted, and then there is one to leave. Who
-         * waits outside calls itself idle (block.c), but has no bit: nobody is to wake it. */
+        /* A look: one that is just about to take a P is counted, and then there is one to leave.
+         * Who waits outside calls itself idle (block.c), but has no bit: nobody is to wake it. */
         bool listed = load_rlx(&c->hdr->idle_m[i / 64]) >> i % 64 & 1;
         outside += load_rlx(&m->kind) == SHM_M_WORKER && load_rlx(&m->looping) &&
                    load_rlx(&m->p1) == 0 && load_rlx(&m->spinning) != SHM_M_SPINNING && !listed;

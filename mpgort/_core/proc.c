@@ -315,7 +315,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     if (r == SHM_PARKED) {
         /* From here g is another's, and j perhaps no join object any more. A cancel that came
          * between the look above and the arming saw a goroutine that was not waiting (tag: cancel,
-         * in goroutine.c), so look again: the claim by epoch is ours only if it still waits. */
+         * in shm/join.c), so look again: the claim by epoch is ours only if it still waits. */
         s->curhome = NULL;
         if (j != NULL)
             shm_join_marks(c, j, gr, epoch);

@@ -260,7 +260,7 @@ int core_newproc(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs,
 shm_off core_self_join(struct core_proc *s);
 /* goroutine.c: MDied, from what the reaper left. */
 PyObject *core_died(CoreProg *prog, const struct shm_val *v);
-/* goroutine.c: spawn of fn, *args, **kwargs as a vectorcall has them; group: 0 or whose child. */
+/* spawn.c: spawn of fn, *args, **kwargs as a vectorcall has them; group: 0 or whose child. */
 PyObject *core_spawn_call(CoreProg *prog, shm_off group, PyObject *const *args, Py_ssize_t n,
                           PyObject *names);
 
@@ -354,7 +354,7 @@ int core_map_init(PyObject *mod);
 int core_group_init(PyObject *mod);
 int core_timer_init(PyObject *mod);
 int core_ctxtree_init(PyObject *mod);
-/* goroutine.c: spawn, for a queue of ended goroutines; the handle. */
+/* spawn.c: spawn, for a queue of ended goroutines; the handle. */
 PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw, shm_off doneq,
                      uint32_t retries);
 /* spawn with its own keywords taken out of kw (a dict of this call's own); doneq 0: none. go: as go
