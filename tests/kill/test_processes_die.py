@@ -201,12 +201,16 @@ def test_a_worker_that_is_killed_is_replaced_or_its_goroutine_named(program):
     """The echoes run under go: one that ran where the signal struck is a panic, with the death as
     its cause; else nobody notices."""
     for i in range(KILLS):
-        p = program.start(BUSY, "fork", "0.5")
+        stop = program.folder / f"stop{i}"
+        p = program.start(BUSY, "fork", str(stop))
         if i % 2:
             assert p.line() == "up"
         two_workers(p)
         time.sleep(random.random() * 0.05)
-        os.kill(random.choice(p.workers()).pid, signal.SIGSEGV)
+        killed = random.choice(p.workers()).pid
+        os.kill(killed, signal.SIGSEGV)
+        wait_until("the worker is gone", lambda: killed not in [w.pid for w in p.workers()])
+        stop.touch()
         r = p.wait(20)
         if r.status == 0:
             assert r.out == "up\nTrue\n"
