@@ -125,8 +125,11 @@ static int add_case(Select *sel, Py_ssize_t i, PyObject *o)
         Py_DECREF(exc);
         return -1;
     }
-    if (op == 0 || (op == PK_SEND) != (v != NULL))
+    if (op == 0 || (op == PK_SEND) != (v != NULL)) {
+        if (Py_IS_TYPE(o, &CorePark_Type))
+            ((CorePark *)o)->state = 2; /* that it is not awaited would say the same again */
         return not_a_case(i, o);
+    }
     if (ch->prog == NULL)
         return 0;
     if (sel->prog != NULL && sel->prog != ch->prog) {
