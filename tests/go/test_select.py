@@ -749,7 +749,7 @@ def test_a_value_that_cannot_cross_is_an_error_at_the_select(run: Run) -> None:
 async def misuse(what: str) -> None:
     c = chan()
     cases: dict[str, list[Any]] = {
-        "call": [c.recv, c.recv()],
+        "call": [c.recv, c.recv() if what == "call" else c],
         "channel": [c],
         "no value": [c.recv, c.send],
         "value": [(c.recv, 1)],

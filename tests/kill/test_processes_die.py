@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,10 @@ def test_all_killed_one_by_one_in_random_order_leaves_nothing(program):
         program.nothing_left(p)
 
 
+def is_gone(p, pid):
+    return pid not in [w.pid for w in p.workers()]
+
+
 @pytest.mark.timeout(60 + 5 * KILLS)
 def test_a_worker_that_is_killed_is_replaced_or_its_goroutine_named(program):
     """The echoes run under go: one that ran where the signal struck is a panic, with the death as
@@ -209,7 +214,7 @@ def test_a_worker_that_is_killed_is_replaced_or_its_goroutine_named(program):
         time.sleep(random.random() * 0.05)
         killed = random.choice(p.workers()).pid
         os.kill(killed, signal.SIGSEGV)
-        wait_until("the worker is gone", lambda: killed not in [w.pid for w in p.workers()])
+        wait_until("the worker is gone", partial(is_gone, p, killed))
         stop.touch()
         r = p.wait(20)
         if r.status == 0:
