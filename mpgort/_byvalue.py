@@ -324,6 +324,9 @@ def reduce(p: Any, o: Any) -> Any:
             _mine.add(o)
         if p.mark is not None:
             made = list(cp._dynamic_class_reduce(o))
+            # cloudpickle's would be a class whose objects have a dict. (A NamedTuple forbids it.)
+            if "__slots__" in vars(o) and not issubclass(o, tuple):
+                made[1][3]["__slots__"] = vars(o)["__slots__"]
             made[2], made[5] = (p.mark, made[2]), set_class
             return tuple(made)
         g = came.globals if came is not None else _globals_of(o)

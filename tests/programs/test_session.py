@@ -64,6 +64,16 @@ def test_a_session_goes_on_after_its_workers_were_started(program: Programs, met
         class D:
             a: int
 
+        class Slots:
+            __slots__ = ("a", "__b")
+            def __init__(self, a): self.a = self.__b = a
+            def both(self): return self.a + self.__b
+
+        class Pair(__import__("typing").NamedTuple):
+            a: int
+
+        s = ask(lambda: Slots(Pair(2).a))
+        print("slots", type(s) is Slots, s.both(), ask(s.both), ask(hasattr, s, "__dict__"))
         Color = enum.Enum("Color", "RED")
         print(11, ask(lambda d: D(d.a + 1), D(1)) == D(2), ask(lambda: Color.RED) is Color.RED)
         class Failure(Exception):
@@ -95,6 +105,7 @@ def test_a_session_goes_on_after_its_workers_were_started(program: Programs, met
         "9 60",
         "9 30",
         "10 True True True",
+        "slots True 4 4 False",
         "11 True True",
         "12 True",
         "13 11 (12, 7)",
