@@ -292,10 +292,13 @@ class Keeper:
                 pass
         for slot in lost:
             self.prog.reap(slot, UNKNOWN_STATUS)
-        for _ in range(self.needed() - len(living)):
-            self.start_m()
-        self.prog.calibrate()
         signal.signal(signal.SIGALRM, self.schedtrace if self.plan.schedtrace_ms else _m.nothing)
+        for _ in range(self.needed() - len(living)):
+            if living:  # the program has long begun
+                self.try_m()
+            else:
+                self.start_m()
+        self.prog.calibrate()
         if self.plan.schedtrace_ms:
             period = self.plan.schedtrace_ms / 1000
             signal.setitimer(signal.ITIMER_REAL, period, period)
