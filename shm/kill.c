@@ -47,6 +47,13 @@ static void ask_keeper(struct shm_ctx *c, shm_gref r, uint32_t m1)
     shm_wakepoller(c);
 }
 
+/* Asked by who does not own it, while its owner may write: the flags, or the whole word that they
+ * stand in (shm_tx_ok()). The status that was loaded before says what they were at least then. */
+static bool is_outside(struct shm_g *g)
+{
+    return load_rlx((_Atomic uint8_t *)&g->flags) & SHM_GF_OUTSIDE;
+}
+
 static void ended(struct shm_ctx *c, shm_off off)
 {
     struct shm_val v = {.tag = SHM_VAL_NONE};
@@ -62,8 +69,8 @@ static void carry_out(struct shm_ctx *c, shm_off off)
     struct shm_g *g = shm_g(c, r);
     uint64_t w = load_seq(&g->status); /* tag: kill */
     if (SHM_ST_GEN(w) != shm_ggen(r))
-        return;                               /* it ends just now */
-    bool outside = g->flags & SHM_GF_OUTSIDE; /* sits still while it waits */
+        return;                   /* it ends just now */
+    bool outside = is_outside(g); /* sits still while it waits */
     switch (SHM_ST_STATUS(w)) {
     case Gwaiting: {
         uint64_t wait = load_seq(&g->wait); /* tag: kill */
@@ -108,8 +115,7 @@ static bool still_there(struct shm_ctx *c, struct shm_m *m, shm_gref r)
     uint64_t w = load_seq(&g->status);
     if (SHM_ST_GEN(w) != shm_ggen(r) || SHM_ST_M1(w) != m->index + 1)
         return false;
-    return SHM_ST_STATUS(w) == Grunning ||
-           (SHM_ST_STATUS(w) == Gwaiting && g->flags & SHM_GF_OUTSIDE);
+    return SHM_ST_STATUS(w) == Grunning || (SHM_ST_STATUS(w) == Gwaiting && is_outside(g));
 }
 
 /* What a process has computed. By its own clock, for on a busy machine it may not run for long. */

@@ -160,18 +160,20 @@ static bool p_cancel_due(struct shm_join *j)
  * plainly. What is read then does not matter: for j to be gone its G must have ended, so have been
  * woken, and from then on nobody can claim the epoch that p_parked() asks for. Who gets it knows
  * that j was a join here too. */
-__attribute__((noinline, no_sanitize("thread"))) static bool p_seems_cancelled(struct shm_join *j)
+__attribute__((noinline, no_sanitize("thread"))) static uint8_t p_asked(struct shm_join *j)
 {
-    return load_seq(&j->cancel) == 1;
+    return load_seq(&j->cancel) == 1 ? SHM_OK_CANCELLED : load_seq(&j->kill) ? SHM_OK_KILLED : 0;
 }
 
-/* The G has parked, or yielded: it is another's. As in park() of proc.c, tag: cancel. */
+/* The G has parked, or yielded: it is another's. As in park() of proc.c, tag: cancel, tag: kill. */
 static void p_parked(struct turn *t, struct shm_join *j)
 {
-    if (j && p_seems_cancelled(j) && shm_wait_abort(t->c, t->r, t->epoch, SHM_OK_CANCELLED)) {
+    uint8_t ok = j ? p_asked(j) : 0;
+    if (!ok || !shm_wait_abort(t->c, t->r, t->epoch, ok))
+        return;
+    if (ok == SHM_OK_CANCELLED)
         store_seq(&j->cancel, 0);
-        shm_ready(t->c, t->r, true);
-    }
+    shm_ready(t->c, t->r, true);
 }
 
 /* Without a wait. v: received, NULL nothing. */
@@ -277,12 +279,42 @@ static void p_finish(struct turn *t, unsigned state, uint64_t result)
         p_end(t->c);
 }
 
+/* Its end by force, as killed() of proc.c: its frame does not run any more. */
+static void p_killed(struct turn *t)
+{
+    struct shm_g *g = t->g;
+    uint32_t tag;
+    for (int i = 0; i < P_OBJS; i++)
+        let(t, i);
+    shm_val_drop(t->c, &g->value);
+    g->value.tag = SHM_VAL_NONE;
+    if (g->waitkind == SHM_OBJ_SEMA)
+        shm_sema_left(t->c, g->waitobj);
+    if (g->waitkind == SHM_WAIT_SELECT)
+        shm_select_done(t->c, t->r, &tag);
+    p_wait_end(t);
+    shm_sema_reap(t->c, g->goid);
+    shm_join_finish(t->c, g->obj, SHM_J_KILLED, &(struct shm_val){.tag = SHM_VAL_NONE});
+    shm_obj_unref_word(t->c, &g->obj);
+    shm_goexit0(t->c, t->r);
+}
+
+static bool p_is_killed(struct turn *t)
+{
+    struct shm_join *j = p_join(t);
+    return j && load_seq(&j->kill); /* tag: kill */
+}
+
 #define GO(t)            \
     switch ((t)->f.pc) { \
     case 0:
 #define AWAIT(t, op)                         \
     do {                                     \
         (t)->f.pc = __LINE__;                \
+        if (p_is_killed(t)) {                \
+            p_killed(t);                     \
+            return;                          \
+        }                                    \
         if (p_before(t)) {                   \
             struct shm_join *j_ = p_join(t); \
             if (p_after(t, (op), j_))        \
@@ -461,6 +493,8 @@ static shm_gref p_gnew(struct shm_ctx *c, const struct p_frame *f)
     shm_off cont = p_cont(c, f);
     CHECK_EQ(shm_gnew(c, &r), SHM_OK);
     shm_gcont_set(c, shm_g(c, r), cont, sizeof *f);
+    if (h_rand(c) % 8 == 0)
+        shm_g(c, r)->flags |= SHM_GF_BATCH;
     return r;
 }
 
@@ -543,6 +577,11 @@ static void p_run_g(struct p_m *m, shm_gref r)
     struct turn t = {.c = m->c, .m = m, .r = r, .g = shm_g(m->c, r)};
     struct shm_g *g = t.g;
     _Atomic uint32_t *attn = &m->c->m->attn;
+    if (p_is_killed(&t)) {
+        p_load(&t);
+        p_killed(&t);
+        return;
+    }
     if (p_waits_on(&t) || (p_new(&t) && !p_admit(&t)))
         return;
     bool heavy = g->home_m1 && g->home_why == SHM_HOME_HEAVY;

@@ -639,6 +639,78 @@ static void test_blocks_end_with_all_their_children_whether_they_fail_or_not(voi
     run_each(families, NULL, (uint32_t)H_N(20, 2000));
 }
 
+/* ---- kills ----------------------------------------------------------------------------------- */
+
+/* Waits on one thing after the other, for ever: h[0] and h[1] are channels that all have. */
+static void victim(struct turn *t)
+{
+    GO(t);
+    for (;;) {
+        AWAIT(t, op_sleep(t, h_rand(t->c) % 20000));
+        AWAIT(t,
+              op_select(
+                  t, (struct shm_case[]){s_recv(OBJ(t, 0)), s_send(OBJ(t, 1), v_big(t->c, 1))}, 2));
+        shm_val_drop(t->c, &t->v);
+        AWAIT(t, op_send(t, OBJ(t, 0), v_big(t->c, 2)));
+        AWAIT(t, op_sema(t, w->sem, 0, 1)); /* he who dies with it keeps it */
+        AWAIT(t, op_recv(t, OBJ(t, 1)));
+        shm_val_drop(t->c, &t->v);
+        CHECK_EQ(shm_semaphore_release(t->c, w->sem, 1), SHM_OK);
+    }
+    DONE(t);
+}
+
+/* Goroutines that have not ended, of about now. */
+static uint64_t live(struct shm_ctx *c)
+{
+    uint64_t n = 0, max_m = load_acq(&c->hdr->max_m); /* pairs with shm_minit() */
+    for (uint32_t i = 0; i < max_m; i++)              /* ends first: never too few */
+        n -= load_acq(&c->mtab[i].st.finished);
+    for (uint32_t i = 0; i < max_m; i++)
+        n += load_rlx(&c->mtab[i].st.spawned);
+    return n;
+}
+
+/* Some before they have begun, some where they wait, some that run and wait next. */
+static void killer(struct turn *t)
+{
+    struct p_frame *f = &t->f;
+    struct shm_ctx *c = t->c;
+    GO(t);
+    hold(t, 0, new_chan(c, 0));
+    hold(t, 1, new_chan(c, 2));
+    w->sem = new_sync(c, SHM_SY_SEMAPHORE, 3, 0);
+    for (; f->a[0] < w->n; f->a[0]++) {
+        for (uint32_t i = 0; i < CREW; i++) {
+            w->j[i] =
+                start(t, (struct p_frame){.fn = victim,
+                                          .h = {share(t->c, OBJ(t, 0)), share(t->c, OBJ(t, 1))}});
+            if (i % 3 == 0)
+                shm_join_kill(t->c, w->j[i], SHM_K_KILL);
+        }
+        for (f->a[1] = 0; f->a[1] < CREW; f->a[1]++) {
+            if (h_rand(t->c) % 4 == 0)
+                AWAIT(t, op_sleep(t, h_rand(t->c) % 30000));
+            shm_join_kill(t->c, w->j[f->a[1]], SHM_K_KILL);
+        }
+        for (f->a[1] = 0; f->a[1] < CREW; f->a[1]++) {
+            AWAIT(t, op_join(t, w->j[f->a[1]]));
+            CHECK_EQ(load_acq(&((struct shm_join *)shm_at(t->c, w->j[f->a[1]]))->state),
+                     SHM_J_KILLED);
+            shm_obj_unref(t->c, w->j[f->a[1]]);
+        }
+    }
+    while (live(t->c) > 1) /* a killed one's join ends before its frame is dropped */
+        AWAIT(t, op_sleep(t, 20000));
+    shm_obj_unref(t->c, w->sem);
+    DONE(t);
+}
+
+static void test_a_kill_ends_whoever_waits_wherever_it_waits(void)
+{
+    run_each(killer, NULL, (uint32_t)H_N(6, 1000));
+}
+
 /* ---- a map, and a thread outside ------------------------------------------------------------- */
 
 /* Counts under keys that all use, by cas; and has one of its own, that comes and goes. */
@@ -749,4 +821,5 @@ H_MAIN(T(test_a_pipeline_delivers_each_message_once),
        T(test_what_is_under_a_lock_changes_in_one_order_though_all_are_cancelled),
        T(test_timers_contexts_and_cancels_meet_and_each_wait_ends_once),
        T(test_blocks_end_with_all_their_children_whether_they_fail_or_not),
+       T(test_a_kill_ends_whoever_waits_wherever_it_waits),
        T(test_a_map_counts_all_and_a_thread_outside_talks_with_goroutines))
