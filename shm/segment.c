@@ -383,8 +383,15 @@ void shm_seg_detach(struct shm_ctx *c)
 
 void shm_ctx_copy(struct shm_ctx *to, const struct shm_ctx *from)
 {
-    *to = *from;
-    shm_ctx_forked(to);
+    /* What belongs to the mapping. The rest is the M's of `from`, who may be in his loop. */
+    *to = (struct shm_ctx){.base = from->base,
+                           .hdr = from->hdr,
+                           .mtab = from->mtab,
+                           .ptab = from->ptab,
+                           .gtab = from->gtab,
+                           .fd = from->fd,
+                           .kick_fd = from->kick_fd,
+                           .mapped = from->mapped};
 }
 
 void shm_ctx_forked(struct shm_ctx *c)
