@@ -391,30 +391,15 @@ def seed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
 
 @pytest.fixture(autouse=True)
 def sound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each program that a port runs in this process leaves a sound segment behind. Where no
-    goroutine is left and this process holds no handle, nothing at all may be: no block, waiter,
-    lock or timer."""
+    """Each program that a port runs in this process leaves a sound segment behind."""
     if PORTS not in request.path.parents:
         yield
         return
-    from mpgort import _core, _host, _segment
+    from sound import looking
+
+    from mpgort import _host
 
     found: list[str] = []
-    stop = _host.Host.stop
-
-    def stop_and_look(host: _host.Host) -> None:
-        first = not host.stopped and os.getpid() == host.pid
-        stop(host)
-        if first:
-            for slot, kind, _, _ in host.prog.slots():
-                if kind == _core.M_WORKER:  # did not leave in time, on a busy machine
-                    host.prog.reap(slot, signal.SIGKILL)
-            gc.collect()
-            held = int(_segment.m_table(host.prog)["handles_n"].sum())
-            statuses = _segment.g_table(host.prog)["status"][1:] & 0xFF
-            alone = held == 0 and bool((statuses == _core.Gdead).all())
-            found.extend(host.prog.check(alone))
-
-    monkeypatch.setattr(_host.Host, "stop", stop_and_look)
+    monkeypatch.setattr(_host.Host, "stop", looking(found.extend))
     yield
     assert found == []

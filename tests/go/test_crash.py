@@ -333,7 +333,7 @@ def test_a_value_that_cannot_cross_fails_at_the_call_that_sends_it(
 # ---- the end of a process --------------------------------------------------------------------
 
 CHILD = """
-import mpgort, sys
+import mpgort, sound, sys
 from mpgort import chan, go
 
 async def bad():
@@ -350,6 +350,7 @@ async def main(how):
     await chan().recv()
 
 if __name__ == "__main__":
+    sound.at_the_end()
     mpgort.run(main, sys.argv[1], procs=2)
 """
 
@@ -366,5 +367,5 @@ def test_a_program_that_fails_prints_it_and_ends_with_1(
 ) -> None:
     done = program(CHILD, how)
     assert done.status == 1
-    for word in words:
-        assert word in done.err
+    for word in [*words, "\nsound\n"]:
+        assert word in "\n" + done.err

@@ -214,7 +214,7 @@ def test_spurious_wakeups_never_hang_a_sleep(program: Programs) -> None:
     """TestSpuriousWakeupsNeverHangSemasleep: signals to whoever waits, all the time."""
     running = program.start(
         """
-        import mpgort
+        import mpgort, sound
         from mpgort import sleep, spawn
 
         async def main():
@@ -222,6 +222,7 @@ def test_spurious_wakeups_never_hang_a_sleep(program: Programs) -> None:
             await spawn(sleep, 0.5)
 
         if __name__ == "__main__":
+            sound.at_the_end()
             mpgort.run(main, procs=2)
         """
     )
@@ -233,7 +234,8 @@ def test_spurious_wakeups_never_hang_a_sleep(program: Programs) -> None:
                 os.kill(p.pid, signal.SIGINT)  # to them a handler that does nothing
             except ProcessLookupError:
                 pass
-    assert running.wait(1.0).status == 0
+    ended = running.wait(1.0)
+    assert (ended.status, ended.err) == (0, "sound\n")
 
 
 # ---- how it ends -----------------------------------------------------------------------------
