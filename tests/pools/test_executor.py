@@ -510,7 +510,10 @@ def test_ctrl_c_while_waiting_loses_no_result(program: Any) -> None:
                         waiting = False
                         signal.setitimer(signal.ITIMER_REAL, 0)
                         break
-                    except KeyboardInterrupt:
+                    except (KeyboardInterrupt, RuntimeError) as e:
+                        # threading.Condition.wait, struck between its release and its try, leaves
+                        # the lock released: its own `with` says so.
+                        assert KeyboardInterrupt in (type(e), type(e.__context__)), e
                         struck += 1
             print(struck > 5)
     """)
