@@ -12,10 +12,11 @@ so a thread that waits for a result takes the turn itself and reads until it has
 back when nobody has led for a while. A leader that finds the turn taken waits as any thread would;
 its wish (`wanted`) makes the collector step back at the next end.
 
-CTRL-C strikes the main thread between any two bytecodes, also while it leads. What the queue gave
-is put into `inbox` without a bytecode in between, and stays there until its task has been told,
-who does not mind being told twice (`told`). The turn is no lock: between its acquire() and a `try`
-there would be a place to be struck at. It is the first place in a dict, given back by one pop().
+CTRL-C, and what any signal's handler raises, strikes the main thread between any two bytecodes,
+also while it leads. What the queue gave is put into `inbox` without a bytecode in between, and
+stays there until its task has been told, who does not mind being told twice (`told`). The turn is
+no lock: between its acquire() and a `try` there would be a place to be struck at. It is the first
+place in a dict, given back by one pop().
 
 THE END. `close` lets everything run that was submitted, then the collector ends the runtime. It
 ends by itself when its Executor is garbage, and at the interpreter's exit, before other exit
@@ -92,16 +93,6 @@ def method_of(context: Any, start_method: str | None) -> str | None:
         return check_method("context", context)
     method: str = context.get_start_method()
     return method
-
-
-def outcome(h: Handle) -> tuple[Any, BaseException | None]:
-    """(value, None) or (None, exception) of a goroutine that has ended. A value that does not
-    arrive, because its class is not there or its own code fails, is an exception too."""
-    try:
-        exc = h.exception()
-        return (None, exc) if exc is not None else (h.result(), None)
-    except BaseException as e:
-        return None, e
 
 
 def recast(exc: BaseException, kind: type[Exception]) -> BaseException:
@@ -239,10 +230,22 @@ class Engine:
                 try:
                     self.drain(left)
                 except Exception as e:
+                    if not self.is_broken():
+                        raise
                     self.break_down(e)
         finally:
             self.turns.pop(token, None)  # first and in one step: see CTRL-C
             self.led = time.monotonic()
+
+    def is_broken(self) -> bool:
+        """Whether what drain() has raised is of the runtime: then it is raised again. Else it is
+        of a signal's handler that has run meanwhile, and the affair of who waits."""
+        try:
+            self.runtime._host.tick()
+            self.inbox.extend(chain.from_iterable(map(self.queue.take, (0.0,))))
+        except Exception:
+            return True
+        return False
 
     def collect(self) -> None:
         """The collector's thread."""

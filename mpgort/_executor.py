@@ -22,7 +22,7 @@ from concurrent.futures.process import _RemoteTraceback
 from typing import Any, ParamSpec, TypeVar
 
 from mpgort import _core
-from mpgort._engine import SLICE_S, Engine, Handle, Plan, method_of, outcome, recast
+from mpgort._engine import SLICE_S, Engine, Handle, Plan, method_of, recast
 from mpgort._job import Job
 from mpgort._options import check_bound, default_procs, whole
 from mpgort._service import full
@@ -98,7 +98,7 @@ class Future(concurrent.futures.Future[T]):
         if not h._begun():
             self._mark_cancelled()
             return
-        value, exc = outcome(h)
+        value, exc = h._outcome()
         try:
             if exc is not None:
                 self.set_exception(recast(exc, _RemoteTraceback))

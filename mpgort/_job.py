@@ -28,7 +28,7 @@ from itertools import chain, islice, repeat
 from typing import Any
 
 from mpgort import _core
-from mpgort._engine import Engine, Handle, outcome
+from mpgort._engine import Engine, Handle
 
 TARGET_NS = 2_000_000
 GROWTH = 16
@@ -312,7 +312,7 @@ class Job:
 
     def chunk_ended(self, chunk: Chunk, h: Handle) -> None:
         started = clock()
-        value, exc = outcome(h)
+        value, exc = h._outcome()
         if exc is not None:
             self.chunk_failed(chunk, exc)
             return

@@ -22,7 +22,7 @@ from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 from mpgort import _core
-from mpgort._engine import Engine, Handle, Plan, method_of, outcome, recast
+from mpgort._engine import Engine, Handle, Plan, method_of, recast
 from mpgort._executor import is_async
 from mpgort._job import Failure, Job
 from mpgort._options import default_procs, whole
@@ -84,7 +84,7 @@ class AsyncResult:
     # ---- as a task (_engine.Task) ------------------------------------------------------------
 
     def ended(self, h: Handle) -> None:
-        self._set(*outcome(h))
+        self._set(*h._outcome())
 
     def fail(self, exc: BaseException) -> None:
         self._set(None, exc)

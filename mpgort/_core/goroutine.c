@@ -170,6 +170,27 @@ static PyObject *goroutine_exception(CoreHandle *h, PyObject *_)
     return exc;
 }
 
+/* In C, where no signal's handler runs in between: what that raises is not the goroutine's end. In
+ * Python code of the value's own (__setstate__) one may: a KeyboardInterrupt is taken for its. */
+static PyObject *goroutine_outcome(CoreHandle *h, PyObject *_)
+{
+    PyObject *value = NULL, *exc = NULL;
+    if (core_ctx(h->prog) != NULL) {
+        exc = join_exception(h->prog, join_of(h));
+        if (exc == NULL && !PyErr_Occurred())
+            value = core_val_peek(h->prog, &join_of(h)->value);
+    }
+    if (value == NULL && exc == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+            return NULL;
+        exc = core_take_exc();
+    }
+    PyObject *r = PyTuple_Pack(2, value ? value : Py_None, exc ? exc : Py_None);
+    Py_XDECREF(value);
+    Py_XDECREF(exc);
+    return r;
+}
+
 static PyObject *goroutine_done(CoreHandle *h, PyObject *_)
 {
     if (core_ctx(h->prog) == NULL)
@@ -382,6 +403,10 @@ static PyMethodDef goroutine_methods[] = {
      "goroutine's exception, or TimeoutError after `timeout` seconds."},
     {"exception", (PyCFunction)goroutine_exception, METH_NOARGS,
      "exception()\n--\n\nThe exception that ended it; None while it runs or if it has a value."},
+    {"_outcome", (PyCFunction)goroutine_outcome, METH_NOARGS,
+     "_outcome()\n--\n\n(value, None) or (None, exception) of one that has ended. A value that "
+     "does "
+     "not arrive,\nbecause its class is not there or its own code fails, is an exception, too."},
     {"done", (PyCFunction)goroutine_done, METH_NOARGS, "done()\n--\n\nTrue once it has ended."},
     {"_withdraw", (PyCFunction)goroutine_withdraw, METH_NOARGS,
      "_withdraw()\n--\n\nTrue: it had not begun, and never will."},

@@ -477,12 +477,19 @@ def test_a_forked_child_uses_the_executor_with_workers_of_its_own(program: Any) 
     assert (result.status, result.out) == (0, "both\n")
 
 
-def test_ctrl_c_while_waiting_loses_no_result(program: Any) -> None:
+@pytest.mark.parametrize("kind", ("KeyboardInterrupt", "Alarm"))
+def test_ctrl_c_while_waiting_loses_no_result(program: Any, kind: str) -> None:
     """Each wait is struck once, at a random moment of it, and begun again. (The signal may be given
     to another thread and come late: outside a wait, or after another strike, it is none.)"""
-    result = program("""
-        import random, signal, time
+    result = program(
+        """
+        import random, signal, sys, time
         import mpgort
+
+        class Alarm(Exception):
+            pass
+
+        Kind = {"Alarm": Alarm, "KeyboardInterrupt": KeyboardInterrupt}[sys.argv[1]]
 
         def work(i):
             time.sleep(0.001)
@@ -494,7 +501,7 @@ def test_ctrl_c_while_waiting_loses_no_result(program: Any) -> None:
             global waiting
             if waiting:
                 waiting = False
-                raise KeyboardInterrupt
+                raise Kind
 
         if __name__ == "__main__":
             signal.signal(signal.SIGALRM, strike)
@@ -510,11 +517,13 @@ def test_ctrl_c_while_waiting_loses_no_result(program: Any) -> None:
                         waiting = False
                         signal.setitimer(signal.ITIMER_REAL, 0)
                         break
-                    except (KeyboardInterrupt, RuntimeError) as e:
+                    except (Kind, RuntimeError) as e:
                         # threading.Condition.wait, struck between its release and its try, leaves
                         # the lock released: its own `with` says so.
-                        assert KeyboardInterrupt in (type(e), type(e.__context__)), e
+                        assert Kind in (type(e), type(e.__context__)), e
                         struck += 1
             print(struck > 5)
-    """)
+        """,
+        kind,
+    )
     assert (result.status, result.out) == (0, "True\n"), result.err
