@@ -276,6 +276,7 @@ def test_after_many_versions_of_a_global_a_goroutine_is_at_home_and_the_table_fu
     assert lines(r) == ["True True"]
 
 
+@pytest.mark.usefixtures("auto")
 def test_globals_that_are_shared_or_large_come_along_and_keep_their_goroutine_at_home(
     program: Programs,
 ) -> None:
