@@ -287,6 +287,7 @@ async def yield_by_hand() -> list[str]:
     return [await log.recv(), await log.recv()]
 
 
+@pytest.mark.usefixtures("auto")  # main, at home, has a queue apart from what is light
 def test_a_yield_can_be_written_with_mcall() -> None:
     assert mpgort.run(yield_by_hand, procs=0) == ["other", "self"]
 
@@ -479,6 +480,7 @@ async def preempt_survives_acquirem() -> list[str]:
     return [await order.recv() for _ in range(4)]
 
 
+@pytest.mark.usefixtures("auto")  # main, at home, has a queue apart from what is light
 def test_a_preempt_request_under_acquirem_takes_effect_when_locks_reach_zero() -> None:
     assert mpgort.run(preempt_survives_acquirem, procs=0) == [
         "under lock",
