@@ -19,6 +19,8 @@ from mpgort import Chan, Timer, after, chan, context, go, nilchan, select, sleep
 from mpgort.runtime import Leak, leaks
 from mpgort.sync import AtomicInt, Cond, Map, Mutex, RWMutex, Semaphore, WaitGroup
 
+pytestmark = pytest.mark.usefixtures("auto")  # what is at home is never reported
+
 Case = tuple[int, Any]
 
 # ---- leaks -----------------------------------------------------------------------------------

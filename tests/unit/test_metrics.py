@@ -26,6 +26,7 @@ def get(port: int) -> dict[tuple[str, str], float]:
     return found
 
 
+@pytest.mark.usefixtures("auto")  # a worker is killed, and nobody is at home there
 def test_a_get_gives_the_figures_of_each_runtime() -> None:
     with (
         mpgort.Runtime(1, name="web", max_pending=9) as rt,
