@@ -186,7 +186,7 @@ class Engine:
             if now - self.ticked > SLICE_S:
                 self.ticked = now
                 self.runtime._host.tick()
-            self.inbox.extend(chain.from_iterable(map(self.queue.take, (timeout,))))
+            self.receive(timeout)
         self.teller = threading.get_ident()
         while self.inbox:
             h = self.inbox[0]
@@ -199,6 +199,10 @@ class Engine:
                 self.pending.pop(h, None)
             self.inbox.popleft()
         self.teller = 0
+
+    def receive(self, timeout: float) -> None:
+        """From the queue into the inbox, in one step: see CTRL-C."""
+        self.inbox.extend(chain.from_iterable(map(self.queue.take, (timeout,))))
 
     def has_turn(self, token: object) -> bool:
         """Queues up for the turn, and says whether it has come."""
@@ -242,7 +246,7 @@ class Engine:
         of a signal's handler that has run meanwhile, and the affair of who waits."""
         try:
             self.runtime._host.tick()
-            self.inbox.extend(chain.from_iterable(map(self.queue.take, (0.0,))))
+            self.receive(0.0)
         except Exception:
             return True
         return False

@@ -7,8 +7,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
-from mpgort import Goroutine, gosched
+from mpgort import Chan, Goroutine, default, gosched, select
 
 
 async def until(true: Callable[[], object], limit: float = 20.0) -> None:
@@ -22,6 +23,12 @@ async def parked(reason: str, *handles: Goroutine) -> None:
     """Until all these goroutines wait for that reason."""
     while any(h.status() != reason for h in handles):
         await gosched()
+
+
+async def ready(c: Chan[Any]) -> bool:
+    """Receives, if that needs no wait."""
+    i, _ = await select(c.recv, default)
+    return i == 0
 
 
 def stands(told: str, limit: float = 20.0) -> bool:

@@ -9,17 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from goroutines import parked
+from goroutines import parked, ready
 
 import mpgort
-from mpgort import Chan, SyncError, chan, default, go, goid, gosched, select, spawn, sync
+from mpgort import Chan, SyncError, chan, go, goid, gosched, spawn, sync
 
 Run = Callable[..., Any]
-
-
-async def ready(c: Chan[Any]) -> bool:
-    i, _ = await select(c.recv, default)
-    return i == 0
 
 
 # ---- Cond ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from goroutines import parked
+from goroutines import parked, ready
 
 import mpgort
 from mpgort import (
@@ -18,21 +18,14 @@ from mpgort import (
     Goroutine,
     SyncError,
     chan,
-    default,
     go,
     gosched,
-    select,
     sleep,
     spawn,
     sync,
 )
 
 Run = Callable[..., Any]
-
-
-async def ready(c: Chan[Any]) -> bool:
-    i, _ = await select(c.recv, default)
-    return i == 0
 
 
 # ---- WaitGroup -------------------------------------------------------------------------------
