@@ -32,15 +32,15 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from mpgort import _core
 from mpgort._errors import Killed
-from mpgort._options import check_method
+from mpgort._options import Given, check_method
 from mpgort._pickle import _RemoteTraceback as RemoteTraceback
 from mpgort._run import Runtime
 
@@ -64,23 +64,6 @@ class Ended:
 
 
 ENDED: Any = Ended()
-
-
-class Plan(NamedTuple):
-    """What Runtime is to be started with; checked by Runtime, and by `method_of`."""
-
-    procs: int | None = None
-    start_method: str | None = None
-    initializer: Callable[..., object] | None = None
-    initargs: Sequence[Any] = ()
-    max_tasks_per_m: int | None = None
-    heap_bytes: int | None = None
-    max_goroutines: int = 1 << 22
-    heavy_bytes: int = 16384
-    blas_threads: int | None = None
-    max_rss: int | None = None
-    name: str | None = None
-    scrub: bool = False
 
 
 def method_of(context: Any, start_method: str | None) -> str | None:
@@ -122,11 +105,17 @@ class Nobody:
 
 
 class Engine:
-    def __init__(self, plan: Plan, terminate_at_exit: bool = False, retries: int = 0) -> None:
-        """retries: of each task, as those of spawn."""
+    def __init__(
+        self,
+        procs: int | None,
+        options: Given,
+        terminate_at_exit: bool = False,
+        retries: int = 0,
+    ) -> None:
+        """options: its Runtime's, which checks them. retries: of each task, as those of spawn."""
         if _exiting:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-        self.runtime = Runtime(**plan._asdict())
+        self.runtime = Runtime(procs, **options)
         self.procs = max(1, self.runtime._prog.procs)
         self.queue = _core.done_queue(self.runtime._prog)
         self.pid = os.getpid()

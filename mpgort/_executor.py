@@ -22,9 +22,9 @@ from concurrent.futures.process import _RemoteTraceback
 from typing import Any, ParamSpec, TypeVar
 
 from mpgort import _core
-from mpgort._engine import SLICE_S, Engine, Handle, Plan, method_of, recast
+from mpgort._engine import SLICE_S, Engine, Handle, method_of, recast
 from mpgort._job import Job
-from mpgort._options import check_bound, default_procs, whole
+from mpgort._options import Given, check_bound, default_procs, whole
 from mpgort._service import full
 
 P = ParamSpec("P")
@@ -215,19 +215,19 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
-        self._plan = Plan(
-            max_workers,
-            method_of(mp_context, start_method),
-            initializer,
-            initargs,
-            max_tasks_per_child,
-            heap_bytes,
-            max_goroutines,
-            heavy_bytes,
-            blas_threads,
-            max_rss,
-            name,
-            scrub,
+        self._procs = max_workers
+        self._options = Given(
+            start_method=method_of(mp_context, start_method),
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks_per_m=max_tasks_per_child,
+            heap_bytes=heap_bytes,
+            max_goroutines=max_goroutines,
+            heavy_bytes=heavy_bytes,
+            blas_threads=blas_threads,
+            max_rss=max_rss,
+            name=name,
+            scrub=scrub,
         )
         self._room = None if most is None else Room(most, when_full)
         self._lock = threading.Lock()
@@ -238,7 +238,7 @@ class Executor(concurrent.futures.Executor):
     @property
     def _max_workers(self) -> int:
         """Dask asks for it, as of every executor."""
-        return self._plan.procs or default_procs()
+        return self._procs or default_procs()
 
     @property
     def _broken(self) -> BaseException | None:
@@ -254,7 +254,9 @@ class Executor(concurrent.futures.Executor):
                     raise RuntimeError("cannot schedule new futures after shutdown")
                 engine = self._engine
                 if engine is None:
-                    engine = self._engine = Engine(self._plan, retries=self._retries)
+                    engine = self._engine = Engine(
+                        self._procs, self._options, retries=self._retries
+                    )
                     engine.runtime._host.bound = self._room
                     weakref.finalize(self, engine.close).atexit = False
                 elif not engine.alive:

@@ -22,10 +22,10 @@ from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 from mpgort import _core
-from mpgort._engine import Engine, Handle, Plan, method_of, recast
+from mpgort._engine import Engine, Handle, method_of, recast
 from mpgort._executor import is_async
 from mpgort._job import Failure, Job
-from mpgort._options import default_procs, whole
+from mpgort._options import Given, default_procs, whole
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 Callback = Callable[[Any], object] | None
@@ -203,19 +203,19 @@ class Pool:
             raise TypeError("initializer must be a callable")
         self._processes = processes or default_procs()
         self._engine = Engine(
-            Plan(
-                processes,
-                method_of(context, start_method),
-                initializer,
-                initargs,
-                maxtasksperchild,
-                heap_bytes,
-                max_goroutines,
-                heavy_bytes,
-                blas_threads,
-                max_rss,
-                name,
-                scrub,
+            processes,
+            Given(
+                start_method=method_of(context, start_method),
+                initializer=initializer,
+                initargs=initargs,
+                max_tasks_per_m=maxtasksperchild,
+                heap_bytes=heap_bytes,
+                max_goroutines=max_goroutines,
+                heavy_bytes=heavy_bytes,
+                blas_threads=blas_threads,
+                max_rss=max_rss,
+                name=name,
+                scrub=scrub,
             ),
             terminate_at_exit=True,
         )
