@@ -20,6 +20,12 @@ the table below weakens a check, and never refuses a frame that the interpreter 
 The identity of code is a digest of its content. `marshal.dumps` of two equal code objects may
 differ (it notes which objects are shared), and the raw bytecode changes as it warms up, so neither
 will do.
+
+A function or class that goes by its name has the digests of its code with it (`content_of`), and
+who finds other code under that name refuses it: the module was edited, or reloaded on one side
+only. What the import of its module gives is compared, so a wrapper is looked through
+(`__wrapped__`: somebody traces calls on one side), and of a class the methods that it defines on
+both sides. Rejected: to send the new code along. It would run beside the rest of the old module.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ import importlib
 import inspect
 import itertools
 import marshal
+import os
 import sys
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -576,7 +583,7 @@ def name_of(o: object, known: _byvalue.Known | None = None) -> tuple[bytes, byte
     `__main__` what the workers know."""
     in_unit = _byvalue.name_in_unit(o)
     if in_unit is not None:
-        return _named("__main__", in_unit[1], in_unit[0].data)
+        return _named("__main__", in_unit[1], {}, in_unit[0].data)
     owner = getattr(o, "__objclass__", o)  # of a builtin type's method: list.append
     name, qualname = getattr(owner, "__module__", None), getattr(o, "__qualname__", None)
     if not isinstance(name, str) or not isinstance(qualname, str) or "<" in qualname:
@@ -589,7 +596,7 @@ def name_of(o: object, known: _byvalue.Known | None = None) -> tuple[bytes, byte
         return None
     if known is not None and name == "__main__" and not known.finds(o, qualname):
         return None
-    return _named(name, qualname)
+    return _named(name, qualname, content_of(o, name))
 
 
 def variable_of(o: object, known: _byvalue.Known | None = None) -> tuple[bytes, bytes] | None:
@@ -603,22 +610,77 @@ def variable_of(o: object, known: _byvalue.Known | None = None) -> tuple[bytes, 
                 if known is not None and _main_name(name) == "__main__":
                     if not known.finds(o, variable):
                         continue
-                return _named(_main_name(name), variable)
+                return _named(_main_name(name), variable, content_of(o, _main_name(name)))
     return None
 
 
-def _named(name: str, qualname: str, *unit: bytes) -> tuple[bytes, bytes]:
-    payload = marshal.dumps(("name", name, qualname, *unit))
+def _named(
+    name: str, qualname: str, content: dict[str, bytes], unit: bytes | None = None
+) -> tuple[bytes, bytes]:
+    payload = marshal.dumps(("name", name, qualname, unit, content), 2)
     return hashlib.blake2b(payload, digest_size=16).digest(), payload
+
+
+def content_of(o: object, name: str) -> dict[str, bytes]:
+    """The digests of what a function ("") or class of this module, or of some module's by this
+    name, has as code; of other objects, and where no import would give the same, nothing."""
+    if isinstance(o, types.FunctionType):
+        found = {"": o}
+    elif isinstance(o, type):
+        found = {n: m for n, v in vars(o).items() if (m := _method(o, n, v)) is not None}
+    else:
+        return {}
+    module = sys.modules.get(name)
+    ours = name.partition(".")[0] == __package__
+    if not found or ours or module is None or not _same_everywhere(module):
+        return {}
+    return {n: _digest_of(inspect.unwrap(f), name) for n, f in found.items()}
+
+
+def _method(cls: type, name: str, value: object) -> types.FunctionType | None:
+    """The function that the body of the class has defined under that name."""
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    elif isinstance(value, property):
+        value = value.fget
+    if not isinstance(value, types.FunctionType) or value.__module__ != cls.__module__:
+        return None
+    return value if value.__qualname__ == f"{cls.__qualname__}.{name}" else None
+
+
+_digests: dict[tuple[int, str], tuple[types.CodeType, bytes]] = {}
+
+
+def _digest_of(f: Any, name: str) -> bytes:
+    code = getattr(f, "__code__", None)
+    if not isinstance(code, types.CodeType):
+        return b""
+    known = _digests.get((id(code), name))
+    if known is None:
+        known = _digests[id(code), name] = code, digest(code, name)[:8]
+    return known[1]
+
+
+def check_content(o: object, name: str, qualname: str, content: dict[str, bytes]) -> None:
+    """Raises CodeMismatch if a function or class has here other code than where it was sent."""
+    here = content_of(o, name) if content else {}
+    other = [n for n in content if n in here and content[n] != here[n]]
+    if other:
+        culprit = ".".join(filter(None, (name, qualname, other[0])))
+        raise CodeMismatch(
+            f"{culprit}: process {os.getpid()} has other code under that name. A module that was "
+            "edited or reloaded needs new workers: Runtime.recycle() under spawn, else a new "
+            "Runtime, Executor or Pool"
+        )
 
 
 def resolve(
     payload: bytes, known: _byvalue.Known | None = None
 ) -> tuple[dict[str, Any], str, tuple[str, ...], object]:
     """(module dict, key, further attributes, object) of a name's payload."""
-    _, name, qualname, *unit = marshal.loads(payload)
-    if unit:
-        g = _byvalue.load(unit[0]).globals
+    _, name, qualname, unit, content = marshal.loads(payload)
+    if unit is not None:
+        g = _byvalue.load(unit).globals
         return g, qualname, (), g[qualname]
     head, *rest = qualname.split(".")
     was = known.defined_anew(head) if known is not None and name == "__main__" else None
@@ -630,8 +692,14 @@ def resolve(
         found = _walk(name, qualname)
     except (ImportError, AttributeError) as e:
         raise CodeMismatch(f"{name}.{qualname}: this process has nothing under that name") from e
+    check_content(found, name, qualname, content)
     first, *rest = qualname.split(".")
     return sys.modules[name].__dict__, first, tuple(map(sys.intern, rest)), found
+
+
+def named(payload: bytes) -> object:
+    """What a name's payload within a pickle stands for."""
+    return resolve(payload)[3]
 
 
 def trace_payload(kind: str, what: Any) -> tuple[bytes, bytes]:

@@ -163,8 +163,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             in_unit = _byvalue.name_in_unit(o)
             if in_unit is not None and self.mark is None:
                 return _byvalue.named, (in_unit[0].data, in_unit[1])
-            if in_unit is None and _code.name_of(o, self.known) is not None:
-                return NotImplemented
+            named = _code.name_of(o, self.known) if in_unit is None else None
+            if named is not None:
+                checked = isinstance(o, types.FunctionType) and _code.content_of(o, o.__module__)
+                return (_code.named, named[1:]) if checked else NotImplemented
             made = _byvalue.reduce(self, o)
             if made is not None:
                 return made
@@ -694,7 +696,7 @@ def _where(var: contextvars.ContextVar[Any]) -> tuple[str, str] | None:
     if named is None:
         _found[var] = len(sys.modules)
         return None
-    _, module, name = _code.unpack(named[1])
+    _, module, name, *_ = _code.unpack(named[1])
     _found[var] = (module, name)
     return module, name
 

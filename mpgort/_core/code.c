@@ -11,7 +11,10 @@
  *   object -> number              `named`, a hash table by address. It holds no reference, so that
  *                                 reference counts stay what the closed-world check expects;
  *                                 instead each use asks again whether the name still leads to the
- *                                 object: a class may be defined anew, a method be replaced.
+ *                                 object: a class may be defined anew, a method be replaced. A
+ *                                 module that is reloaded gets another __spec__; what it has is
+ *                                 then named anew, with the digests of the code as it is now (also
+ *                                 in functions of before, where IPython's autoreload puts it).
  *   number -> code_info or name   `by_id`, the way back.
  *
  * Numbers mean something within one table only. core_codes_changed() makes all cached ones stale by
@@ -392,8 +395,10 @@ int code_by_value(struct code_info *ci)
 static struct named {
     PyObject *o; /* compared only */
     struct place at;
+    PyObject *spec; /* of the module, as it was then; NULL: it has none */
     uint32_t id, epoch;
     uint64_t version; /* of __main__, where it may be defined anew: main_version() */
+    uint64_t seen;    /* of the module's dict, when it was last found to hold */
     bool variable;
 } *named;
 static uint32_t named_mask, n_named;
@@ -428,13 +433,29 @@ static int named_grow(void)
     return 0;
 }
 
-/* Still what its module calls by that name? */
+static PyObject *spec_of(PyObject *dict) /* borrowed, or NULL */
+{
+    static PyObject *key;
+    if (key == NULL && (key = PyUnicode_InternFromString("__spec__")) == NULL)
+        PyErr_Clear();
+    return key != NULL ? PyDict_GetItemWithError(dict, key) : NULL;
+}
+
+/* Still what its module calls by that name, and the module the same? */
 static inline bool named_holds(struct named *n)
 {
-    if (unlikely(n->version != 0) && n->version != dict_version(n->at.dict))
+    uint64_t version = dict_version(n->at.dict);
+    if (unlikely(n->version != 0) && n->version != version)
         return false;
+    if (unlikely(n->seen != version)) {
+        if (n->spec != spec_of(n->at.dict))
+            return false;
+        if (n->at.rest == NULL && PyDict_GetItemWithError(n->at.dict, n->at.key) != n->o)
+            return false;
+        n->seen = version;
+    }
     if (likely(n->at.rest == NULL))
-        return PyDict_GetItemWithError(n->at.dict, n->at.key) == n->o;
+        return true;
     PyObject *now = place_get(&n->at);
     Py_XDECREF(now);
     return now == n->o;
@@ -464,16 +485,19 @@ static uint32_t named_add(PyObject *o, const char *asker, bool variable)
         goto done;
     }
     struct named *n = named_slot(o);
-    if (n->o != NULL) { /* the address had another object before */
+    if (n->o != NULL) { /* it is named anew, or the address had another object before */
         place_clear(&n->at);
+        Py_CLEAR(n->spec);
         n_variables -= n->variable;
         n_named--;
     }
     *n = (struct named){.o = o,
                         .at = at,
+                        .spec = Py_XNewRef(spec_of(at.dict)),
                         .id = id,
                         .epoch = codes_epoch,
                         .version = main_version(at.dict),
+                        .seen = dict_version(at.dict),
                         .variable = variable};
     n_variables += variable;
     struct by_id *b = by_id_slot(id);

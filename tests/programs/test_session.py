@@ -301,3 +301,77 @@ def test_globals_that_are_shared_or_large_come_along_and_keep_their_goroutine_at
     )
     out = lines(r)
     assert out == ["1", "[0, 1, 2]", "True", "(True, True)"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_code_of_a_module_that_was_reloaded_is_refused_by_name_until_there_are_new_workers(
+    program: Programs, method: str
+) -> None:
+    """Functions, methods and classes; in calls, in pickles; new objects under the old names, and
+    new code in the old functions, as IPython's autoreload has it."""
+    r = program(f"""
+        import importlib, pathlib, sys
+        import mpgort
+
+        there = pathlib.Path(__file__).with_name("edited.py")
+        SOURCE = '''
+        def same(): return "same"
+        def f(): return "OLD"
+        async def co(): return "OLD"
+        named = lambda: "OLD"
+        class A:
+            def say(self): return "OLD"
+        class Holds:
+            def __init__(self, f): self.f = f
+            def __reduce__(self): return Holds, (self.f,)
+        '''
+
+        def write(word):
+            there.write_text(SOURCE.replace("\\n        ", "\\n").replace("OLD", word))
+
+        def says(a):
+            return a.say()
+
+        def holds(h):
+            return h.f()
+
+        def calls(m):
+            return [(m.same,), (m.f,), (m.co,), (m.named,), (m.A().say,), (says, m.A()),
+                    (holds, m.Holds(m.f))]
+
+        def ask(pool, call):
+            try:
+                return pool.spawn(*call).result(30)
+            except mpgort.CodeMismatch as e:
+                return str(e).partition(": process")[0]
+
+        def main():
+            sys.dont_write_bytecode = True
+            write("old")
+            import edited
+            old = edited.f
+            with mpgort.Runtime(1, start_method="{method}") as rt:
+                print(*[ask(rt, c) for c in calls(edited)])
+                write("newer")
+                importlib.reload(edited)
+                print(*[ask(rt, c) for c in calls(edited)])
+                print(ask(rt, (old,)))
+                if "{method}" == "spawn":
+                    rt.recycle()
+                    print(*[ask(rt, c) for c in calls(edited)])
+            with mpgort.Runtime(1, start_method="{method}") as rt:
+                print(*[ask(rt, c) for c in calls(edited)])
+                before = edited.f
+                write("newest")
+                importlib.reload(edited)
+                before.__code__, edited.f = edited.f.__code__, before
+                print(*[ask(rt, c) for c in calls(edited)][:2])
+
+        if __name__ == "__main__":
+            main()
+        """)
+    old, newer = (["same", *[word] * 6] for word in ("old", "newer"))
+    refused = ["same", "edited.f", "edited.co", "edited.named", *["edited.A.say"] * 2, "edited.f"]
+    said = [line.split() for line in lines(r)]
+    again = [newer] if method == "spawn" else []
+    assert said == [old, refused, ["old"], *again, newer, ["same", "edited.f"]]
