@@ -59,6 +59,7 @@ static void collect(void *arg, shm_off off, const struct shm_blk *b)
     }
     uint64_t usable = shm_usable(k->c, off);
     uint32_t user = b->user & ~SHM_BLK_CONT;
+    k->conts += (b->user & SHM_BLK_CONT) != 0;
     if (8ULL * user > usable) {
         check_say(k, "block %#llx: %u handle words in %llu bytes", LLU(off), user, LLU(usable));
         user = 0;
@@ -223,11 +224,15 @@ static void check_left(struct check *k)
     }
     struct shm_heap_stats s;
     shm_heap_stats(c, &s);
-    uint32_t deaths = load_acq(&c->hdr->reaped); /* each may leave one counted: shm_cont_make() */
     if (s.live_blocks != k->nblocks)
         check_say(k, "heap: %zu live blocks, counted %llu", k->nblocks, LLU(s.live_blocks));
-    if (k->quiet && s.live_conts > deaths)
-        check_say(k, "heap: %llu continuations are left", LLU(s.live_conts));
+    if (s.live_conts != k->conts)
+        check_say(k, "heap: %zu continuations, counted %llu", k->conts, LLU(s.live_conts));
+    uint64_t counted = 0;
+    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) /* pairs with shm_minit() */
+        counted += load_rlx(&c->mtab[i].st.spawned) - load_rlx(&c->mtab[i].st.finished);
+    if (counted != k->gs)
+        check_say(k, "%llu goroutines are counted, there are %llu", LLU(counted), LLU(k->gs));
 }
 
 int shm_check(struct shm_ctx *c, bool quiet, void (*out)(void *, const char *), void *arg)

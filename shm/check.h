@@ -32,9 +32,10 @@ struct check {
     void *arg;
     int breaches;
     struct block *blocks;
-    size_t nblocks, cap;
+    size_t nblocks, cap, conts;
     uint8_t *at; /* per g slot */
     uint64_t ng;
+    uint64_t gs;  /* with SHM_GF_COUNTED */
     size_t *todo; /* marked blocks whose contents are to be followed */
     size_t ntodo;
 };

@@ -328,6 +328,7 @@ void check_g(struct check *k, uint64_t i)
         check_say(k, "goroutine %llu: status %u, in a free list", LLU(g->goid), st);
     if (st != Gidle && st != Grunnable && st != Grunning && st != Gwaiting)
         check_say(k, "goroutine %llu: status %u", LLU(g->goid), st);
+    k->gs += (g->flags & SHM_GF_COUNTED) != 0;
     if (st == Gidle)
         return;
     bool complete = g->cont_off || g->home_m1 || (g->flags & SHM_GF_OUTSIDE);

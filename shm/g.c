@@ -39,6 +39,10 @@
  * Arming is sequentially consistent because a canceller that finds the G not waiting leaves a mark
  * and goes away; the parker arms, then looks for the mark (tag: cancel).
  *
+ * COUNTED. spawned - finished, over all Ms, is the number of Gs with SHM_GF_COUNTED, at any
+ * instruction: flag and counter change in one transaction. Who ends a G asks the flag, so however
+ * often it is ended, by its M and by the reapers of both, it counts once.
+ *
  * FREE SLOTS go through a magazine of the M (64 indices, no lock) and a central list, half a
  * magazine at a time. A slot is all the time in exactly one of: a magazine, the central list,
  * beyond g_next, in use, or named in inflight[SHM_IF_NEW] or curg of the M that is just moving
@@ -333,6 +337,25 @@ void shm_gfree_flush(struct shm_ctx *c, struct shm_m *m)
         shm_tx_commit(c);
     }
     shm_unlock(c, &h->g_lock);
+}
+
+/* ---- how many there are ---------------------------------------------------------------------- */
+
+/* In a tx of the caller's, who owns it. */
+void shm_gcount(struct shm_ctx *c, struct shm_g *g)
+{
+    shm_tx_store64(c, &c->m->st.spawned, load_rlx(&c->m->st.spawned) + 1); /* own word */
+    shm_tx_flags(c, g, g->flags | SHM_GF_COUNTED);
+}
+
+void shm_guncount(struct shm_ctx *c, struct shm_g *g)
+{
+    if (!(g->flags & SHM_GF_COUNTED)) /* a thread's, or an after_func's that has not begun */
+        return;
+    shm_tx_begin(c);
+    shm_tx_store64(c, &c->m->st.finished, load_rlx(&c->m->st.finished) + 1); /* own word */
+    shm_tx_flags(c, g, g->flags & (uint8_t)~SHM_GF_COUNTED);
+    shm_tx_commit(c);
 }
 
 /* ---- wait reasons ---------------------------------------------------------------------------- */

@@ -156,6 +156,9 @@ uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj
 void shm_tx_linked(struct shm_ctx *c, struct shm_sudog *s, uint8_t linked);
 void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok);
 void shm_tx_byte(struct shm_ctx *c, void *word, unsigned i, uint8_t value);
+void shm_gcount(struct shm_ctx *c, struct shm_g *g);   /* g.c: spawned, in a tx */
+void shm_guncount(struct shm_ctx *c, struct shm_g *g); /* finished, if it was counted */
+void shm_tx_flags(struct shm_ctx *c, struct shm_g *g, uint8_t flags);
 void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v);
 int shm_chan_send_locked(struct shm_ctx *c, struct shm_chan *ch, const struct shm_val *v,
                          shm_gref *peer); /* chan.c */

@@ -234,7 +234,7 @@ static void goroutine(struct walk *w, const struct shm_g *g)
         return;
     w->nodes[at].read = true;
     bool candidate = SHM_ST_STATUS(st) == Gwaiting && SHM_W_STATE(wait) == SHM_W_ARMED &&
-                     !g->home_m1 && !(g->flags & (SHM_GF_OUTSIDE | SHM_GF_SYSTEM | SHM_GF_MAIN)) &&
+                     !g->home_m1 && !(g->flags & (SHM_GF_OUTSIDE | SHM_GF_MAIN)) &&
                      wait_of(w, at, g);
     if (candidate) {
         sign(&w->nodes[at], wait);

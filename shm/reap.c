@@ -279,6 +279,7 @@ static void settle_slot(struct shm_ctx *c, struct shm_m *dead, _Atomic uint64_t 
                 g->obj = 0;
                 shm_obj_unref(c, obj);
             }
+            shm_guncount(c, g);
             put_slot(c, dead, shm_gidx(r)); /* first: a next reaper does not take it for its own */
             if (unlikely(!shm_casgstatus(c, r, Gidle, Gdead)))
                 shm_throw("reap: goroutine slot %u was taken away", shm_gidx(r));
@@ -440,8 +441,7 @@ static void end_g(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool ran)
         g->obj = 0;
         shm_obj_unref(c, obj);
     }
-    if (!(g->flags & SHM_GF_SYSTEM))
-        own_add(&c->m->st.finished, 1);
+    shm_guncount(c, g);
     store_rel(&c->m->inflight[SHM_IF_NEW], r); /* settle_slot() finds it, should this M die too */
     if (unlikely(!shm_casgstatus(c, r, Grunning, Gdead)))
         shm_throw("reap: goroutine slot %u was taken away", shm_gidx(r));

@@ -128,7 +128,9 @@ void shm_newproc(struct shm_ctx *c, shm_gref r)
     store_rlx(&c->m->inflight[SHM_IF_NEW], r); /* INV nothing-in-hand; since shm_gnew(), mostly */
     if (unlikely(shm_tracing(c)))
         shm_trace(c, SHM_TR_CREATE, shm_g(c, r)->goid, 0, shm_g(c, r)->parent);
-    own_add(&c->m->st.spawned, 1);
+    shm_tx_begin(c);
+    shm_gcount(c, shm_g(c, r));
+    shm_tx_commit(c);
     FAILPOINT("sched.newproc.named");
     if (unlikely(!shm_casgstatus(c, r, Gidle, Grunnable)))
         shm_throw("newproc: goroutine slot %u of generation %u is of another generation",
@@ -183,12 +185,12 @@ void shm_goexit0(struct shm_ctx *c, shm_gref r)
 {
     if (unlikely(shm_tracing(c)))
         shm_trace(c, SHM_TR_END, shm_g(c, r)->goid, 0, 0);
+    shm_guncount(c, shm_g(c, r));
     if (unlikely(!shm_casgstatus(c, r, Grunning, Gdead)))
         shm_throw("goexit0: goroutine slot %u is of another generation", shm_gidx(r));
     FAILPOINT("sched.goexit0.dead");
     shm_gfree(c, r);           /* curg names it until it is in a free list */
     store_rel(&c->m->curg, 0); /* after that; read by the reaper */
-    own_add(&c->m->st.finished, 1);
 }
 
 bool shm_execute(struct shm_ctx *c, shm_gref r, bool inherit)

@@ -172,7 +172,7 @@ enum { SHM_W_NONE = 0, SHM_W_ARMED = 1, SHM_W_CLAIMED = 2 };
 enum {                     /* g->flags, written by the owner of the G */
        SHM_GF_OUTSIDE = 1, /* stands for a thread that is no M: readied by a futex on status */
        SHM_GF_MAIN = 2,
-       SHM_GF_SYSTEM = 4,  /* not counted, not shown */
+       SHM_GF_COUNTED = 4, /* it stands in spawned - finished; by tx with those: g.c */
        SHM_GF_STARTED = 8, /* the continuation is an await chain, not a call */
        SHM_GF_DURABLE = 16,
        SHM_GF_BATCH = 32,    /* runs when nothing else is to (runq.c); from its birth on */
@@ -346,7 +346,7 @@ struct shm_mag { /* heap.c: free blocks of one class */
 };
 
 /* An M's counters: its owner's alone (own_add), read by anybody. cont_allocs and cont_frees, of
- * continuations, must meet at the end. */
+ * continuations, differ by the blocks that are one (by tx); spawned and finished likewise (g.c). */
 /* clang-format off */
 #define SHM_COUNTERS(X) \
     X(allocs) X(frees) X(alloc_bytes) X(free_bytes) X(cont_allocs) X(cont_frees) \
@@ -648,8 +648,8 @@ void shm_publish(struct shm_ctx *c, shm_off off);
 void shm_adopt(struct shm_ctx *c, shm_off off);
 size_t shm_usable(const struct shm_ctx *c, shm_off off);
 /* Continuation and value blocks: bytes from the start, `nh` handle words (kind << 56 | off) at the
- * end of the usable size, so that they are found without knowing how many bytes there are. The
- * block takes over the references its handle words stand for. */
+ * end of the usable size, so that they are found without knowing how many bytes there are. Each is
+ * one more reference on its object. */
 SHM_MUSTUSE int shm_val_make(struct shm_ctx *c, struct shm_val *v, const void *bytes, uint32_t len,
                              const uint64_t *h, uint32_t nh);
 const uint8_t *shm_val_bytes(const struct shm_ctx *c, const struct shm_val *v, uint32_t *len);
@@ -659,7 +659,7 @@ const uint64_t *shm_bytes_handles(const struct shm_ctx *c, shm_off off, uint32_t
 void shm_val_take(struct shm_ctx *c, struct shm_val *to, struct shm_val *from);
 /* Frees its block and gives its handles back. */
 void shm_val_drop(struct shm_ctx *c, struct shm_val *v);
-/* A second, independent value with the same bytes; its handles count once more. */
+/* A second, independent value with the same bytes and handles. */
 SHM_MUSTUSE int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *from);
 SHM_MUSTUSE int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
                               const uint64_t *h, uint32_t nh);

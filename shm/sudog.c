@@ -78,6 +78,11 @@ void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok)
     shm_tx_byte(c, (uint8_t *)g + offsetof(struct shm_g, reason), 3, ok);
 }
 
+void shm_tx_flags(struct shm_ctx *c, struct shm_g *g, uint8_t flags)
+{
+    shm_tx_byte(c, (uint8_t *)g + offsetof(struct shm_g, reason), 2, flags);
+}
+
 void shm_tx_val(struct shm_ctx *c, struct shm_val *to, const struct shm_val *v)
 {
     uint64_t w[2];

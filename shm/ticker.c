@@ -229,7 +229,9 @@ static bool stop(struct shm_ctx *c, struct shm_afterfunc *t)
 {
     if (!shm_wait_abort(c, t->g, t->epoch, SHM_OK_CANCELLED))
         return false;
-    own_add(&c->m->st.spawned, 1);                /* it begins, and ends at once */
+    shm_tx_begin(c);
+    shm_gcount(c, shm_g(c, t->g)); /* it begins, and ends at once */
+    shm_tx_commit(c);
     shm_g(c, t->g)->flags &= (uint8_t)~SHM_GF_GO; /* ours; should its M die meanwhile, no panic */
     shm_ready(c, t->g, false);
     return true;

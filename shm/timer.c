@@ -316,10 +316,10 @@ static unsigned claim_due(struct shm_ctx *c, struct shm_p *p, uint64_t now_ns, s
         shm_tx_linked(c, &g->sudog, 0);
         if (mine)
             shm_tx_ok(c, g, SHM_OK_VALUE);
+        if (born) /* from now on it counts */
+            shm_gcount(c, g);
         shm_tx_commit(c);
         FAILPOINT("timer.due.out");
-        if (born) /* from now on it counts */
-            own_add(&c->m->st.spawned, 1);
         n += mine;
     }
     return n;

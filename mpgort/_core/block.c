@@ -242,7 +242,7 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     if (nested) {
         g->home_why = home_why ? home_why : SHM_HOME_LOCKED;
     } else {
-        g->flags |= (uint8_t)(SHM_GF_OUTSIDE | (own ? 0 : SHM_GF_SYSTEM));
+        g->flags |= SHM_GF_OUTSIDE;
         if (own)
             s->curg = 0;
     }

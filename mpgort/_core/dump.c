@@ -211,10 +211,9 @@ static PyObject *mod_goroutines(PyObject *mod, PyObject *args)
         unsigned status = SHM_ST_STATUS(st);
         bool unborn = status == Gwaiting && !(g->flags & SHM_GF_STARTED) &&
                       g->reason == SHM_WR_SLEEP; /* a pending after_func */
-        if (status == Gidle || status == Gdead || unborn ||
-            (g->flags & SHM_GF_SYSTEM && status != Gwaiting))
+        bool thread = (g->flags & (SHM_GF_OUTSIDE | SHM_GF_COUNTED)) == SHM_GF_OUTSIDE;
+        if (status == Gidle || status == Gdead || unborn || (thread && status != Gwaiting))
             continue;
-        bool thread = g->flags & SHM_GF_SYSTEM;
         unsigned m1 = status == Grunning ? SHM_ST_M1(st) : g->home_m1;
         PyObject *frames =
             status == Grunning || thread ? Py_NewRef(Py_None) : parked_frames(prog, c, g, st);

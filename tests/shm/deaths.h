@@ -17,7 +17,6 @@
 #define DEATHS_H
 
 #include "gs.h"
-#include "internal.h"
 
 struct act {
     const char *name;

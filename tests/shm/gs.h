@@ -11,6 +11,7 @@
 #define GS_H
 
 #include "harness.h"
+#include "internal.h"
 
 H_UNUSED static void gs_say(void *arg, const char *text)
 {
@@ -41,8 +42,6 @@ H_UNUSED static struct shm_val v_ref(struct shm_ctx *c, uint64_t n, shm_off obj)
     uint64_t bytes[5] = {n, ~n, n, ~n, n};
     uint64_t h = SHM_HANDLE(SHM_OBJ_CHAN, obj);
     struct shm_val v;
-    if (obj)
-        shm_obj_ref(c, obj);
     CHECK_EQ(shm_val_make(c, &v, bytes, sizeof bytes, &h, obj != 0), SHM_OK);
     return v;
 }
@@ -110,6 +109,9 @@ H_UNUSED static shm_gref l_new(struct shm_ctx *c)
     shm_off off; /* not g's: nothing in the segment names a block before it is this M's */
     CHECK_EQ(shm_cont_make(c, &off, "frame", 5, NULL, 0), SHM_OK);
     shm_gcont_set(c, shm_g(c, r), off, 5);
+    shm_tx_begin(c);
+    shm_gcount(c, shm_g(c, r));
+    shm_tx_commit(c);
     CHECK(shm_casgstatus(c, r, Gidle, Grunnable));
     CHECK(shm_execute(c, r, false));
     store_rlx(&c->m->inflight[SHM_IF_NEW], 0); /* as shm_newproc() does */
@@ -167,7 +169,7 @@ H_UNUSED static shm_gref o_new(struct shm_ctx *c)
 {
     shm_gref r;
     CHECK_EQ(shm_gnew(c, &r), SHM_OK);
-    shm_g(c, r)->flags |= SHM_GF_OUTSIDE | SHM_GF_SYSTEM;
+    shm_g(c, r)->flags |= SHM_GF_OUTSIDE;
     CHECK(shm_casgstatus(c, r, Gidle, Grunnable));
     CHECK(shm_gclaim_runnable(c, r));
     return r;
