@@ -28,8 +28,9 @@
  *
  * WHAT IS LIVE is not counted, for a death may come between the act and its count. It is what the
  * spans have, less what is free: in the depot, in the magazines, ahead of bump. Each of these moves
- * with the block itself, by one store or in one transaction (shm_heap_stats()). m->st.allocs and
- * its like are figures of what was done, each perhaps one short per death.
+ * with the block itself, by one store or in one transaction (shm_heap_stats()). Continuations are
+ * counted: a block becomes one, and ceases to be one, in the transaction that says so. m->st.allocs
+ * and its like are figures of what was done, each perhaps one short per death.
  *
  * SCRUB, an option: continuations and messages may hold secrets. What is freed is overwritten, and
  * so is what leaves a value in place (val_leaves(), a channel's slot), what an undo log keeps after
@@ -545,9 +546,21 @@ static int bytes_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32
         return e;
     if (len)
         memcpy(shm_at(c, *off), bytes, len);
-    shm_blk(c, *off)->user = nh | cont;
-    if (nh)
-        memcpy(handle_words(c, *off), h, 8ULL * nh);
+    struct shm_blk *b = shm_blk(c, *off);
+    if (cont) {
+        shm_tx_begin(c);
+        shm_tx_store64(c, b, blk_word(b->cls, 1, c->m1, cont));
+        shm_tx_store64(c, &c->m->st.cont_allocs, load_rlx(&c->m->st.cont_allocs) + 1);
+        shm_tx_commit(c);
+    }
+    /* From the last one on, so that those that are counted are always the last of the block. */
+    uint64_t *words = (uint64_t *)((uint8_t *)shm_at(c, *off) + shm_usable(c, *off));
+    while (nh-- > 0) {
+        *--words = h[nh];
+        shm_obj_ref(c, SHM_HANDLE_OFF(h[nh]));
+        blk_set(b, b->cls, 1, c->m1, b->user + 1);
+        FAILPOINT("heap.word.counted");
+    }
     return SHM_OK;
 }
 
@@ -579,6 +592,12 @@ static void bytes_drop(struct shm_ctx *c, shm_off off)
         shm_tx_commit(c);
         FAILPOINT("heap.drop.counted");
         shm_obj_unref(c, obj);
+    }
+    if (b->user) { /* SHM_BLK_CONT */
+        shm_tx_begin(c);
+        shm_tx_store64(c, b, blk_word(b->cls, 1, c->m1, 0));
+        shm_tx_store64(c, &c->m->st.cont_frees, load_rlx(&c->m->st.cont_frees) + 1);
+        shm_tx_commit(c);
     }
     shm_free(c, off);
 }
@@ -633,38 +652,21 @@ int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *fr
         return SHM_OK;
     }
     shm_off src = from->h.off;
-    uint32_t nh = nhandles(shm_blk(c, src));
-    const uint64_t *h = handle_words(c, src);
-    /* Before the words are written: a death in between leaves a count too high, never too low. */
-    for (uint32_t i = 0; i < nh; i++)
-        shm_obj_ref(c, SHM_HANDLE_OFF(h[i]));
-    FAILPOINT("heap.copy.counted");
-    int e = shm_val_make(c, to, shm_at(c, src), from->h.len, h, nh);
-    for (uint32_t i = 0; e && i < nh; i++)
-        shm_obj_unref(c, SHM_HANDLE_OFF(h[i]));
-    return e;
+    return shm_val_make(c, to, shm_at(c, src), from->h.len, handle_words(c, src),
+                        nhandles(shm_blk(c, src)));
 }
 
 int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
                   const uint64_t *h, uint32_t nh)
 {
-    /* First, and what is freed last: a death in between leaves one too many, never too few. */
-    own_add(&c->m->st.cont_allocs, 1);
-    int e = bytes_make(c, off, bytes, len, h, nh, SHM_BLK_CONT);
-    if (e)
-        own_add(&c->m->st.cont_allocs, -1ULL);
-    return e;
+    return bytes_make(c, off, bytes, len, h, nh, SHM_BLK_CONT);
 }
 
 int shm_cont_of_val(struct shm_ctx *c, const struct shm_val *v, shm_off *off, uint32_t *len)
 {
     const uint8_t *bytes = shm_val_bytes(c, v, len);
     uint32_t nh = v->tag == SHM_VAL_HEAP ? nhandles(shm_blk(c, v->h.off)) : 0;
-    const uint64_t *h = nh ? handle_words(c, v->h.off) : NULL;
-    int e = shm_cont_make(c, off, bytes, *len, h, nh);
-    for (uint32_t i = 0; !e && i < nh; i++)
-        shm_obj_ref(c, SHM_HANDLE_OFF(h[i]));
-    return e;
+    return shm_cont_make(c, off, bytes, *len, nh ? handle_words(c, v->h.off) : NULL, nh);
 }
 
 void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len)
@@ -673,7 +675,6 @@ void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len)
         shm_throw("drop: a continuation of %u bytes does not fit block %#llx", len,
                   (unsigned long long)off);
     bytes_drop(c, off);
-    own_add(&c->m->st.cont_frees, 1); /* last, see shm_cont_make() */
 }
 
 void shm_gcont_set(struct shm_ctx *c, struct shm_g *g, shm_off off, uint32_t len)
@@ -821,11 +822,7 @@ void shm_heap_reap(struct shm_ctx *c, struct shm_m *dead)
         shm_unlock(c, &c->hdr->heap_lock);
         if (!whole)
             shm_throw("heap_reap: the runs do not tile the heap");
-        for (uint32_t i = 0; i < r.n; i++) {
-            bool cont = shm_blk(c, r.off[i])->user & SHM_BLK_CONT;
+        for (uint32_t i = 0; i < r.n; i++)
             bytes_drop(c, r.off[i]);
-            if (cont)
-                own_add(&c->m->st.cont_frees, 1);
-        }
     } while (r.n > 0);
 }

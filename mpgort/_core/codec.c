@@ -51,7 +51,7 @@ int core_enc_init(struct core_enc *e)
 void core_enc_reset(struct core_enc *e)
 {
     e->p = e->base;
-    e->nh = e->had_n = e->same = 0;
+    core_enc_let(e, 0);
     e->reason[0] = 0;
 }
 
@@ -76,8 +76,10 @@ int core_enc_append(struct core_enc *e, const void *bytes, size_t n)
 
 void core_enc_free(struct core_enc *e)
 {
+    core_enc_let(e, 0);
     free(e->base);
     free(e->h);
+    free(e->of);
     memset(e, 0, sizeof *e);
 }
 
@@ -593,20 +595,6 @@ static void enc_begin(struct enc *E, size_t from)
     Py_CLEAR(E->ghosts);
 }
 
-/* Gives back the references of the handles written from number `from` on. */
-void core_handles_drop(struct core_enc *out, uint32_t from)
-{
-    for (uint32_t i = from > out->same ? from : out->same; i < out->nh; i++) {
-        uint8_t kind = (uint8_t)(out->h[i] >> 56);
-        const struct core_handle_type *t = core_handle_type_of(kind);
-        if (t != NULL)
-            t->drop(kind, out->h[i] & OFFSET_MASK);
-    }
-    out->nh = from;
-    if (out->same > from)
-        out->same = from;
-}
-
 /* The function behind one of the frames that has this cell in its closure; borrowed, or NULL. */
 static PyObject *enc_function_of_cell(struct enc *E, PyObject *cell)
 {
@@ -659,7 +647,7 @@ static int check_closed(struct enc *E)
     return ENC_OK;
 }
 
-/* Encodes root behind what out holds already; the references of handles stay taken on ENC_OK only.
+/* Encodes root behind what out holds already; the handles met are out's on ENC_OK only.
  * A try may fail because an object has to go by its name or inside the pickle, which is known only
  * at the end; each such failure makes `again` true and the table of names or by_pickle larger. */
 int enc_run(struct enc *E, PyObject *root, uint8_t magic)
@@ -688,7 +676,7 @@ int enc_run(struct enc *E, PyObject *root, uint8_t magic)
             out->p = p;
             return ENC_OK;
         }
-        core_handles_drop(out, nh);
+        core_enc_let(out, nh);
         if (!E->again)
             break;
     }

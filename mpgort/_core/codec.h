@@ -237,6 +237,7 @@ int enc_pickle_all(struct enc *E, uint8_t **p);
  * 0 with an exception set. */
 uint64_t enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h);
 uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h);
+int enc_handles_of(struct core_enc *out, const struct core_enc *part); /* part's are out's, too */
 int enc_run(struct enc *E, PyObject *root, uint8_t magic); /* codec.c: one blob into E->out */
 struct enc *enc_take(struct core_enc *out, bool moving);
 void enc_give(struct enc *E);
@@ -297,7 +298,6 @@ int is_plain_instance(PyTypeObject *type);             /* -1: exception */
  * (codec_types.c). */
 enum { N_PICKLING_NAMES = 6 };
 extern PyObject *pickling_names[N_PICKLING_NAMES];
-void core_handles_drop(struct core_enc *out, uint32_t from);
 const struct core_handle_type *core_handle_type_of(uint8_t kind);
 PyObject *chain_park(PyObject *root);   /* the request it stands at; borrowed, NULL: none */
 uint32_t closure_owner(PyObject *fn);   /* the number of a named function with cells, or 0 */

@@ -379,19 +379,8 @@ static PyObject *encode_part(PyObject *capsule, PyObject *args)
     one.loose = out->loose;
     if (core_value_encode(o, &one) == ENC_OK)
         bytes = PyBytes_FromStringAndSize((const char *)one.base, one.p - one.base);
-    if (bytes != NULL && keep && one.nh > 0) {
-        uint64_t *h = realloc(out->h, (out->nh + one.nh) * sizeof *h);
-        if (h == NULL) {
-            Py_CLEAR(bytes);
-            PyErr_NoMemory();
-        } else {
-            memcpy(h + out->nh, one.h, one.nh * sizeof *h);
-            out->h = h;
-            out->hcap = out->nh += one.nh;
-            one.nh = 0;
-        }
-    }
-    core_handles_drop(&one, 0);
+    if (bytes != NULL && keep && enc_handles_of(out, &one) < 0)
+        Py_CLEAR(bytes);
     core_enc_free(&one);
     return bytes;
 }
@@ -425,7 +414,7 @@ int core_exc_encode(PyObject *exc, struct core_enc *e)
     int r = rows != NULL ? core_value_encode(rows, e) : ENC_ERROR;
     Py_XDECREF(rows);
     if (r != ENC_OK)
-        core_handles_drop(e, nh);
+        core_enc_let(e, nh);
     return r;
 }
 
@@ -473,7 +462,6 @@ int core_context_encode(PyObject *ctx, struct core_enc *e)
             break;
         }
         int r = core_value_encode(item, &one); /* alone first: one that cannot cross is left out */
-        core_handles_drop(&one, 0);
         core_enc_free(&one);
         if (r == ENC_OK ? PyList_Append(kept, item) < 0
                         : !PyErr_ExceptionMatches(core_error("SerializationError")))

@@ -5,9 +5,11 @@
  * are static and live on, and any other that comes to a place, even one that was freed and whose
  * address is another's now, is HOW_OTHER in both lives.
  *
- * HANDLES COUNT. Bytes that hold a handle's word hold a reference on its object. The bytes of a
- * goroutine mostly replace older bytes of the same goroutine with the same words in the same order:
- * then the references of those are theirs (core_enc.had, cont.c), and nothing is counted. */
+ * HANDLES COUNT once they are stored: the block that holds a handle's word is a reference on its
+ * object, and is that as soon as it has the word (shm/heap.c). While bytes are made nothing is
+ * counted, since a count that stands nowhere would be lost with this M. It is the Python handles
+ * that keep the objects alive until then, for what was encoded may be no more: a reducer's
+ * temporary, or a list that another reducer has emptied. */
 #include "codec.h"
 
 #define MAX_HANDLES 32
@@ -84,14 +86,40 @@ const struct type_how *type_how_ask(PyTypeObject *type, uint32_t i)
 static int words_grow(struct core_enc *out)
 {
     uint32_t cap = out->hcap ? out->hcap * 2 : 16;
-    uint64_t *t = realloc(out->h, cap * sizeof *t);
-    if (t == NULL) {
+    uint64_t *h = realloc(out->h, cap * sizeof *h);
+    if (h != NULL)
+        out->h = h;
+    PyObject **of = h != NULL ? realloc(out->of, cap * sizeof *of) : NULL;
+    if (of == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    out->h = t;
+    out->of = of;
     out->hcap = cap;
     return 0;
+}
+
+static int word_add(struct core_enc *out, uint64_t word, PyObject *o)
+{
+    if (unlikely(out->nh == out->hcap) && words_grow(out) < 0)
+        return -1;
+    out->h[out->nh] = word;
+    out->of[out->nh++] = Py_NewRef(o);
+    return 0;
+}
+
+int enc_handles_of(struct core_enc *out, const struct core_enc *part)
+{
+    for (uint32_t i = 0; i < part->nh; i++)
+        if (word_add(out, part->h[i], part->of[i]) < 0)
+            return -1;
+    return 0;
+}
+
+void core_enc_let(struct core_enc *e, uint32_t from)
+{
+    while (e->nh > from)
+        Py_DECREF(e->of[--e->nh]);
 }
 
 uint64_t enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h)
@@ -106,16 +134,7 @@ uint64_t enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_ty
         return 0;
     if (unlikely(off == 0)) /* nilchan and default refer to nothing that is counted */
         return word;
-    uint32_t n = out->nh;
-    if (unlikely(n == out->hcap) && words_grow(out) < 0)
-        return 0;
-    if (n == out->same && n < out->had_n && out->had[n] == word)
-        out->same = n + 1;
-    else if (h->hold(h->kind, off) < 0)
-        return 0;
-    out->h[n] = word;
-    out->nh = n + 1;
-    return word;
+    return likely(word_add(out, word, o) == 0) ? word : 0;
 }
 
 uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h)

@@ -174,6 +174,13 @@ void core_cont_let(struct core_proc *s)
         shm_cont_drop(s->c, off, 0);
 }
 
+static bool same_words(const struct shm_ctx *c, shm_off off, const struct core_enc *e)
+{
+    uint32_t n;
+    const uint64_t *w = shm_bytes_handles(c, off, &n);
+    return n == e->nh && (n == 0 || memcmp(w, e->h, n * sizeof *w) == 0);
+}
+
 /* Stores e's bytes, followed by the context's, as g's continuation: into `kept`, if that is not 0
  * and fits, else that is let go. */
 int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
@@ -189,7 +196,7 @@ int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, str
         if (r == ENC_OK)
             r = core_enc_append(e, &n, sizeof n);
         if (r != ENC_OK) {
-            core_enc_undo(c, e);
+            core_enc_let(e, 0);
             if (kept != 0)
                 shm_cont_drop(c, kept, 0);
             return -1;
@@ -197,18 +204,15 @@ int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, str
         has = SHM_GF_CONTEXT;
     }
     size_t n = (size_t)(e->p - e->base);
-    if (kept == 0 || e->same < e->nh || e->same < e->had_n || n > UINT32_MAX ||
+    if (kept == 0 || n > UINT32_MAX || !same_words(c, kept, e) ||
         !shm_cont_rewrite(c, kept, e->base, (uint32_t)n)) {
-        while (e->same > 0)
-            shm_obj_ref(c, SHM_HANDLE_OFF(e->h[--e->same]));
         r = n > UINT32_MAX ? SHM_ENOMEM : shm_cont_make(c, &off, e->base, (uint32_t)n, e->h, e->nh);
-        if (r < 0)
-            core_enc_undo(c, e);
         if (kept != 0)
             shm_cont_drop(c, kept, 0);
-        if (r < 0)
-            return core_shm_error(s->prog, r);
     }
+    core_enc_let(e, 0);
+    if (r < 0)
+        return core_shm_error(s->prog, r);
     g->flags = (uint8_t)((g->flags & ~SHM_GF_CONTEXT) | has);
     shm_gcont_set(c, g, off, (uint32_t)n);
     return 0;
@@ -286,8 +290,6 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
     s->kept = 0;
     core_enc_reset(&s->enc);
     s->enc.budget = whole ? SIZE_MAX : hdr->heavy_bytes;
-    if (kept != 0)
-        s->enc.had = shm_bytes_handles(s->c, kept, &s->enc.had_n);
     int r = core_chain_encode(root, (PyObject *)pk, &s->enc);
     if (r == ENC_OK) {
         if (core_cont_store(s, s->c, g, &s->enc, s->ctx, kept) < 0)
@@ -301,7 +303,7 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
         }
         return CORE_LIGHT;
     }
-    core_enc_undo(s->c, &s->enc);
+    core_enc_let(&s->enc, 0);
     if (kept != 0)
         shm_cont_drop(s->c, kept, 0);
     if (r == ENC_ERROR)

@@ -18,16 +18,14 @@
 
 /* ---- codec.c, frame.c: values and await chains <-> bytes ------------------------------------- */
 
-/* A byte sink, reused from park to park by its M. `nh` runtime handles were written; their segment
- * offsets stand in `h`, so that whoever drops the bytes undecoded can subtract the references. */
+/* A byte sink, reused from park to park by its M. `nh` runtime handles were written; their words
+ * stand in `h`, to be stored with the bytes. They count as references from then on; until then the
+ * objects in `of`, owned, keep what they refer to alive (core_enc_let()). */
 struct core_enc {
     uint8_t *p, *base, *end; /* write pointer, start and end of the buffer (grown by realloc) */
     uint64_t *h;             /* handle words in order of appearance: kind << 56 | offset */
+    PyObject **of;
     uint32_t nh, hcap;
-    /* What a block that the bytes will replace holds: words that are the same, from the first on,
-     * are not counted again, the block's references are theirs (cont.c). */
-    const uint64_t *had;
-    uint32_t had_n, same;
     bool loose;       /* the bytes go where nobody counts references: handles are refused */
     size_t budget;    /* bytes after which encoding stops with ENC_HEAVY; SIZE_MAX: no limit */
     char reason[256]; /* why ENC_PINNED / ENC_HEAVY: names the local and the culprit */
@@ -43,6 +41,8 @@ enum {
 int core_enc_init(struct core_enc *e);
 void core_enc_reset(struct core_enc *e); /* empties, keeps the buffer */
 void core_enc_free(struct core_enc *e);
+/* Lets go of the handles written from number `from` on: they are stored, or will not be. */
+void core_enc_let(struct core_enc *e, uint32_t from);
 int core_enc_append(struct core_enc *e, const void *bytes, size_t n); /* ENC_OK or ENC_ERROR */
 
 /* Encodes the suspended await chain rooted at `root`, which stands at the native park request
@@ -149,15 +149,13 @@ extern const char *core_park_names[CORE_PARK_KINDS];
 
 /* ---- hooks the codec calls ------------------------------------------------------------------- */
 
-/* Runtime handles (Chan, Goroutine, ...) cross as one word: kind << 56 | offset. Who counts what
- * the word refers to is the registrar's business (handle.c). */
+/* Runtime handles (Chan, Goroutine, ...) cross as one word: kind << 56 | offset. The block that the
+ * word is stored in counts as a reference on the object at the offset. */
 struct core_handle_type {
     PyTypeObject *type;
     uint8_t kind;                  /* 1..127, unique */
     uint64_t (*word)(PyObject *o); /* the offset, nothing is counted; UINT64_MAX: exception */
-    int (*hold)(uint8_t kind, uint64_t off);       /* one more reference; no word without offset */
     PyObject *(*make)(uint8_t kind, uint64_t off); /* the bytes keep their reference */
-    void (*drop)(uint8_t kind, uint64_t off);      /* gives back the reference of unread bytes */
 };
 int core_handle_register(const struct core_handle_type *t);
 

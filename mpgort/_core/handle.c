@@ -212,15 +212,6 @@ static uint64_t handle_word(PyObject *o)
     return h->off;
 }
 
-static int handle_hold(uint8_t kind, uint64_t off)
-{
-    struct shm_ctx *c = core_ctx(core_prog_cur);
-    if (c == NULL)
-        return -1;
-    shm_obj_ref(c, off);
-    return 0;
-}
-
 static PyObject *handle_make(uint8_t kind, uint64_t off)
 {
     if (off == 0 && kinds[kind].nil != NULL)
@@ -240,16 +231,9 @@ static PyObject *handle_make(uint8_t kind, uint64_t off)
     return core_handle_wrap(core_prog_cur, kind, off);
 }
 
-static void handle_drop(uint8_t kind, uint64_t off)
-{
-    struct shm_ctx *c = off != 0 && core_prog_cur != NULL ? core_ctx(core_prog_cur) : NULL;
-    if (c != NULL)
-        shm_obj_unref(c, off);
-}
-
 int core_handle_kind(PyTypeObject *type, uint8_t kind)
 {
-    struct core_handle_type t = {type, kind, handle_word, handle_hold, handle_make, handle_drop};
+    struct core_handle_type t = {type, kind, handle_word, handle_make};
     kinds[kind].type = type;
     return core_handle_register(&t);
 }

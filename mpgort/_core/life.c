@@ -49,10 +49,9 @@ int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, sh
     Py_DECREF(call);
     shm_gref gr = 0;
     if (r != ENC_OK) {
-        core_enc_undo(c, e);
         r = -1;
     } else if ((r = shm_gnew(c, &gr)) < 0) {
-        core_enc_undo(c, e);
+        core_enc_let(e, 0);
         r = core_shm_error(prog, r);
     } else {
         struct shm_g *g = shm_g(c, gr);

@@ -164,7 +164,6 @@ void core_leave(struct core_entered e);
 struct core_enc *core_venc_take(struct core_proc *s, struct core_enc *spare);
 void core_venc_give(struct core_proc *s, struct core_enc *e);
 /* Gives back the references of handles in bytes that will not be stored. */
-void core_enc_undo(struct shm_ctx *c, struct core_enc *e);
 int core_exc_store(CoreProg *prog, PyObject *exc, struct shm_val *val);
 /* Encodes v for prog into *val (references of its handles taken). -1: exception set. */
 int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val);

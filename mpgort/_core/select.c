@@ -307,8 +307,6 @@ static PyObject *default_make(uint8_t kind, uint64_t off)
 {
     return Py_NewRef(the_default);
 }
-static void default_drop(uint8_t kind, uint64_t off) {}
-
 static PyMethodDef default_methods[] = {
     {"__reduce__", default_reduce, METH_NOARGS, NULL},
     {NULL},
@@ -338,7 +336,10 @@ static PyMethodDef functions[] = {
 int core_select_init(PyObject *mod)
 {
     static const struct core_handle_type handle = {
-        &Default_Type, HANDLE_DEFAULT, default_word, NULL, default_make, default_drop,
+        &Default_Type,
+        HANDLE_DEFAULT,
+        default_word,
+        default_make,
     };
     if (PyType_Ready(&Select_Type) < 0 || PyType_Ready(&Default_Type) < 0 ||
         (the_default = PyObject_New(PyObject, &Default_Type)) == NULL ||

@@ -1,9 +1,7 @@
 /* value.c — Python values <-> struct shm_val: the codec, told which program it works for.
  *
  * The codec (codec.c) names code objects and handles in terms of one program; a thread may take
- * part in several (M0 with two Runtimes), so each use enters the program first. Handles in bytes
- * count as references on their objects: bytes that are not stored after all give them back
- * (core_enc_undo). */
+ * part in several (M0 with two Runtimes), so each use enters the program first. */
 #include "proc.h"
 
 /* Encoding and decoding name codes and handles in terms of one program. */
@@ -47,23 +45,12 @@ void core_venc_give(struct core_proc *s, struct core_enc *e)
         core_enc_free(e);
 }
 
-/* Handles already counted for bytes that will not be stored after all. */
-void core_enc_undo(struct shm_ctx *c, struct core_enc *e)
-{
-    for (uint32_t i = e->same; i < e->nh; i++)
-        shm_obj_unref(c, SHM_HANDLE_OFF(e->h[i]));
-    e->nh = e->same = 0;
-}
-
 static int value_store(CoreProg *prog, struct shm_ctx *c, struct core_enc *e, struct shm_val *val)
 {
     size_t n = (size_t)(e->p - e->base);
     int r = n > UINT32_MAX ? SHM_ENOMEM : shm_val_make(c, val, e->base, (uint32_t)n, e->h, e->nh);
-    if (r < 0) {
-        core_enc_undo(c, e);
-        return core_shm_error(prog, r);
-    }
-    return 0;
+    core_enc_let(e, 0);
+    return r < 0 ? core_shm_error(prog, r) : 0;
 }
 
 static int encode_with(int (*encode)(PyObject *, struct core_enc *), CoreProg *prog, PyObject *o,
@@ -78,8 +65,6 @@ static int encode_with(int (*encode)(PyObject *, struct core_enc *), CoreProg *p
     int r = encode(o, e);
     if (r == ENC_OK)
         r = value_store(prog, c, e, val);
-    else
-        core_enc_undo(c, e);
     core_leave(was);
     core_venc_give(s, e);
     return r == 0 ? 0 : -1;

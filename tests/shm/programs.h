@@ -101,6 +101,8 @@ static shm_off p_cont(struct shm_ctx *c, const struct p_frame *f)
         if (f->h[i])
             words[n++] = f->h[i];
     CHECK_EQ(shm_cont_make(c, &off, f, sizeof *f, words, n), SHM_OK);
+    while (n-- > 0) /* the frame's own go */
+        shm_obj_unref(c, SHM_HANDLE_OFF(words[n]));
     return off;
 }
 

@@ -33,10 +33,8 @@ static shm_gref holding(shm_off a, shm_off b)
     uint64_t h[2];
     uint32_t n = 0;
     for (int i = 0; i < 2; i++)
-        if (obj[i]) {
-            shm_obj_ref(&c, obj[i]);
+        if (obj[i])
             h[n++] = SHM_HANDLE(SHM_OBJ_CHAN, obj[i]);
-        }
     shm_gcont_drop(&c, shm_g(&c, r));
     CHECK_EQ(shm_cont_make(&c, &off, "frame", 5, h, n), SHM_OK);
     shm_gcont_set(&c, shm_g(&c, r), off, 5);

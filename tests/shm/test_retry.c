@@ -56,7 +56,6 @@ static void store(struct shm_ctx *c, struct shm_g *g, const struct frame *f)
 {
     shm_off off;
     uint64_t h = SHM_HANDLE(SHM_OBJ_CHAN, W->table);
-    shm_obj_ref(c, W->table);
     CHECK_EQ(shm_cont_make(c, &off, f, sizeof *f, &h, 1), SHM_OK);
     shm_gcont_set(c, g, off, sizeof *f);
     g->op = f->step ? (uint8_t)W->s->ops[f->step - 1] : 0;
