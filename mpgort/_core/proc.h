@@ -361,6 +361,7 @@ PyObject *core_spawn(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw,
 PyObject *core_spawn_options(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kw,
                              shm_off group, shm_off doneq, bool go);
 
+int core_gm_init(PyObject *mod);
 int core_runtime_init(PyObject *mod);
 int core_pool_init(PyObject *mod);
 int core_buffer_init(PyObject *mod);

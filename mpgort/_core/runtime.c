@@ -1,6 +1,6 @@
-/* runtime.c — the verbs of proc.go for users: gopark, goready, mcall, acquirem, getg, casgstatus, …
+/* runtime.c — the verbs of proc.go for users: gopark, goready, mcall, schedule, casgstatus, …
  *
- * This is mpgort.runtime. Every primitive could be written with these alone, in Python, with Go's
+ * With gm.c (G, M, getg, acquirem) this is mpgort.runtime. Every primitive could be written with these alone, in Python, with Go's
  * contracts:
  *
  * gopark     1 the G's continuation is stored, 2 running -> waiting with its reason, curg dropped,
@@ -12,8 +12,6 @@
  * mcall      fn(g) runs on the scheduler's stack with g still running; it has to record g and end
  *            in schedule(), execute() or park_m(), which do not return: they raise ScheduleExit,
  *            which only park() here catches.
- * m.locks    acquirem() counts; while it is > 0 nothing parks, and a preempt request, which is a
- *            level, waits until releasem() brings it to 0.
  *
  * LOOSE. A queue may hold a goroutine once only (INV linked-once in runq.c), so globrunqput() and
  * execute() take only what casgstatus() in this process has made runnable and nobody has queued
@@ -21,188 +19,11 @@
  *
  * The scheduler's stack (m->g0) is the code between a goroutine's yield and the next one's resume:
  * core_proc->on_g0 > 0 while a user's function runs there. */
-#include "proc.h"
-#include <stddef.h>
+#include "runtime.h"
 
-static PyTypeObject G_Type, M_Type;
 static PyObject *ScheduleExit; /* raised by what does not return; derives from BaseException */
 
-/* ---- G and M --------------------------------------------------------------------------------- */
-
-typedef struct {
-    PyObject_HEAD CoreProg *prog;
-    shm_gref g;
-    uint64_t goid;
-} GObject;
-
-typedef struct {
-    PyObject_HEAD CoreProg *prog;
-    uint32_t index;
-} MObject;
-
-static PyObject *g_make(CoreProg *prog, shm_gref gr, uint64_t goid)
-{
-    GObject *o = PyObject_New(GObject, &G_Type);
-    if (o != NULL) {
-        o->prog = (CoreProg *)Py_NewRef((PyObject *)prog);
-        o->g = gr;
-        o->goid = goid;
-    }
-    return (PyObject *)o;
-}
-
-static void g_dealloc(GObject *o)
-{
-    Py_DECREF(o->prog);
-    PyObject_Free(o);
-}
-
-static const char *status_name(unsigned st)
-{
-    switch (st) {
-    case Gidle:
-        return "Gidle";
-    case Grunnable:
-        return "Grunnable";
-    case Grunning:
-        return "Grunning";
-    case Gwaiting:
-        return "Gwaiting";
-    case Gdead:
-        return "Gdead";
-    default:
-        return "unknown status";
-    }
-}
-
-static PyObject *g_repr(GObject *o)
-{
-    const char *st =
-        o->prog->attached ? status_name(shm_readgstatus(&o->prog->loop, o->g)) : "ended";
-    return PyUnicode_FromFormat("<mpgort.runtime.G %llu %s>", (unsigned long long)o->goid, st);
-}
-
-static PyObject *g_status(GObject *o, void *_)
-{
-    if (core_ctx(o->prog) == NULL)
-        return NULL;
-    return PyLong_FromLong(shm_readgstatus(&o->prog->loop, o->g));
-}
-
-static PyObject *g_goid(GObject *o, void *_)
-{
-    return PyLong_FromUnsignedLongLong(o->goid);
-}
-
-static PyObject *g_reduce(GObject *o, PyObject *_)
-{
-    PyObject *mod = PyImport_ImportModule("mpgort._core");
-    PyObject *f = mod ? PyObject_GetAttrString(mod, "_g_from") : NULL;
-    Py_XDECREF(mod);
-    return f ? Py_BuildValue("N(KK)", f, (unsigned long long)o->g, (unsigned long long)o->goid)
-             : NULL;
-}
-
-static PyObject *g_from(PyObject *mod, PyObject *args)
-{
-    unsigned long long g, goid;
-    if (!PyArg_ParseTuple(args, "KK", &g, &goid))
-        return NULL;
-    if (core_prog_cur == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "a G arrived where no runtime is");
-        return NULL;
-    }
-    if (shm_gidx(g) == 0 || shm_gidx(g) >= core_prog_cur->loop.hdr->max_g) {
-        PyErr_SetString(core_err.BadContinuation, "a G out of the table's range");
-        return NULL;
-    }
-    return g_make(core_prog_cur, g, goid);
-}
-
-static PyObject *g_richcompare(PyObject *a, PyObject *b, int op)
-{
-    if (!Py_IS_TYPE(b, &G_Type) || (op != Py_EQ && op != Py_NE))
-        Py_RETURN_NOTIMPLEMENTED;
-    GObject *x = (GObject *)a, *y = (GObject *)b;
-    return PyBool_FromLong((x->prog == y->prog && x->goid == y->goid) == (op == Py_EQ));
-}
-
-static Py_hash_t g_hash(GObject *o)
-{
-    return (Py_hash_t)o->goid;
-}
-
-static PyMethodDef g_methods[] = {{"__reduce__", (PyCFunction)g_reduce, METH_NOARGS, NULL}, {NULL}};
-static PyGetSetDef g_getset[] = {
-    {"goid", (getter)g_goid, NULL, "Its number."},
-    {"status", (getter)g_status, NULL, "Gidle, Grunnable, Grunning, Gwaiting or Gdead, now."},
-    {NULL},
-};
-static PyTypeObject G_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpgort.runtime.G",
-    .tp_doc = "A goroutine as the scheduler knows it: what getg() returns and unlockf is given.",
-    .tp_basicsize = sizeof(GObject),
-    .tp_dealloc = (destructor)g_dealloc,
-    .tp_repr = (reprfunc)g_repr,
-    .tp_hash = (hashfunc)g_hash,
-    .tp_richcompare = g_richcompare,
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
-    .tp_methods = g_methods,
-    .tp_getset = g_getset,
-};
-
-static void m_dealloc(MObject *o)
-{
-    Py_DECREF(o->prog);
-    PyObject_Free(o);
-}
-static struct shm_m *m_of(MObject *o)
-{
-    return &o->prog->loop.mtab[o->index];
-}
-static PyObject *m_repr(MObject *o)
-{
-    return PyUnicode_FromFormat("<mpgort.runtime.M %u>", o->index);
-}
-static PyObject *m_id(MObject *o, void *_)
-{
-    return PyLong_FromUnsignedLong(o->index);
-}
-static PyObject *m_locks(MObject *o, void *_)
-{
-    if (core_ctx(o->prog) == NULL)
-        return NULL;
-    return PyLong_FromUnsignedLong(load_rlx(&m_of(o)->locks)); /* a glance */
-}
-static PyObject *m_pid(MObject *o, void *_)
-{
-    if (core_ctx(o->prog) == NULL)
-        return NULL;
-    return PyLong_FromUnsignedLong(load_rlx(&m_of(o)->pid)); /* a glance */
-}
-static PyGetSetDef m_getset[] = {
-    {"id", (getter)m_id, NULL, "Slot in the M table."},
-    {"locks", (getter)m_locks, NULL, "How many acquirem() are not yet released."},
-    {"pid", (getter)m_pid, NULL, "Process id."},
-    {NULL},
-};
-static PyTypeObject M_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpgort.runtime.M",
-    .tp_doc = "An M: one OS process (M0: the thread of run) that executes goroutines.",
-    .tp_basicsize = sizeof(MObject),
-    .tp_dealloc = (destructor)m_dealloc,
-    .tp_repr = (reprfunc)m_repr,
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
-    .tp_getset = m_getset,
-};
-
 /* ---- gopark ---------------------------------------------------------------------------------- */
-
-static PyObject *runtime_error(const char *text)
-{
-    PyErr_SetString(PyExc_RuntimeError, text);
-    return NULL;
-}
 
 /* The number of a WaitReason in this program's segment: built-in ones are numbers everywhere, a
  * user's text gets its number at first use. */
@@ -238,7 +59,7 @@ static int gopark_try(CorePark *pk, PyObject **result)
 {
     struct core_proc *s = core_proc_cur;
     if (s != NULL && (s->curg == 0 || shm_readgstatus(s->c, s->curg) != Grunning)) {
-        runtime_error("gopark: bad g status");
+        core_runtime_error("gopark: bad g status");
         return -1;
     }
     if (s == NULL && core_current("gopark()") == NULL)
@@ -287,7 +108,7 @@ static PyObject *call_on_g0(struct core_proc *s, PyObject *fn, PyObject *a, PyOb
         store_rlx(&s->c->m->locks, 0);
         if (res != NULL || PyErr_ExceptionMatches(ScheduleExit)) {
             Py_CLEAR(res);
-            runtime_error("schedule: holding locks");
+            core_runtime_error("schedule: holding locks");
         }
     }
     return res;
@@ -299,7 +120,7 @@ static int gopark_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     PyObject *unlockf = PyTuple_GET_ITEM(pk->a, 0), *lock = PyTuple_GET_ITEM(pk->a, 1);
     unsigned reason = (unsigned)pk->u[0];
     PyObject *o = NULL;
-    if (unlockf != Py_None && (o = g_make(s->prog, gr, shm_g(c, gr)->goid)) == NULL)
+    if (unlockf != Py_None && (o = core_g_make(s->prog, gr, shm_g(c, gr)->goid)) == NULL)
         return CORE_EXC;
     if (reason != SHM_WR_SLEEP && c->p != NULL) {
         /* Go: "timers expire while two goroutines keep the scheduler busy". */
@@ -358,9 +179,9 @@ static PyObject *mod_gopark(PyObject *mod, PyObject *args, PyObject *kw)
 static PyObject *mod_goready(PyObject *mod, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"g", "value", NULL};
-    GObject *o;
+    CoreG *o;
     PyObject *v = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "O!|O:goready", names, &G_Type, &o, &v))
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "O!|O:goready", names, &core_G_Type, &o, &v))
         return NULL;
     struct shm_ctx *c = core_ctx(o->prog);
     if (c == NULL)
@@ -374,7 +195,7 @@ static PyObject *mod_goready(PyObject *mod, PyObject *args, PyObject *kw)
     if (shm_readgstatus(c, o->g) != Gwaiting || !user || SHM_W_STATE(w) != SHM_W_ARMED ||
         !shm_wait_give(c, o->g, SHM_W_EPOCH(w), &val)) {
         shm_val_drop(c, &val);
-        return runtime_error("bad g->status in ready");
+        return core_runtime_error("bad g->status in ready");
     }
     shm_ready(c, o->g, true);
     Py_RETURN_NONE;
@@ -388,7 +209,7 @@ static int mcall_try(CorePark *pk, PyObject **result)
     if (s != NULL && s->curg != 0)
         return 0;
     if (s != NULL)
-        runtime_error("runtime: mcall called on m->g0 stack");
+        core_runtime_error("runtime: mcall called on m->g0 stack");
     else
         core_current("mcall()");
     return -1;
@@ -446,7 +267,7 @@ static int mcall_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     struct core_proc *s = core_proc_cur;
     PyObject *fn = pk->a;
     struct shm_g *g = shm_g(c, gr);
-    PyObject *o = g_make(s->prog, gr, g->goid);
+    PyObject *o = core_g_make(s->prog, gr, g->goid);
     if (o == NULL)
         return CORE_EXC;
     g->value.tag = SHM_VAL_NONE;
@@ -459,7 +280,7 @@ static int mcall_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
         return SHM_PARKED;
     }
     if (res != NULL)
-        runtime_error("runtime: mcall function returned");
+        core_runtime_error("runtime: mcall function returned");
     Py_XDECREF(res);
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
@@ -475,7 +296,7 @@ static int mcall_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 static PyObject *mod_mcall(PyObject *mod, PyObject *fn)
 {
     if (core_proc_cur != NULL && core_proc_cur->on_g0 > 0)
-        return runtime_error("runtime: mcall called on m->g0 stack");
+        return core_runtime_error("runtime: mcall called on m->g0 stack");
     if (!PyCallable_Check(fn)) {
         PyErr_Format(PyExc_TypeError, "mcall: a function (g) is needed, not %.200s",
                      Py_TYPE(fn)->tp_name);
@@ -501,15 +322,6 @@ static PyObject *mod_schedule(PyObject *mod, PyObject *_)
     return NULL;
 }
 
-static GObject *g_arg(PyObject *o, const char *who)
-{
-    if (Py_IS_TYPE(o, &G_Type))
-        return core_ctx(((GObject *)o)->prog) ? (GObject *)o : NULL;
-    PyErr_Format(PyExc_TypeError, "%s: a G is needed (as getg() returns), not %.200s", who,
-                 Py_TYPE(o)->tp_name);
-    return NULL;
-}
-
 static PyObject *mod_execute(PyObject *mod, PyObject *args)
 {
     PyObject *a;
@@ -517,18 +329,18 @@ static PyObject *mod_execute(PyObject *mod, PyObject *args)
     if (!PyArg_ParseTuple(args, "O|p:execute", &a, &inherit))
         return NULL;
     struct core_proc *s = on_g0("execute");
-    GObject *o = s ? g_arg(a, "execute") : NULL;
+    CoreG *o = s ? core_g_arg(a, "execute") : NULL;
     if (o == NULL)
         return NULL;
     unsigned st = shm_readgstatus(s->c, o->g);
     if (st != Grunnable) {
         PyErr_Format(PyExc_RuntimeError,
                      "execute: bad g->status: goroutine %llu is %s, not Grunnable",
-                     (unsigned long long)o->goid, status_name(st));
+                     (unsigned long long)o->goid, core_status_name(st));
         return NULL;
     }
     if (!loose_take(s->prog, o->g))
-        return runtime_error("execute: the goroutine is in a queue already");
+        return core_runtime_error("execute: the goroutine is in a queue already");
     s->exec_next = o->g;
     s->exec_inherit = inherit;
     PyErr_SetNone(ScheduleExit);
@@ -538,11 +350,11 @@ static PyObject *mod_execute(PyObject *mod, PyObject *args)
 static PyObject *mod_park_m(PyObject *mod, PyObject *a)
 {
     struct core_proc *s = on_g0("park_m");
-    GObject *o = s ? g_arg(a, "park_m") : NULL;
+    CoreG *o = s ? core_g_arg(a, "park_m") : NULL;
     if (o == NULL)
         return NULL;
     if (shm_readgstatus(s->c, o->g) != Grunning || load_rlx(&s->c->m->curg) != o->g) /* own word */
-        return runtime_error("park_m: bad g status: it does not run on this M");
+        return core_runtime_error("park_m: bad g status: it does not run on this M");
     wait_begin(s->c, o->g, SHM_WR_NONE);
     PyErr_SetNone(ScheduleExit);
     return NULL;
@@ -559,18 +371,18 @@ static PyObject *mod_dropg(PyObject *mod, PyObject *_)
 
 static PyObject *mod_globrunqput(PyObject *mod, PyObject *a)
 {
-    GObject *o = g_arg(a, "globrunqput");
+    CoreG *o = core_g_arg(a, "globrunqput");
     struct shm_ctx *c = o ? core_ctx(o->prog) : NULL;
     if (c == NULL)
         return NULL;
     unsigned st = shm_readgstatus(c, o->g);
     if (st != Grunnable) {
         PyErr_Format(PyExc_RuntimeError, "globrunqput: goroutine %llu is %s, not Grunnable",
-                     (unsigned long long)o->goid, status_name(st));
+                     (unsigned long long)o->goid, core_status_name(st));
         return NULL;
     }
     if (!loose_take(o->prog, o->g))
-        return runtime_error("globrunqput: the goroutine is in a queue already");
+        return core_runtime_error("globrunqput: the goroutine is in a queue already");
     struct shm_g *g = shm_g(c, o->g);
     if (g->home_m1 != 0)
         shm_homeqput(c, &c->mtab[g->home_m1 - 1], o->g);
@@ -592,23 +404,24 @@ static PyObject *mod_casgstatus(PyObject *mod, PyObject *args)
     unsigned from, to;
     if (!PyArg_ParseTuple(args, "OII:casgstatus", &a, &from, &to))
         return NULL;
-    GObject *o = g_arg(a, "casgstatus");
+    CoreG *o = core_g_arg(a, "casgstatus");
     struct shm_ctx *c = o ? core_ctx(o->prog) : NULL;
     if (c == NULL)
         return NULL;
     unsigned st = shm_readgstatus(c, o->g);
     if (st != from || !legal(from, to)) {
         PyErr_Format(PyExc_RuntimeError, "casgstatus: %s -> %s: %s, goroutine %llu is in %s",
-                     status_name(from), status_name(to),
+                     core_status_name(from), core_status_name(to),
                      st != from ? "bad old status" : "illegal move", (unsigned long long)o->goid,
-                     status_name(st));
+                     core_status_name(st));
         return NULL;
     }
     struct shm_g *g = shm_g(c, o->g);
     uint64_t w = load_acq(&g->wait); /* pairs with shm_wait_arm */
     if (from == Gwaiting &&
         !(SHM_W_STATE(w) == SHM_W_ARMED && shm_wait_abort(c, o->g, SHM_W_EPOCH(w), SHM_OK_VALUE)))
-        return runtime_error("casgstatus: Gwaiting -> Grunnable: somebody else is readying it");
+        return core_runtime_error(
+            "casgstatus: Gwaiting -> Grunnable: somebody else is readying it");
     uint64_t epoch = shm_wait_next(g);
     if (to == Gwaiting && core_proc_cur != NULL && core_proc_cur->on_g0 > 0) {
         shm_park_commit(c, o->g, g->reason, epoch);
@@ -616,60 +429,13 @@ static PyObject *mod_casgstatus(PyObject *mod, PyObject *args)
     }
     if (!shm_casgstatus(c, o->g, from, to)) {
         PyErr_Format(PyExc_RuntimeError, "casgstatus: %s -> %s: goroutine %llu has ended",
-                     status_name(from), status_name(to), (unsigned long long)o->goid);
+                     core_status_name(from), core_status_name(to), (unsigned long long)o->goid);
         return NULL;
     }
     if (from == Gwaiting)
         store_rel(&c->m->inflight[SHM_IF_READY], 0); /* own word: loose from here on */
     if (to == Grunnable && loose_add(o->prog, o->g) < 0)
         return NULL;
-    Py_RETURN_NONE;
-}
-
-/* ---- getg, acquirem, releasem ---------------------------------------------------------------- */
-
-static PyObject *mod_getg(PyObject *mod, PyObject *_)
-{
-    struct core_proc *s = core_proc_cur;
-    if (s == NULL || s->curg == 0)
-        Py_RETURN_NONE;
-    return g_make(s->prog, s->curg, core_g(s, s->curg)->goid);
-}
-
-static PyObject *mod_acquirem(PyObject *mod, PyObject *_)
-{
-    struct core_proc *s = core_proc_cur;
-    if (s == NULL)
-        return (PyObject *)core_current("acquirem()");
-    MObject *m = PyObject_New(MObject, &M_Type);
-    if (m == NULL)
-        return NULL;
-    m->prog = (CoreProg *)Py_NewRef((PyObject *)s->prog);
-    m->index = s->c->m1 - 1;
-    own_add(&s->c->m->locks, 1); /* owner only */
-    return (PyObject *)m;
-}
-
-static PyObject *mod_releasem(PyObject *mod, PyObject *a)
-{
-    struct core_proc *s = core_proc_cur;
-    if (s == NULL)
-        return (PyObject *)core_current("releasem()");
-    if (!Py_IS_TYPE(a, &M_Type) || ((MObject *)a)->prog != s->prog ||
-        ((MObject *)a)->index + 1 != s->c->m1)
-        return runtime_error("releasem: not this goroutine's M");
-    if (load_rlx(&s->c->m->locks) == 0) /* own word */
-        return runtime_error("releasem: m.locks is 0");
-    store_rlx(&s->c->m->locks, load_rlx(&s->c->m->locks) - 1); /* own word */
-    Py_RETURN_NONE;
-}
-
-static PyObject *mod_request_preempt(PyObject *mod, PyObject *_)
-{
-    struct core_proc *s = core_proc_cur;
-    if (s == NULL || s->c->p == NULL)
-        return (PyObject *)core_current("preempt()");
-    store_rlx(&s->c->p->preempt, 1); /* a level, read by shm_preempt_requested */
     Py_RETURN_NONE;
 }
 
@@ -703,38 +469,14 @@ static PyMethodDef functions[] = {
     {"casgstatus", mod_casgstatus, METH_VARARGS,
      "casgstatus(g, old, new)\n--\n\nMoves g's status; RuntimeError naming the statuses if it is "
      "not in `old` or the move is illegal."},
-    {"getg", mod_getg, METH_NOARGS,
-     "getg()\n--\n\nThe running goroutine as a G; None on the scheduler's stack and outside."},
-    {"acquirem", mod_acquirem, METH_NOARGS,
-     "acquirem()\n--\n\nPins the goroutine to its M until releasem(m): m.locks + 1, nothing may "
-     "park."},
-    {"releasem", mod_releasem, METH_O,
-     "releasem(m)\n--\n\nm.locks - 1; at 0 a waiting preempt request takes effect at the next "
-     "await."},
-    {"_request_preempt", mod_request_preempt, METH_NOARGS, NULL},
-    {"_g_from", g_from, METH_VARARGS, NULL},
     {NULL},
 };
 
 int core_runtime_init(PyObject *mod)
 {
     ScheduleExit = PyErr_NewException("mpgort._core.ScheduleExit", PyExc_BaseException, NULL);
-    if (ScheduleExit == NULL || PyType_Ready(&G_Type) < 0 || PyType_Ready(&M_Type) < 0 ||
-        PyModule_AddFunctions(mod, functions) < 0 ||
-        PyModule_AddObjectRef(mod, "G", (PyObject *)&G_Type) < 0 ||
-        PyModule_AddObjectRef(mod, "M", (PyObject *)&M_Type) < 0)
+    if (ScheduleExit == NULL || PyModule_AddFunctions(mod, functions) < 0)
         return -1;
-    const struct {
-        const char *name;
-        int value;
-    } statuses[] = {{"Gidle", Gidle},
-                    {"Grunnable", Grunnable},
-                    {"Grunning", Grunning},
-                    {"Gwaiting", Gwaiting},
-                    {"Gdead", Gdead}};
-    for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
-        if (PyModule_AddIntConstant(mod, statuses[i].name, statuses[i].value) < 0)
-            return -1;
     /* ("", "chan receive (nil chan)", ...): text by number, for WaitReason. */
     PyObject *texts = PyTuple_New(SHM_WR_USER);
     if (texts == NULL)
