@@ -1,9 +1,9 @@
-/* gm.c — G and M as Python objects, and what asks which ones they are here: getg, acquirem, releasem.
+/* gm.c — G and M as Python objects, and who they are here: getg, acquirem, releasem.
  *
  * A G is (program, gref, goid): what getg() returns and unlockf and mcall's fn are given. It counts
  * nothing and keeps nobody alive; two are equal if they name one goroutine, and one that has been
- * sent over a channel is the receiver's program's. So each verb asks for the status of a G before it
- * touches it (INV queues-are-hints): that may have ended, and its slot be another's.
+ * sent over a channel is the receiver's program's. So each verb asks for the status of a G by its
+ * generation before it touches it: that may have ended, and the slot be another's.
  *
  * m.locks: acquirem() counts; while it is > 0 nothing parks, and a preempt request, which is a
  * level, waits until releasem() brings it to 0. */

@@ -1,7 +1,7 @@
 /* runtime.c — the verbs of proc.go for users: gopark, goready, mcall, schedule, casgstatus, …
  *
- * With gm.c (G, M, getg, acquirem) this is mpgort.runtime. Every primitive could be written with these alone, in Python, with Go's
- * contracts:
+ * With gm.c (G, M, getg, acquirem) this is mpgort.runtime. Every primitive could be written with
+ * these alone, in Python, with Go's contracts:
  *
  * gopark     1 the G's continuation is stored, 2 running -> waiting with its reason, curg dropped,
  *            the wait armed; 3 THEN unlockf(g, lock) runs on the scheduler's stack. From 2 on
