@@ -1,8 +1,10 @@
 """mpgort: Go's goroutine runtime for Python, over processes instead of threads.
 
 Layout, in order of dependence (imports go left only):
-_platform, _errors, _pickle | _core | _segment, _traceback, _m, _keeper | runtime, sync, context,
-_group | _options | _host | _run | demos, cli.
+_platform, _errors | _buffer, _byvalue, _bytecode, _code, _exc, _pickle | _core | _segment,
+_traceback, _trace, _m, _keeper | runtime, sync, context, _group, _queue | _service, _options |
+_host | shared, _aio, metrics | _run | _engine, _job, _executor, _pool, joblib, dask | _monitor,
+_doctor, demos, cli. (What C calls, and what only a name in a signature needs, is imported late.)
 """
 
 from mpgort import _platform as _platform  # refuses what cannot work; first

@@ -46,13 +46,14 @@ from typing import Any
 
 import cloudpickle.cloudpickle as cp
 
+from ._buffer import BUFFER_MIN
+
 UNIT = "__mpgort_unit__"  # a unit's globals lead to it, and to its class, under these names
 ROOT = "__mpgort_root__"
 MOVABLE_BYTES = 65536
 MOVABLE_MOST = 1000
 MOVABLE_IN_ALL = 4 << 20
 LOADED_MOST = 256
-BUFFER_MIN = 65536  # CORE_BUFFER_MIN
 _CODE = (types.FunctionType, type, functools._lru_cache_wrapper)
 _MAIN = ("__main__", "__mp_main__")
 

@@ -40,8 +40,8 @@ from typing import Any, Protocol
 
 from mpgort import _core
 from mpgort._errors import Killed
+from mpgort._exc import _RemoteTraceback as RemoteTraceback
 from mpgort._options import Given, check_method
-from mpgort._pickle import _RemoteTraceback as RemoteTraceback
 from mpgort._run import Runtime
 
 SLICE_S = 0.1  # the collector looks at keeper and reports this often

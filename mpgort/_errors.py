@@ -193,3 +193,14 @@ class DeadlineExceeded(ContextError, TimeoutError):
     """Its deadline has passed."""
 
     text = "context deadline exceeded"
+
+
+# ---- inside the package: these reach nobody ------------------------------------------------------
+
+
+class Refused(TypeError):
+    """An object that never crosses was met inside a pickle."""
+
+
+class OverBudget(Exception):
+    """A pickle would be longer than it may be."""

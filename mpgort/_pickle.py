@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import _thread
 import asyncio
-import builtins
 import collections.abc
 import concurrent.futures
 import contextvars
 import copyreg
 import functools
 import io
-import linecache
 import mmap
-import os
 import pickle
 import select
 import socket
@@ -34,7 +31,8 @@ from typing import Any, cast
 
 import cloudpickle
 
-from . import _byvalue, _code
+from . import _buffer, _byvalue, _code
+from ._errors import OverBudget, Refused
 
 # What never crosses, and what to call it.
 _NEVER: tuple[tuple[tuple[type, ...], str], ...] = (
@@ -58,10 +56,6 @@ _NEVER: tuple[tuple[tuple[type, ...], str], ...] = (
 _ALL_NEVER = tuple(t for kinds, _ in _NEVER for t in kinds)
 
 
-class Refused(TypeError):
-    """An object that never crosses was met inside a pickle."""
-
-
 def _never(kind: type) -> str | None:
     if issubclass(kind, io.IOBase) and not issubclass(kind, (io.BytesIO, io.StringIO)):
         return "an open file"
@@ -75,7 +69,7 @@ def refusal(o: object, moving: bool) -> str | None:
     kind = type(o)
     verb = "does not move" if moving else "never crosses"
     if kind is memoryview:
-        return _why_not_memoryview(cast(memoryview, o), moving)
+        return _buffer.why_not_memoryview(cast(memoryview, o), moving)
     what = _never(kind)
     if what is not None:
         return f"{what} ({kind.__module__}.{kind.__qualname__}) {verb}"
@@ -114,12 +108,8 @@ class _Budget(io.BytesIO):
     def write(self, data: Any) -> int:
         self.left -= memoryview(data).nbytes
         if self.left < 0:
-            raise _OverBudget
+            raise OverBudget
         return super().write(data)
-
-
-class _OverBudget(Exception):
-    pass
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -136,7 +126,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def large(buffer: pickle.PickleBuffer) -> bool:
             """Looks at the size before the copy; True keeps the buffer in the pickle."""
             if buffer.raw().nbytes > sink.left:
-                raise _OverBudget
+                raise OverBudget
             return True
 
         p = cls(sink, 5, buffer_callback=large)
@@ -177,143 +167,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _byvalue.marshalled(o)  # cloudpickle's would lose the file's name
         if type(o) is memoryview:
             flat = o if o.c_contiguous else memoryview(o.tobytes())
-            return viewed, (pickle.PickleBuffer(flat), o.format, o.shape)
+            return _buffer.viewed, (pickle.PickleBuffer(flat), o.format, o.shape)
         ndarray = getattr(sys.modules.get("numpy"), "ndarray", ())  # not imported: none is one
-        if not isinstance(o, ndarray):
-            return super().reducer_override(o)
-        root = _root(o, ndarray)
-        if type(root).__name__ in _SHARED:
-            return _strided_view(o, root) or NotImplemented
-        if not self.moving:
-            gaps = type(o) is ndarray and not o.flags.forc and not o.dtype.hasobject
-            # One without gaps NumPy hands over as a buffer.
-            return (
-                o.copy("C").__reduce_ex__(5) if gaps and o.nbytes >= _BUFFER_MIN else NotImplemented
-            )
-        copied = root is o or type(o) is not ndarray
-        del root  # or it would be counted: _alone()
-        if copied and o.nbytes > self.sink.left:
-            raise _OverBudget  # at once
-        return _moved_array(o, ndarray)
-
-
-# ---- buffers -------------------------------------------------------------------------------------
-#
-# A memoryview crosses as the buffer that it is of, which arrives read-only, and how it looks at it.
-
-
-def _why_not_memoryview(view: memoryview, moving: bool) -> str | None:
-    try:
-        form = view.format
-    except ValueError as e:
-        return f"a memoryview never crosses: {e}"
-    if moving and (type(view.obj).__name__ not in _SHARED or not view.c_contiguous):
-        return "a memoryview (of memory that is not shared, or with gaps) does not move"
-    if form not in _CASTS:
-        return f"a memoryview of format {form!r} never crosses: send the array"
-    return None
-
-
-_CASTS = "cbBhHiIlLqQnNfdP?"
-
-
-def viewed(buffer: Any, form: Any, shape: tuple[int, ...]) -> memoryview:
-    view = memoryview(buffer)
-    if isinstance(buffer, bytearray):
-        view = view.toreadonly()  # small, so it came as a copy
-    if 0 in shape or (form == view.format and shape == view.shape):
-        return view.cast("B").cast(form)
-    return view.cast("B").cast(form, shape)
-
-
-def _root(a: Any, ndarray: Any) -> Any:
-    """What owns the memory of a NumPy array: itself, or the last of what it is a view of."""
-    while isinstance(a, (ndarray, memoryview)):
-        below = a.obj if isinstance(a, memoryview) else a.base
-        if below is None:
-            return a
-        a = below
-    return a
-
-
-def _moved_array(a: Any, ndarray: Any) -> Any:
-    """A NumPy array in a move. One that has its memory has it afterwards; a view stays a view of
-    the same base, which is pickled once for all, and counted as any object that is referred to."""
-    base = a.base
-    if base is None:
-        if a.flags.writeable:
-            return a.__reduce__()
-        return _readonly, a.__reduce__()[:3]
-    if isinstance(base, memoryview):
-        base = base.obj
-    plain = type(a) is ndarray and not a.dtype.hasobject
-    if plain and isinstance(base, (ndarray, bytearray)):
-        offset = _address(a) - _address(base) if a.size else 0
-        return _view, (base, offset, a.dtype, a.shape, a.strides, a.flags.writeable)
-    immutable = isinstance(base, bytes)
-    del base
-    if not immutable and not _alone(a):
-        raise Refused(
-            f"a {type(a).__qualname__} that shares its memory with another object does not move"
-        )
-    return NotImplemented  # a copy: nobody can tell
-
-
-def _alone(a: Any) -> bool:
-    """Whether nothing else refers to what this array is a view of."""
-    while a is not None:
-        a = a.obj if isinstance(a, memoryview) else getattr(a, "base", None)
-        if a is not None and sys.getrefcount(a) > 3:  # its holder, this variable, the argument
-            return False
-    return True
-
-
-def _address(o: Any) -> int:
-    import numpy as np
-
-    a = o if isinstance(o, np.ndarray) else np.frombuffer(o, np.uint8)
-    return int(a.__array_interface__["data"][0])
-
-
-def _readonly(make: Callable[..., Any], args: Any, state: Any) -> Any:
-    a = make(*args)
-    a.__setstate__(state)
-    a.flags.writeable = False
-    return a
-
-
-def _view(base: Any, offset: int, dtype: Any, shape: Any, strides: Any, writeable: bool) -> Any:
-    if not isinstance(base, bytearray) and not base.flags.c_contiguous:
-        base = base.T  # in Fortran's order: only so it gives its memory away
-    a = strided(base, offset, dtype, shape, strides)
-    if not writeable:
-        a.flags.writeable = False
-    return a
-
-
-def _strided_view(a: Any, root: Any) -> tuple[Any, ...] | None:
-    """How a NumPy array that has gaps, and lies in shared memory, crosses as what it is: a view.
-    None: it is no such. (One without gaps does by itself, NumPy hands it over as a buffer.)"""
-    import numpy as np
-
-    if type(a) is not np.ndarray or a.flags.forc or a.dtype.hasobject:
-        return None
-    root = memoryview(root)
-    whole = np.frombuffer(root, np.uint8)
-    offset = a.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
-    if not a.flags.writeable:
-        root = root.toreadonly()
-    return strided, (pickle.PickleBuffer(root), offset, a.dtype, a.shape, a.strides)
-
-
-_SHARED = ("SharedBuffer", "FrozenBuffer")  # of _core/buffer.c, which imports this
-_BUFFER_MIN = 65536  # CORE_BUFFER_MIN
-
-
-def strided(buffer: Any, offset: int, dtype: Any, shape: Any, strides: Any) -> Any:
-    import numpy as np
-
-    return np.ndarray(shape, dtype, buffer, offset, strides)
+        if isinstance(o, ndarray):
+            return _buffer.reduced(o, ndarray, self.moving, self.sink.left)
+        return super().reducer_override(o)
 
 
 def dumps(
@@ -333,7 +191,7 @@ def dumps(
     pickler.persistent_id = seen
     try:
         pickler.dump(objects)
-    except _OverBudget:
+    except OverBudget:
         return None
     return pickler.sink.getvalue()
 
@@ -449,263 +307,3 @@ def rebuild(make: Callable[..., Any], args: tuple[Any, ...], state: Any) -> Any:
             warnings.simplefilter("ignore", DeprecationWarning)
             o.__setstate__(state)
     return o
-
-
-# ---- exceptions as results -----------------------------------------------------------------------
-#
-# One who awaits gets a copy of the exception and of all that hang on it, each exception once. What
-# makes one is encoded by itself: so one that cannot cross, or that the other side cannot make, does
-# not cost the others. No constructor runs: a user's may take other arguments than `args`.
-# No closure and no generator expression here: one that gets no memory crashes 3.12 and 3.13.
-
-# Attributes that builtin exceptions keep outside `args` and `__dict__`.
-_FIELDS: tuple[tuple[type[BaseException], tuple[str, ...]], ...] = (
-    (OSError, ("errno", "strerror", "filename", "filename2")),
-    (StopIteration, ("value",)),
-    (SystemExit, ("code",)),
-    (ImportError, ("msg", "name", "path")),
-    (AttributeError, ("name",)),
-    (NameError, ("name",)),
-    (SyntaxError, (
-        "msg", "filename", "lineno", "offset", "text", "end_lineno", "end_offset",
-        "print_file_and_line",
-    )),
-    (UnicodeDecodeError, ("encoding", "object", "start", "end", "reason")),
-    (UnicodeEncodeError, ("encoding", "object", "start", "end", "reason")),
-    (UnicodeTranslateError, ("object", "start", "end", "reason")),
-)  # fmt: skip
-
-# What code of the user's may raise here without harm: but for Ctrl-C, anything.
-_FAILURES = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
-
-_Encode = Callable[[Any, bool], bytes]  # (object, whether the bytes are going to be sent)
-_Decode = Callable[[bytes], Any]
-
-
-class _RemoteTraceback(Exception):
-    """Where an exception was raised that has come from another process. Its traceback has that too,
-    as if it were a local one; this says that it is not. It stands as the cause where there is none,
-    and no context to be shown either: those are the exception's own."""
-
-    def __init__(self, pid: int, file: str, name: str, line: int) -> None:
-        super().__init__(pid, file, name, line)
-
-    def __str__(self) -> str:
-        pid, file, name, line = self.args
-        if not file:
-            return f"in process {pid}"
-        source = linecache.getline(file, line).strip()
-        return f'in process {pid}:\n  File "{file}", line {line}, in {name}\n    {source}'.rstrip()
-
-
-_Entry = tuple[str, str, int]  # file, function, line
-_HERE = os.path.dirname(__file__)
-_ENTRIES = 100  # of a deep recursion, what is nearest to the error
-
-
-def _entries(tb: types.TracebackType | None) -> list[_Entry]:
-    """What a traceback shows, outermost first, without the frames of ours that it begins with."""
-    found: list[_Entry] = []
-    while tb is not None:
-        code = tb.tb_frame.f_code
-        found.append((code.co_filename, code.co_name, tb.tb_lineno or 0))
-        tb = tb.tb_next
-    ours = 0
-    while ours < len(found) - 1 and os.path.dirname(found[ours][0]) == _HERE:
-        ours += 1
-    return found[max(ours, len(found) - _ENTRIES) :]
-
-
-def exc_rows(exc: BaseException, encode: _Encode, decode: _Decode) -> tuple[int, list[Any]]:
-    """(this process, a row for each exception of the chain, `exc` first).
-
-    A row is (encoded parts, names of the builtin bases, text, notes, cause, context,
-    suppress_context, the exceptions of a group, traceback), other exceptions by the number of their
-    row. `encode` raises an exception where an object cannot cross."""
-    todo, rows = [exc], []
-    for e in todo:  # which grows meanwhile
-        notes = [_text(n) for n in getattr(e, "__notes__", ())]
-        group = e.exceptions if isinstance(e, BaseExceptionGroup) else ()
-        links = (
-            _row_of(todo, e.__cause__), _row_of(todo, e.__context__), e.__suppress_context__,
-            [_row_of(todo, inner) for inner in group], _entries(e.__traceback__),
-        )  # fmt: skip
-        body = _exc_body(e, encode, decode, notes)
-        bases = [c.__name__ for c in type(e).__mro__ if c.__module__ == "builtins"]
-        rows.append((body, bases, _text(e), notes, *links))
-    return os.getpid(), rows
-
-
-def _row_of(todo: list[BaseException], exc: BaseException | None) -> int | None:
-    if exc is None:
-        return None
-    for i, known in enumerate(todo):
-        if known is exc:
-            return i
-    todo.append(exc)
-    return len(todo) - 1
-
-
-def _text(o: object) -> str:
-    try:
-        return str(o)
-    except _FAILURES:
-        return f"a {type(o).__qualname__} that cannot be shown"
-
-
-def _builtin_base(kind: type) -> Any:
-    return [c for c in kind.__mro__ if c.__module__ == "builtins"][0]
-
-
-def _exc_body(exc: BaseException, encode: _Encode, decode: _Decode, notes: list[str]) -> bytes:
-    """The encoded exception, or (class, args, fields, attributes). `notes` get to know of what
-    cannot cross and is left out."""
-    kind: Any = type(exc)
-    base = _builtin_base(kind)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    says_itself = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-    if any([getattr(kind, n, None) is not getattr(base, n, None) for n in says_itself]):
-        try:
-            back = decode(encode(exc, False))
-            if type(back).__qualname__ == kind.__qualname__:
-                return encode(exc, True)
-        except _FAILURES as e:
-            notes.append(f"{name} cannot cross as it is: {_text(e)}")
-    names = [n for b, names in _FIELDS if isinstance(exc, b) for n in names]
-    fields = {n: v for n in names if (v := getattr(base, n).__get__(exc)) is not None}
-    state = {k: v for k, v in vars(exc).items() if k != "__notes__"}
-    args: tuple[Any, ...] = (exc.message,) if isinstance(exc, BaseExceptionGroup) else exc.args
-    try:
-        return encode((kind, args, fields, state), True)
-    except _FAILURES:
-        pass  # then part by part
-    try:
-        encode(kind, False)
-    except _FAILURES as e:
-        notes.append(f"{name} arrives as {base.__name__}: {_text(e)}")
-        kind = base
-    sent: list[Any] = []
-    for i, arg in enumerate(args):
-        try:
-            encode(arg, False)
-            sent.append(arg)
-        except _FAILURES as e:
-            notes.append(f"{name}: args[{i}] is a repr: {_text(e)}")
-            sent.append(_text(arg))
-    for owner in (fields, state):
-        for key, value in list(owner.items()):
-            try:
-                encode(value, False)
-            except _FAILURES as e:
-                notes.append(f"{name}: without its {key}: {_text(e)}")
-                del owner[key]
-    return encode((kind, tuple(sent), fields, state), True)
-
-
-def exc_made(
-    pid: int,
-    rows: list[Any],
-    decode: _Decode,
-    traceback_of: Callable[[list[_Entry]], types.TracebackType],
-) -> BaseException:
-    """The exception of rows[0], and all that hang on it, each with its traceback of there."""
-    made: dict[int, BaseException] = {}
-    for i, row in enumerate(rows):
-        exc, (cause, context, suppress) = _make(made, rows, i, decode), row[4:7]
-        exc.__cause__ = None if cause is None else _make(made, rows, cause, decode)
-        exc.__context__ = None if context is None else _make(made, rows, context, decode)
-        exc.__suppress_context__ = suppress
-        exc.__traceback__ = traceback_of(row[8]) if row[8] else None
-    exc, entries = made[0], rows[0][8]
-    if exc.__cause__ is None and (exc.__context__ is None or exc.__suppress_context__):
-        exc.__cause__ = _RemoteTraceback(pid, *(entries[-1] if entries else ("", "", 0)))
-    return exc
-
-
-def _make(
-    made: dict[int, BaseException], rows: list[Any], i: int, decode: _Decode
-) -> BaseException:
-    if i in made:
-        return made[i]
-    body, bases, shown, notes, _, _, _, group, _ = rows[i]
-    inner = [_make(made, rows, j, decode) for j in group]
-    try:
-        exc = _exc_from(decode(body), inner)
-    except _FAILURES as e:
-        notes.append(f"it could not be made here: {_text(e)}")
-        exc = _exc_like(bases, shown, inner)
-    for note in notes[len(getattr(exc, "__notes__", ())) :]:
-        exc.add_note(note)
-    made[i] = exc
-    return exc
-
-
-def _exc_from(parts: Any, inner: list[BaseException]) -> BaseException:
-    if isinstance(parts, BaseException):
-        return parts
-    kind, args, fields, state = parts
-    base = _builtin_base(kind)
-    exc = base.__new__(kind, *args, inner) if inner else base.__new__(kind, *args)
-    if not inner:
-        exc.args = args
-    for name, value in fields.items():
-        getattr(base, name).__set__(exc, value)
-    vars(exc).update(state)
-    return cast(BaseException, exc)
-
-
-def _exc_like(bases: list[str], shown: str, inner: list[BaseException]) -> BaseException:
-    """An instance of the nearest builtin base that takes a text."""
-    for name in bases:
-        try:
-            kind = getattr(builtins, name)
-            exc = kind(shown, inner) if inner else kind(shown)
-        except _FAILURES:
-            continue
-        if isinstance(exc, BaseException):
-            return exc
-    return RuntimeError(shown)
-
-
-# ---- context variables ---------------------------------------------------------------------------
-
-
-def context_items(context: contextvars.Context) -> tuple[tuple[str, str, Any], ...]:
-    """(module, name, value) of each variable that a module's global leads to."""
-    found = []
-    for var, value in context.items():
-        where = _where(var)
-        if where is not None:
-            found.append((*where, value))
-    return tuple(found)
-
-
-# Where a variable was found, or None and how many modules there were then. The look through all
-# modules takes milliseconds, and every `go` asks.
-_found: dict[contextvars.ContextVar[Any], tuple[str, str] | int] = {}
-
-
-def _where(var: contextvars.ContextVar[Any]) -> tuple[str, str] | None:
-    known = _found.get(var)
-    if isinstance(known, tuple):
-        if getattr(sys.modules.get(known[0]), known[1], None) is var:
-            return known
-    elif known == len(sys.modules):
-        return None
-    named = _code.variable_of(var)
-    if named is None:
-        _found[var] = len(sys.modules)
-        return None
-    _, module, name, *_ = _code.unpack(named[1])
-    _found[var] = (module, name)
-    return module, name
-
-
-def context_set(items: tuple[tuple[str, str, Any], ...]) -> None:
-    for module, name, value in items:
-        try:
-            var = getattr(_code.import_module(module), name, None)
-        except Exception:
-            continue
-        if isinstance(var, contextvars.ContextVar):
-            var.set(value)

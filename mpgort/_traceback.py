@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mpgort import _core
 from mpgort._errors import Deadlock, GoroutinePanic, MDied
-from mpgort._pickle import _RemoteTraceback
+from mpgort._exc import _RemoteTraceback
 
 _HOME = {2: "pinned", 3: "heavy", 4: "locked to thread", 5: "with a timeout"}  # shm.h SHM_HOME_*
 _STATUS = {_core.Grunnable: "runnable", _core.Grunning: "running", _core.Gidle: "idle"}

@@ -24,7 +24,7 @@
  * first: nothing is spent on paths while all goes well. */
 #include "codec.h"
 
-PyObject *core_errors, *core_pickle, *core_code_py;
+PyObject *core_errors, *core_pickle, *core_code_py, *core_exc_py;
 static struct enc *enc_free; /* under the GIL; several are in use when encoding runs Python */
 
 PyObject *core_error(const char *name)
@@ -777,7 +777,8 @@ size_t core_value_encode_small(PyObject *v, uint8_t *p, size_t room)
 
 int core_codec_init(PyObject *mod)
 {
-    if ((core_pickle = PyImport_ImportModule("mpgort._pickle")) == NULL || core_types_init() < 0)
+    if ((core_pickle = PyImport_ImportModule("mpgort._pickle")) == NULL ||
+        (core_exc_py = PyImport_ImportModule("mpgort._exc")) == NULL || core_types_init() < 0)
         return -1;
     return core_expose_init(mod);
 }

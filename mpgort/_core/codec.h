@@ -92,7 +92,7 @@ enum { BLOB_BARE = 0, BLOB_PICKLE = 1, BLOB_PICKLE_HANDLES = 2 /* with handles i
 
 enum { POINT_CREATED = 0, POINT_AWAIT = 1, POINT_YIELD = 2 };
 
-struct resume_point { /* Point of _code.py, which explains it */
+struct resume_point { /* Point of _bytecode.py, which explains it */
     int next, forward, line, how;
     uint16_t depth;
     const char *locals, *stack; /* a kind per slot */
@@ -176,8 +176,7 @@ struct enc {
     uint8_t *end,
         *start; /* of this blob; the write pointer itself travels in a register: see codec.c */
     struct core_enc *out;
-    bool moving;      /* a continuation; else a value */
-    bool ignore_root; /* the caller's references to the root are not counted */
+    bool moving; /* a continuation; else a value */
     int status, depth;
     PyObject *root, *park;
     bool park_met;
@@ -442,6 +441,7 @@ void dec_complete(struct dec *D, uint32_t at, PyObject *o);
 extern PyObject *core_errors;           /* module mpgort._errors */
 extern PyObject *core_pickle;           /* module mpgort._pickle */
 extern PyObject *core_code_py;          /* module mpgort._code */
+extern PyObject *core_exc_py;           /* module mpgort._exc */
 PyObject *core_error(const char *name); /* a class of mpgort._errors, borrowed */
 extern bool frames_ok;
 extern char frames_reason[160];

@@ -14,7 +14,7 @@
  * references, because they vanish when the original is dropped; and so do those of the functions
  * behind the frames.
  *
- * AS RESULTS. core_exc_encode() is for the one who awaits: copies, by _pickle.py, part by part. It
+ * AS RESULTS. core_exc_encode() is for the one who awaits: copies, by _exc.py, part by part. It
  * never fails for the exception's sake. */
 #include "codec.h"
 
@@ -367,7 +367,7 @@ fail:
 
 /* ---- results --------------------------------------------------------------------------------- */
 
-/* encode(o, keep) for _pickle.exc_rows(): `keep` says that the bytes will be sent; then the handles
+/* encode(o, keep) for _exc.exc_rows(): `keep` says that the bytes will be sent; then the handles
  * in them are the whole blob's. */
 static PyObject *encode_part(PyObject *capsule, PyObject *args)
 {
@@ -407,7 +407,7 @@ int core_exc_encode(PyObject *exc, struct core_enc *e)
     PyObject *encode = capsule != NULL ? PyCFunction_New(&encode_part_def, capsule) : NULL;
     PyObject *decode = encode != NULL ? PyCFunction_New(&decode_part_def, NULL) : NULL;
     if (decode != NULL)
-        rows = PyObject_CallMethod(core_pickle, "exc_rows", "OOO", exc, encode, decode);
+        rows = PyObject_CallMethod(core_exc_py, "exc_rows", "OOO", exc, encode, decode);
     Py_XDECREF(capsule);
     Py_XDECREF(encode);
     Py_XDECREF(decode);
@@ -430,7 +430,7 @@ PyObject *core_exc_decode(const uint8_t *p, size_t n, struct core_words *W)
         make_tb = PyCFunction_New(&traceback_of_def, NULL);
     if (make_tb != NULL && PyTuple_CheckExact(v) && PyTuple_GET_SIZE(v) == 2 &&
         PyArg_ParseTuple(v, "O!O!", &PyLong_Type, &pid, &PyList_Type, &rows))
-        exc = PyObject_CallMethod(core_pickle, "exc_made", "OOOO", pid, rows, decode, make_tb);
+        exc = PyObject_CallMethod(core_exc_py, "exc_made", "OOOO", pid, rows, decode, make_tb);
     else if (make_tb != NULL)
         dec_bad("an exception of odd parts");
     if (exc != NULL && !PyExceptionInstance_Check(exc)) {
@@ -446,41 +446,4 @@ PyObject *core_exc_decode(const uint8_t *p, size_t n, struct core_words *W)
     Py_XDECREF(decode);
     Py_XDECREF(v);
     return exc;
-}
-
-int core_context_encode(PyObject *ctx, struct core_enc *e)
-{
-    PyObject *items = PyObject_CallMethod(core_pickle, "context_items", "O", ctx);
-    if (items == NULL)
-        return ENC_ERROR;
-    PyObject *kept = PyList_New(0);
-    for (Py_ssize_t i = 0; kept != NULL && i < PyTuple_GET_SIZE(items); i++) {
-        PyObject *item = PyTuple_GET_ITEM(items, i);
-        struct core_enc one;
-        if (core_enc_init(&one) < 0) {
-            Py_CLEAR(kept);
-            break;
-        }
-        int r = core_value_encode(item, &one); /* alone first: one that cannot cross is left out */
-        core_enc_free(&one);
-        if (r == ENC_OK ? PyList_Append(kept, item) < 0
-                        : !PyErr_ExceptionMatches(core_error("SerializationError")))
-            Py_CLEAR(kept);
-        else if (r != ENC_OK)
-            PyErr_Clear();
-    }
-    Py_DECREF(items);
-    int r = kept != NULL ? core_value_encode(kept, e) : ENC_ERROR;
-    Py_XDECREF(kept);
-    return r;
-}
-
-int core_context_decode(const uint8_t *p, size_t n, struct core_words *W)
-{
-    PyObject *items = core_value_decode(p, n, W);
-    PyObject *r =
-        items != NULL ? PyObject_CallMethod(core_pickle, "context_set", "O", items) : NULL;
-    Py_XDECREF(items);
-    Py_XDECREF(r);
-    return r != NULL ? 0 : -1;
 }

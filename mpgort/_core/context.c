@@ -94,7 +94,7 @@ static bool immutable(PyObject *o)
  * forgotten. Asks what crosses of it: the rest is in neither. */
 static PyObject *keepable(PyObject *ctx, const uint8_t *p, size_t n)
 {
-    PyObject *items = PyObject_CallMethod(core_pickle, "context_items", "O", ctx);
+    PyObject *items = PyObject_CallMethod(core_code_py, "context_items", "O", ctx);
     bool yes = items != NULL && immutable(items);
     Py_XDECREF(items);
     PyObject *bytes = yes ? PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)n) : NULL;
@@ -111,6 +111,43 @@ static void keep_written(PyObject *vars, PyObject *bytes)
 
 /* ---- crossing -------------------------------------------------------------------------------- */
 
+static int encode(PyObject *ctx, struct core_enc *e)
+{
+    PyObject *items = PyObject_CallMethod(core_code_py, "context_items", "O", ctx);
+    if (items == NULL)
+        return ENC_ERROR;
+    PyObject *kept = PyList_New(0);
+    for (Py_ssize_t i = 0; kept != NULL && i < PyTuple_GET_SIZE(items); i++) {
+        PyObject *item = PyTuple_GET_ITEM(items, i);
+        struct core_enc one;
+        if (core_enc_init(&one) < 0) {
+            Py_CLEAR(kept);
+            break;
+        }
+        int r = core_value_encode(item, &one); /* alone first: one that cannot cross is left out */
+        core_enc_free(&one);
+        if (r == ENC_OK ? PyList_Append(kept, item) < 0
+                        : !PyErr_ExceptionMatches(core_error("SerializationError")))
+            Py_CLEAR(kept);
+        else if (r != ENC_OK)
+            PyErr_Clear();
+    }
+    Py_DECREF(items);
+    int r = kept != NULL ? core_value_encode(kept, e) : ENC_ERROR;
+    Py_XDECREF(kept);
+    return r;
+}
+
+static int decode(const uint8_t *p, size_t n, struct core_words *W)
+{
+    PyObject *items = core_value_decode(p, n, W);
+    PyObject *r =
+        items != NULL ? PyObject_CallMethod(core_code_py, "context_set", "O", items) : NULL;
+    Py_XDECREF(items);
+    Py_XDECREF(r);
+    return r != NULL ? 0 : -1;
+}
+
 /* Appends what of ctx can cross to e: ENC_OK, or ENC_ERROR with an exception. */
 int core_context_put(PyObject *ctx, struct core_enc *e)
 {
@@ -121,7 +158,7 @@ int core_context_put(PyObject *ctx, struct core_enc *e)
                                (size_t)PyBytes_GET_SIZE(written[i].bytes));
     size_t from = (size_t)(e->p - e->base), budget = e->budget;
     e->budget = SIZE_MAX;
-    int r = core_context_encode(ctx, e);
+    int r = encode(ctx, e);
     e->budget = budget;
     if (r == ENC_OK &&
         (bytes = keepable(ctx, e->base + from, (size_t)(e->p - e->base) - from)) != NULL) {
@@ -140,8 +177,7 @@ int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n, struct c
                 memcmp(PyBytes_AS_STRING(bytes), p, n) == 0;
     PyObject *ctx = knew ? PyContext_Copy(made[i].ctx) : PyContext_New(), *copy;
     int r = ctx == NULL ? -1 : core_context_switch(s, ctx);
-    if (r == 0 && !knew && (r = core_context_decode(p, n, W)) == 0 &&
-        (bytes = keepable(ctx, p, n)) != NULL) {
+    if (r == 0 && !knew && (r = decode(p, n, W)) == 0 && (bytes = keepable(ctx, p, n)) != NULL) {
         if ((copy = PyContext_Copy(ctx)) != NULL) {
             Py_XSETREF(made[i].bytes, Py_NewRef(bytes));
             Py_XSETREF(made[i].ctx, copy);

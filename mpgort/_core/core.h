@@ -105,8 +105,6 @@ int core_exc_encode(PyObject *exc, struct core_enc *e);
 PyObject *core_exc_decode(const uint8_t *p, size_t n, struct core_words *W);
 /* The items of a contextvars.Context that can cross (others are left out); decode sets them in the
  * current context: 0, or -1 with an exception. */
-int core_context_encode(PyObject *ctx, struct core_enc *e);
-int core_context_decode(const uint8_t *p, size_t n, struct core_words *W);
 /* The frames of an encoded chain without rebuilding it, for dumps: a new list of
  * (qualname, file, line), outermost first. Never trusts the bytes; NULL with an exception set. */
 PyObject *core_chain_frames(const uint8_t *p, size_t n);

@@ -231,7 +231,7 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
 
 /* ---- decoding -------------------------------------------------------------------------------- */
 
-/* Whether the interpreter's belief about a slot holds: see _code.py for the kinds. */
+/* Whether the interpreter's belief about a slot holds: see _bytecode.py for the kinds. */
 static bool kind_ok(char kind, PyObject *o, struct code_info *ci)
 {
     switch (kind) {

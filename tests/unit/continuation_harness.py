@@ -426,6 +426,29 @@ def finish(coro: Any, value: Any = None) -> Any:
     raise TooManyParks
 
 
+def refused(coro: Coroutine[Any, Any, Any], *words: str) -> Any:
+    """Starts the coroutine; encoding it must be refused with all `words`, twice alike."""
+    start(coro)
+    first, second = reason(coro), reason(coro)
+    assert first == second
+    for word in words:
+        assert word in first, first
+    return coro
+
+
+def reason(coro: Any) -> str:
+    """Why it cannot be encoded. The exception, which may hold what it speaks of, is let go."""
+    try:
+        core().chain_encode(coro)
+    except core().Pinned as e:
+        return str(e)
+    raise AssertionError("not refused")
+
+
+def here(fn: Callable[..., Any]) -> str:
+    return f"{Path(fn.__code__.co_filename).name}:"
+
+
 # ---- the other process --------------------------------------------------------------------------
 
 

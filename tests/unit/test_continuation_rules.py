@@ -11,28 +11,21 @@ import dataclasses
 import datetime
 import decimal
 import functools
-import inspect
 import random
 import re
-import socket
 import sys
-import sysconfig
-import tempfile
 import threading
 import types
 import uuid
-import warnings
-import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import continuation_bodies as bodies
 import continuation_harness as h
 import numpy as np
 import pytest
 
-from mpgort import _code, _core
+from mpgort import _core
 
 h.require_frames()
 
@@ -41,29 +34,6 @@ h.require_frames()
 def parks() -> Iterator[None]:
     with h.native_park():
         yield
-
-
-def refused(coro: Coroutine[Any, Any, Any], *words: str) -> Any:
-    """Starts the coroutine; encoding it must be refused with all `words`, twice alike."""
-    h.start(coro)
-    first, second = reason(coro), reason(coro)
-    assert first == second
-    for word in words:
-        assert word in first, first
-    return coro
-
-
-def reason(coro: Any) -> str:
-    """Why it cannot be encoded. The exception, which may hold what it speaks of, is let go."""
-    try:
-        _core.chain_encode(coro)
-    except _core.Pinned as e:
-        return str(e)
-    raise AssertionError("not refused")
-
-
-def here(fn: Callable[..., Any]) -> str:
-    return f"{Path(fn.__code__.co_filename).name}:"
 
 
 # ---- what the outside also holds ----------------------------------------------------------------
@@ -97,7 +67,7 @@ def test_mutable_object_shared_with_the_outside_pins_and_names_the_local(
     make: Callable[[], Any],
 ) -> None:
     thing = make()
-    coro = refused(_holds(thing), "thing", "_holds", here(_holds), type(thing).__name__)
+    coro = h.refused(_holds(thing), "thing", "_holds", h.here(_holds), type(thing).__name__)
     assert h.finish(coro) is thing
 
 
@@ -109,7 +79,7 @@ async def _holds_deep(thing: Any) -> Any:
 
 def test_sharing_deep_inside_a_local_is_found_too() -> None:
     thing = [1]
-    coro = refused(_holds_deep(thing), "_holds_deep")
+    coro = h.refused(_holds_deep(thing), "_holds_deep")
     assert h.finish(coro)["k"][1][0] is thing
 
 
@@ -129,7 +99,7 @@ async def _shares_a_cell(out: list[Any]) -> int:
 
 def test_closure_cell_shared_with_the_outside_pins() -> None:
     out: list[Any] = []
-    coro = refused(_shares_a_cell(out), "_shares_a_cell")
+    coro = h.refused(_shares_a_cell(out), "_shares_a_cell")
     out[0]()
     assert h.finish(coro) == 1
 
@@ -140,13 +110,13 @@ def test_sub_coroutine_that_somebody_else_holds_pins() -> None:
     async def outer() -> Any:
         return await inner
 
-    coro = refused(outer())
+    coro = h.refused(outer())
     assert h.finish(coro) == 1
 
 
 def test_object_goes_again_once_the_outside_has_let_go() -> None:
     thing = [1]
-    coro = refused(_holds(thing), "thing")
+    coro = h.refused(_holds(thing), "thing")
     del thing
     assert h.finish(h.move(coro)) == [1]
 
@@ -159,7 +129,7 @@ def test_iterator_over_a_shared_list_pins() -> None:
             await h.park()
         return "end"
 
-    assert h.finish(refused(body(iter(items)))) == "end"
+    assert h.finish(h.refused(body(iter(items)))) == "end"
 
 
 def test_two_coroutines_that_share_a_list_both_stay() -> None:
@@ -247,7 +217,7 @@ async def _has_an_instance_of_a_local_class(thing: Any) -> Any:
 
 def test_class_that_no_module_leads_to_keeps_its_goroutine_at_home() -> None:
     """A copy would be another class, and its methods would see copies of the globals."""
-    assert h.finish(refused(_has_a_local_class(), "Local", "Local", "no module leads to"))
+    assert h.finish(h.refused(_has_a_local_class(), "Local", "Local", "no module leads to"))
 
     class Local:
         pass
@@ -257,7 +227,7 @@ def test_class_that_no_module_leads_to_keeps_its_goroutine_at_home() -> None:
 
     for make in (Local, Wrong, lambda: [Local], lambda: (Local(), 1)):
         coro = _has_an_instance_of_a_local_class(make())
-        assert h.finish(refused(coro, "local 'again'", "no module leads to"))
+        assert h.finish(h.refused(coro, "local 'again'", "no module leads to"))
 
 
 async def _iterates_a_global() -> Any:
@@ -336,257 +306,6 @@ def test_function_that_its_name_no_longer_leads_to_is_not_exchanged_for_another(
     with contextlib.suppress(_core.Pinned):
         coro = h.move(coro)
     assert h.finish(coro) == "old"
-
-
-# ---- what never moves ---------------------------------------------------------------------------
-
-
-async def _open_file() -> Any:
-    stream = open(__file__)  # noqa: ASYNC230, SIM115
-    await h.park()
-    with stream:
-        return stream.read(3)
-
-
-async def _lock() -> Any:
-    guard = threading.Lock()
-    await h.park()
-    return guard.acquire(blocking=False)
-
-
-async def _inside_a_lock() -> Any:
-    with threading.Lock():
-        await h.park()
-    return True
-
-
-async def _socket() -> Any:
-    conn = socket.socket()
-    await h.park()
-    conn.close()
-    return conn.fileno()
-
-
-async def _weakref() -> Any:
-    ref = weakref.ref(_Registry)
-    await h.park()
-    return ref() is _Registry
-
-
-async def _weakly_referenced() -> Any:
-    target = _Registry()
-    WEAK.append(weakref.ref(target))
-    await h.park()
-    return WEAK.pop()() is target
-
-
-WEAK: list[Any] = []
-
-
-class _Sup(_Registry):
-    async def go(self) -> Any:
-        above = super()
-        await h.park()
-        return above.__init__.__func__ is _Registry.__init__  # type: ignore[misc]
-
-
-async def _super_object() -> Any:
-    return await _Sup().go()
-
-
-def _lines() -> Iterator[str]:
-    with open(__file__) as stream:
-        yield from stream
-
-
-async def _generator_with_a_file() -> Any:
-    lines = _lines()
-    first = next(lines)
-    await h.park()
-    lines.close()
-    return first
-
-
-async def _iterator_of_a_file() -> Any:
-    with open(__file__) as stream:  # noqa: ASYNC230
-        for line in stream:
-            await h.park()
-            return line
-
-
-async def _thread() -> Any:
-    worker = threading.Thread(target=int)
-    await h.park()
-    worker.start()
-    worker.join()
-    return worker.is_alive()
-
-
-async def _frame_object() -> Any:
-    frame = sys._getframe()
-    await h.park()
-    return frame.f_code.co_name
-
-
-async def _memoryview() -> Any:
-    view = memoryview(bytearray(b"abc"))
-    await h.park()
-    view[0] = 120
-    return bytes(view)
-
-
-async def _temporary_file() -> Any:
-    with tempfile.TemporaryFile() as tmp:
-        await h.park()
-        return tmp.write(b"abc")
-
-
-class _Finalized:
-    def __del__(self) -> None:
-        h.log("deleted")
-
-
-async def _finalizer() -> Any:
-    thing = _Finalized()
-    await h.park()
-    return type(thing).__name__
-
-
-async def _regex_match() -> Any:
-    found = re.match("(a)(b)", "ab")
-    await h.park()
-    return found and found.groups()
-
-
-NEVER: list[tuple[Any, str, str, Any]] = [
-    (_open_file, "stream", "TextIOWrapper", '"""'),
-    (_lock, "guard", "lock", True),
-    (_inside_a_lock, "", "lock", True),
-    (_socket, "conn", "socket", -1),
-    (_weakref, "ref", weakref.ref.__name__, True),
-    (_weakly_referenced, "target", "_Registry", True),
-    (_super_object, "above", "super", True),
-    (_generator_with_a_file, "stream", "TextIOWrapper", None),
-    (_iterator_of_a_file, "", "TextIOWrapper", None),
-    (_thread, "worker", "", False),
-    (_frame_object, "frame", "frame", "_frame_object"),
-    (_memoryview, "view", "memoryview", b"xbc"),
-    (_temporary_file, "tmp", "", 3),
-    (_finalizer, "thing", "_Finalized", "_Finalized"),
-]
-
-
-@pytest.mark.parametrize(
-    "body, local, kind, result", NEVER, ids=[row[0].__name__[1:] for row in NEVER]
-)
-def test_what_cannot_move_keeps_the_goroutine_home_and_is_named(
-    body: Any, local: str, kind: str, result: Any
-) -> None:
-    function = {_super_object: "go", _generator_with_a_file: "_lines"}.get(body, body.__name__)
-    coro = refused(body(), local, kind, function, here(body))
-    got = h.finish(coro)
-    assert result is None or got == result
-
-
-def test_regex_match_is_moved_whole_or_refused() -> None:
-    coro = h.start(_regex_match())
-    with contextlib.suppress(_core.Pinned):
-        coro = h.move(coro)
-    assert h.finish(coro) == ("a", "b")
-
-
-async def _closes_its_file() -> Any:
-    with open(__file__) as stream:  # noqa: ASYNC230
-        await h.park()
-    del stream
-    await h.park()
-    return "light"
-
-
-def test_goroutine_moves_again_once_the_file_is_closed() -> None:
-    coro = refused(_closes_its_file(), "stream")
-    assert _core.chain_send(coro, None)[0] is False
-    assert h.finish(h.move(coro)) == "light"
-
-
-def test_reason_names_the_line_where_the_frame_stands() -> None:
-    coro = h.start(_open_file())
-    with pytest.raises(_core.Pinned) as info:
-        _core.chain_encode(coro)
-    line = coro.cr_frame.f_lineno
-    assert f"{Path(__file__).name}:{line}" in str(info.value)
-    assert h.finish(coro)
-
-
-class _Explodes:
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise RuntimeError("not today")
-
-
-async def _reduce_raises() -> Any:
-    thing = _Explodes()
-    await h.park()
-    return type(thing).__name__
-
-
-def test_exception_of_a_users_reduce_is_a_refusal_with_its_text() -> None:
-    assert h.finish(refused(_reduce_raises(), "thing", "not today")) == "_Explodes"
-
-
-class _Meddles:
-    target: Any = None
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        for act in (lambda: _Meddles.target.send(None), lambda: _Meddles.target.close()):
-            try:
-                act()
-            except BaseException as e:
-                h.log(type(e).__name__)
-        return (_Registry, ())
-
-
-async def _holds_a_meddler() -> Any:
-    thing = _Meddles()
-    try:
-        await h.park()
-    finally:
-        h.log("finally")
-    return type(thing).__name__
-
-
-def test_user_code_that_runs_during_the_encoding_cannot_resume_the_coroutine() -> None:
-    h.LOG.clear()
-    coro = h.start(_holds_a_meddler())
-    _Meddles.target = coro
-    try:
-        with contextlib.suppress(_core.Pinned):
-            _core.chain_encode(coro)
-    finally:
-        _Meddles.target = None
-    assert ("tuple", ("str", "'finally'")) not in h.LOG
-    assert h.finish(coro) == "_Meddles"
-
-
-class _Reenters:
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        inner = h.start(_holds([1, 2]))
-        assert h.finish(h.move(inner)) == [1, 2]
-        _core.value_decode(_core.value_encode({"a": [1]}))
-        return (_Registry, ())
-
-
-def test_encoder_can_be_entered_again_from_a_users_reduce() -> None:
-    async def body() -> Any:
-        first, thing, last = ["x"], _Reenters(), ["y"]
-        both = (first, last)
-        await h.park()
-        return first, type(thing).__name__, both[1] is last
-
-    coro = h.start(body())
-    with contextlib.suppress(_core.Pinned):
-        coro = h.move(coro)
-    out = h.finish(coro)
-    assert (out[0], out[2]) == (["x"], True)
 
 
 # ---- heavy --------------------------------------------------------------------------------------
@@ -688,7 +407,7 @@ class _Slotted:
 def test_object_inside_a_pickled_one_that_the_outside_also_holds_pins() -> None:
     for thing in ([1], {"k": 1}, _Registry(), _Slotted(2)):
         coro = _has_an_instance_of_a_local_class(_Slotted([thing]))
-        assert h.finish(refused(coro, "local 'again'", "outside", type(thing).__name__))
+        assert h.finish(h.refused(coro, "local 'again'", "outside", type(thing).__name__))
 
 
 async def _shares_with_the_pickled() -> Any:
@@ -729,57 +448,3 @@ def test_objects_of_the_library_that_nobody_else_holds_are_not_taken_for_shared(
     for _ in range(2):
         coro = h.move(coro)
     assert len(h.finish(coro)) == 15
-
-
-# ---- what is promised of a suspended frame ------------------------------------------------------
-
-
-def _stdlib_generators() -> Iterator[types.CodeType]:
-    def within(code: types.CodeType) -> Iterator[types.CodeType]:
-        if code.co_flags & (
-            inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
-        ):
-            yield code
-        for const in code.co_consts:
-            if isinstance(const, types.CodeType):
-                yield from within(const)
-
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    files = [
-        *stdlib.glob("*.py"),
-        *stdlib.glob("asyncio/*.py"),
-        *stdlib.glob("test/test_[cgpt]*.py"),
-    ]
-    for file in [*files, *Path(bodies.__file__).parent.glob("*.py")]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield from within(compile(file.read_bytes(), str(file), "exec", dont_inherit=True))
-
-
-def test_every_opcode_in_generators_of_the_stdlib_has_a_rule_with_the_effect_that_dis_tells(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An opcode without a rule blurs what stands below it: then hostile bytes may put anything
-    there. (PRECALL and CALL of 3.11 share one effect; dis counts what RETURN_GENERATOR pushes for
-    the caller.)"""
-    gaps, wrong = set[str](), set[tuple[str, bool]]()
-    step = _code._step
-
-    def checked(ins: Any, s: Any, jump: bool) -> Any:
-        after = step(ins, s, jump)
-        effect = len(after.stack) - len(s.stack)
-        if ins.opname not in ("PRECALL", "CALL", "RETURN_GENERATOR"):
-            if effect != _code._effect(ins, jump):
-                wrong.add((ins.opname, jump))
-        return after
-
-    def blurred(name: str, *args: Any) -> Any:
-        gaps.add(name)
-        raise _code._Unknown(name)
-
-    monkeypatch.setattr(_code, "_step", checked)
-    monkeypatch.setattr(_code, "_blur", blurred)
-    codes = list(_stdlib_generators())
-    unknown = [code for code in codes if not _code.analyse(code)]
-    assert len(codes) > 400
-    assert (gaps, wrong, unknown) == (set(), set(), [])

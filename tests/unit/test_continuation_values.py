@@ -29,7 +29,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpgort import _core, _pickle
+from mpgort import _core, _exc
 from mpgort._errors import SerializationError
 
 
@@ -415,7 +415,7 @@ def exc_trip(e: BaseException) -> BaseException:
     back = _core.exc_decode(_core.exc_encode(e))
     assert isinstance(back, BaseException)
     if e.__cause__ is None and (e.__context__ is None or e.__suppress_context__):
-        assert type(back.__cause__) is _pickle._RemoteTraceback
+        assert type(back.__cause__) is _exc._RemoteTraceback
         back.__cause__ = None
         back.__suppress_context__ = e.__suppress_context__
     return back
@@ -519,8 +519,8 @@ def test_exception_of_a_class_that_is_not_there_arrives_as_its_builtin_base() ->
 
     outer = ExceptionGroup("g", [Gone("x"), KeyError("k")])
     outer.__context__ = outer.exceptions[1]
-    rows = _pickle.exc_rows(outer, refuse_gone, _core.value_decode)
-    back = _pickle.exc_made(*rows, _core.value_decode, no_traceback)
+    rows = _exc.exc_rows(outer, refuse_gone, _core.value_decode)
+    back = _exc.exc_made(*rows, _core.value_decode, no_traceback)
     assert type(back) is ExceptionGroup and type(back.exceptions[0]) is LookupError
     assert back.exceptions[0].args == ("x",) and "stays away" in back.exceptions[0].__notes__[0]
     assert back.__context__ is back.exceptions[1]
@@ -544,9 +544,9 @@ def test_row_that_the_other_side_cannot_make_costs_only_itself() -> None:
         except KeyError:
             raise Custom(3, detail="d") from OSError(2, "two")
     except Custom as e:
-        pid, rows = _pickle.exc_rows(e, lambda o, keep: _core.value_encode(o), _core.value_decode)
+        pid, rows = _exc.exc_rows(e, lambda o, keep: _core.value_encode(o), _core.value_decode)
     rows[0] = (b"nothing", *rows[0][1:])
-    back = _pickle.exc_made(pid, rows, _core.value_decode, no_traceback)
+    back = _exc.exc_made(pid, rows, _core.value_decode, no_traceback)
     assert type(back) is Exception and back.args == ("code 3",)
     assert "could not be made here" in back.__notes__[0]
     assert back.__cause__.errno == 2 and back.__context__.args == ("inner",)
