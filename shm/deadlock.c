@@ -52,7 +52,7 @@ bool shm_checkdead(struct shm_ctx *c)
         if (kind == SHM_M_WORKER &&
             load_seq(&m->kill)) /* the keeper is to end one there (kill.c) */
             return false;
-        if (load_seq(&m->homeq_n) || (kind == SHM_M_M0 && load_seq(&m->curg)))
+        if (shm_any_home(m) || (kind == SHM_M_M0 && load_seq(&m->curg)))
             return false;
         /* A death nobody knows of yet: its reaper will ready those who wait for what it had. */
         if ((kind == SHM_M_WORKER || kind == SHM_M_KEEPER) && !shm_m_alive(c, i + 1))

@@ -256,7 +256,7 @@ static bool may_spin(const struct shm_ctx *c)
 static bool something(struct shm_ctx *c, uint64_t now)
 {
     struct shm_m *m = c->m;
-    if (load_seq(&m->homeq_n) || (load_seq(&m->attn) & SHM_ATTN_NOW) || /* I3, tag: idle-dance */
+    if (shm_any_home(m) || (load_seq(&m->attn) & SHM_ATTN_NOW) || /* I3, tag: idle-dance */
         load_seq(&c->hdr->shutdown))
         return true;
     if (shm_home_only(c))
@@ -270,7 +270,7 @@ static bool something(struct shm_ctx *c, uint64_t now)
  * which steal() takes if it stays. Relaxed: all hints, what they lead to is taken by CAS. */
 static bool handed_over(const struct shm_ctx *c)
 {
-    if (load_rlx(&c->m->homeq_n) || (load_rlx(&c->m->attn) & SHM_ATTN_NOW))
+    if (shm_any_home(c->m) || (load_rlx(&c->m->attn) & SHM_ATTN_NOW))
         return true;
     if (shm_home_only(c))
         return false;

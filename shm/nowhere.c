@@ -125,7 +125,7 @@ static bool look_around(struct shm_ctx *c, struct names *l)
     look_at_list(c, l, h->batchq_head);
     for (uint32_t i = 0; i < nm; i++) {
         look_at_list(c, l, load_seq(&c->mtab[i].homeq));
-        look_at_list(c, l, load_seq((_Atomic uint64_t *)&c->mtab[i].homeq_fifo));
+        look_at_list(c, l, load_seq(&c->mtab[i].homeq_fifo));
     }
     look_at_names(c, l);
     for (uint32_t i = 0; i < np; i++) {

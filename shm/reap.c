@@ -469,8 +469,8 @@ static void end_gs(struct shm_ctx *c, struct shm_m *dead)
     }
     FAILPOINT("reap.gs.ended");
     store_rlx(&dead->homeq, 0); /* none is left, and nobody has one to push */
+    store_rlx(&dead->homeq_fifo, 0);
     store_rlx(&dead->homeq_n, 0);
-    dead->homeq_fifo = 0;
 }
 
 /* ---- all of it ------------------------------------------------------------------------------- */

@@ -385,11 +385,14 @@ shm_gref shm_runqsteal(struct shm_ctx *c, struct shm_p *p, struct shm_p *victim,
 
 /* ---- home queues ----------------------------------------------------------------------------- */
 
-/* Any M; the caller wakes the home M if it sleeps. Counted before it can be taken: homeq_n is never
- * 0 while a G is queued. */
+/* homeq_n is a hint: who pushes may die between the count and the push, and his reaper pushes, and
+ * counts, again. Whether anything is there the lists say, shm_any_home(). */
+
+/* Any M; the caller wakes the home M if it sleeps. */
 void shm_homeqput(struct shm_ctx *c, struct shm_m *home, shm_gref r)
 {
-    add_acqrel(&home->homeq_n, 1);
+    add_rlx(&home->homeq_n, 1); /* a hint */
+    FAILPOINT("runq.home.counted");
     shm_gref head = load_rlx(&home->homeq);
     do
         shm_g(c, r)->schedlink = head;
@@ -402,26 +405,28 @@ void shm_homeqput(struct shm_ctx *c, struct shm_m *home, shm_gref r)
 shm_gref shm_homeqget(struct shm_ctx *c)
 {
     struct shm_m *m = c->m;
-    if (load_rlx(&m->homeq_n) == 0) /* a hint; the last look before sleep is idle.c's */
-        return 0;
-    if (m->homeq_fifo == 0) {
+    shm_gref r = load_rlx(&m->homeq_fifo); /* own word */
+    if (r == 0) {
+        if (load_rlx(&m->homeq) == 0) /* the last look before sleep is idle.c's */
+            return 0;
+        uint32_t n = 0;
         store_rel(&m->turning, 1); /* what is in no list for a moment; read by the reaper */
-        shm_gref r = xchg_acqrel(&m->homeq, 0); /* pairs with the pushers' CAS */
-        while (r) {
-            shm_gref next = shm_g(c, r)->schedlink;
-            shm_g(c, r)->schedlink = m->homeq_fifo;
-            m->homeq_fifo = r;
-            r = next;
+        shm_gref from = xchg_acqrel(&m->homeq, 0); /* pairs with the pushers' CAS */
+        while (from) {
+            shm_gref next = shm_g(c, from)->schedlink;
+            shm_g(c, from)->schedlink = r;
+            store_rel(&m->homeq_fifo, from); /* after its link; read by reapers */
+            r = from;
+            from = next;
+            n++;
         }
+        store_rlx(&m->homeq_n, n); /* a hint */
         moved(c);
         store_rel(&m->turning, 0); /* after they are in the list; pairs as above */
     }
-    shm_gref r = m->homeq_fifo;
-    if (r) {
-        name(c, SHM_IF_GOT, r);
-        m->homeq_fifo = shm_g(c, r)->schedlink;
-        moved(c);                   /* the list has changed under who walks it */
-        sub_acqrel(&m->homeq_n, 1); /* pairs with the look of an idle M for who has too much */
-    }
+    name(c, SHM_IF_GOT, r);
+    store_rel(&m->homeq_fifo, shm_g(c, r)->schedlink); /* after the name; read by reapers */
+    moved(c);                                          /* the list has changed under who walks it */
+    sub_acqrel(&m->homeq_n, 1);                        /* a hint */
     return r;
 }

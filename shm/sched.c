@@ -391,7 +391,7 @@ static int attention(struct shm_ctx *c)
     uint32_t attn = load_acq(&c->m->attn); /* pairs with or_seq of who asks */
     if (likely(attn == 0))
         return SHM_OK;
-    if ((attn & SHM_ATTN_OFFLOAD) && load_rlx(&c->m->homeq_n) == 0)
+    if ((attn & SHM_ATTN_OFFLOAD) && !shm_any_home(c->m))
         and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_OFFLOAD);
     return attn & SHM_ATTN_NOW ? SHM_EINTR : SHM_OK;
 }

@@ -373,9 +373,9 @@ struct shm_m {
     _Atomic uint64_t stands_at; /* a hint: what its G awaits live, by shm_stand(); 0: nothing */
     _Alignas(
         SHM_CACHELINE) _Atomic uint64_t homeq; /* grefs of its own at-home Gs, LIFO by schedlink */
-    _Atomic uint32_t homeq_n;                  /* in homeq and homeq_fifo */
+    _Atomic uint32_t homeq_n;                  /* in both lists, about: a hint */
     uint32_t pad0_;
-    shm_gref homeq_fifo; /* owner only: taken out of homeq, oldest first */
+    _Atomic uint64_t homeq_fifo; /* owner only: taken out of homeq, oldest first */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t inflight[SHM_INFLIGHT];
     _Atomic uint64_t park_epoch; /* of the wait that inflight[SHM_IF_PARK] is about to arm */
     _Atomic uint64_t moved;      /* +1 each time Gs came from one queue into another by this M */
@@ -761,6 +761,11 @@ shm_gref shm_globrunqget(struct shm_ctx *c, struct shm_p *p, uint32_t max); /* r
 shm_gref shm_batchqget(struct shm_ctx *c);
 void shm_homeqput(struct shm_ctx *c, struct shm_m *home, shm_gref g); /* any M */
 shm_gref shm_homeqget(struct shm_ctx *c);                             /* own M only, FIFO */
+static inline bool shm_any_home(const struct shm_m *m)
+{
+    /* Seq_cst: tag idle-dance; pairs with shm_homeqput(). */
+    return load_seq(&m->homeq) || load_seq(&m->homeq_fifo);
+}
 
 /* ---- sched.c: THEN HERE ---------------------------------------------------------------------- */
 

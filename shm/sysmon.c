@@ -100,7 +100,7 @@ static bool look_at(struct shm_ctx *c, struct shm_p *p, struct shm_m *m, uint64_
         return false;
     if (!shm_runqempty(p))
         r->owed = true;
-    if (load_rlx(&m->homeq_n) && shm_anyidlep(c)) /* a hint */
+    if (shm_any_home(m) && shm_anyidlep(c))
         or_seq(&m->attn, SHM_ATTN_OFFLOAD);
     return blocked;
 }

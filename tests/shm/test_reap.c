@@ -517,7 +517,37 @@ static void test_last_words_are_those_of_the_signal_it_died_of(void)
     }
 }
 
-H_MAIN(T(test_last_words_are_those_of_the_signal_it_died_of),
+/* Counted, and not yet pushed: its reaper pushed it, and counted it again. So its home M took itself
+ * for one with work for ever: it did not sleep any more, and no deadlock was found. */
+static void readies_one_at_home(struct shm_ctx *c, int n, void *where)
+{
+    (void)n;
+    CHECK_EQ(shm_acquirep(c, 0), SHM_OK);
+    h_die_at(where, 1);
+    do_send_home(c);
+}
+static void test_who_dies_as_he_readies_one_at_home_leaves_its_m_with_nothing_to_do(void)
+{
+    static char *const points[] = {"runq.home.counted", "runq.home.put"};
+    for (int i = 0; i < 2; i++) {
+        bool inherit;
+        shm_gref r;
+        h_what = points[i];
+        d_begin(&acts[0]);
+        int pid = h_fork(readies_one_at_home, 0, points[i]), status = h_wait(pid);
+        CHECK(d_killed(status));
+        shm_reap(&k, &k.mtab[d_slot(pid)], status);
+        CHECK(shm_any_home(w.m));
+        take_apart(1);
+        CHECK_EQ(shm_findrunnable(&w, false, &r, &inherit), SHM_EAGAIN);
+        CHECK(!shm_any_home(w.m));
+        CHECK_EQ(load_acq(&w.m->homeq_n), 0);
+        d_end(16);
+    }
+}
+
+H_MAIN(T(test_who_dies_as_he_readies_one_at_home_leaves_its_m_with_nothing_to_do),
+       T(test_last_words_are_those_of_the_signal_it_died_of),
        T(test_a_slot_that_others_have_freed_before_the_reaper_comes_is_freed_once),
        T(test_an_m_killed_at_each_failpoint_of_each_primitive_leaves_a_whole_segment),
        T(test_a_reaper_killed_at_each_of_its_failpoints_is_followed_by_another),

@@ -272,10 +272,12 @@ static void test_a_home_queue_is_first_in_first_out(void)
     for (int i = 4; i < 10; i++)
         shm_homeqput(&c, c.m, gs[i]);
     CHECK_EQ(load_acq(&c.m->homeq_n), 9);
+    CHECK(shm_any_home(c.m));
     for (int i = 1; i < 10; i++)
         CHECK_EQ(shm_homeqget(&c), gs[i]);
     CHECK_EQ(shm_homeqget(&c), 0);
     CHECK_EQ(load_acq(&c.m->homeq_n), 0);
+    CHECK(!shm_any_home(c.m));
     h_seg_end(&c);
 }
 
