@@ -296,29 +296,10 @@ static void settle_slot(struct shm_ctx *c, struct shm_m *dead, _Atomic uint64_t 
 
 /* ---- 5: who ends with it --------------------------------------------------------------------- */
 
-/* As panic() in _core/life.c. */
 static void panic(struct shm_ctx *c, const struct shm_g *g, struct shm_m *dead, bool ran)
 {
-    struct shm_hdr *h = c->hdr;
-    uint32_t w = load_acq(&h->panic), by = w >> 8; /* pairs with who panicked */
-    if ((w != 0 && (w == 2 || (by != shm_m1(dead) && by != c->m1))) ||
-        !cas_acqrel(&h->panic, &w, c->m1 << 8 | 1))
-        return;
-    struct shm_val old = h->panic_val, v = died(c, g, dead, ran);
-    h->panic_goid = g->goid;
-    h->panic_how = SHM_J_DIED;
-    shm_tx_begin(c);
-    shm_val_adopt(c, &old); /* of somebody who died here */
-    shm_val_publish(c, &v);
-    shm_tx_val(c, &h->panic_val, &v);
-    shm_tx_commit(c);
-    FAILPOINT("reap.panic.said");
-    shm_val_drop(c, &old);
-    FAILPOINT("reap.panic");
-    store_rel(&h->panic, 2); /* publishes the above; pairs with core_failure() */
-    struct shm_m *m0 = &c->mtab[h->m0_slot];
-    or_seq(&m0->attn, SHM_ATTN_PANIC); /* seen by M0 before it sleeps: tag idle-dance */
-    shm_notewakeup(&m0->note);
+    struct shm_val v = died(c, g, dead, ran);
+    shm_panic(c, g->goid, SHM_J_DIED, &v, shm_m1(dead));
 }
 
 /* The waits of a G that does not run any more are over, and it is this M's, running. False: the

@@ -1309,6 +1309,12 @@ void shm_reap_locks(struct shm_ctx *c, struct shm_m *dead);
 /* Everything of a dead M: the essay of reap.c. By the keeper. */
 void shm_reap(struct shm_ctx *c, struct shm_m *dead, int32_t wait_status);
 
+/* ---- panic.c --------------------------------------------------------------------------------- */
+
+/* The program ends by that goroutine, if no other was first. how, v: as a join's end; v is moved.
+ * Another M's half-done one is taken over if that is dead_m1, which the caller reaps; 0: none. */
+void shm_panic(struct shm_ctx *c, uint64_t goid, uint32_t how, struct shm_val *v, uint32_t dead_m1);
+
 /* ---- code.c ---------------------------------------------------------------------------------- */
 
 SHM_MUSTUSE int shm_code_intern(struct shm_ctx *c, const uint8_t hash[16], const void *payload,

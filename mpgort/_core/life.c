@@ -118,31 +118,15 @@ shm_off core_self_join(struct core_proc *s)
 
 /* ---- the end of a goroutine ------------------------------------------------------------------ */
 
-/* The first goroutine that panics names itself in the header; M0 raises it. */
 static void panic(struct core_proc *s, struct shm_g *g, PyObject *exc)
 {
-    struct shm_hdr *hdr = s->c->hdr;
     struct shm_val v;
-    uint32_t none = 0;
     own_add(&s->c->m->st.panics, 1); /* owner only */
     if (core_exc_store(s->prog, exc, &v) < 0) {
         PyErr_Clear();
         v.tag = SHM_VAL_NONE;
     }
-    /* Claims panic_val; pairs with the same CAS here and in reap.c. */
-    if (!cas_acqrel(&hdr->panic, &none, s->c->m1 << 8 | 1)) {
-        shm_val_drop(s->c, &v);
-        return;
-    }
-    hdr->panic_goid = g->goid;
-    hdr->panic_how = SHM_J_ERROR;
-    if (v.tag == SHM_VAL_HEAP)
-        shm_publish(s->c, v.h.off);
-    hdr->panic_val = v;
-    store_rel(&hdr->panic, 2); /* publishes panic_val; pairs with load_acq in core_failure() */
-    struct shm_m *m0 = &s->c->mtab[hdr->m0_slot];
-    or_seq(&m0->attn, SHM_ATTN_PANIC); /* seen by M0 before it sleeps: tag idle-dance (idle.c) */
-    shm_notewakeup(&m0->note);
+    shm_panic(s->c, g->goid, SHM_J_ERROR, &v, 0);
 }
 
 /* The G that runs has ended with value, or with the exception that is set (value NULL).

@@ -546,7 +546,62 @@ static void test_who_dies_as_he_readies_one_at_home_leaves_its_m_with_nothing_to
     }
 }
 
-H_MAIN(T(test_who_dies_as_he_readies_one_at_home_leaves_its_m_with_nothing_to_do),
+/* ---- a panic --------------------------------------------------------------------------------- */
+
+static void do_panic(struct shm_ctx *c)
+{
+    struct shm_val v = v_big(c, 7);
+    shm_gref r = l_new(c);
+    shm_g(c, r)->flags |= SHM_GF_GO;
+    shm_panic(c, shm_g(c, r)->goid, SHM_J_ERROR, &v, 0);
+    CHECK_EQ(v.tag, SHM_VAL_NONE);
+    FAILPOINT("test.panicked");
+    shm_g(c, r)->flags &= (uint8_t)~SHM_GF_GO;
+}
+
+static void build_panic(void)
+{
+    if (W == NULL)
+        W = h_shared(sizeof *W);
+    memset(W, 0, sizeof *W);
+}
+
+/* It is whole, the one exception or a death, and M0 knows; nobody else's bytes are left. */
+static void panic_arrived(uint32_t hands)
+{
+    struct shm_hdr *h = k.hdr;
+    struct shm_val none = {.tag = SHM_VAL_NONE}, v = h->panic_val;
+    d_run(finish);                           /* it was not yet that far */
+    if (hands == 0 || load_acq(&h->panic)) { /* else it died before it had a goroutine */
+        CHECK_EQ(load_acq(&h->panic), 2);
+        CHECK(load_acq(&k.mtab[h->m0_slot].attn) & SHM_ATTN_PANIC);
+        CHECK_EQ(h->panic_goid, 1);
+        if (h->panic_how == SHM_J_ERROR)
+            CHECK_EQ(v_num(&w, &v), 7);
+        else
+            CHECK_EQ(v.tag, sizeof(struct shm_died));
+    }
+    if (!hands)
+        CHECK_EQ(h->panic_how, SHM_J_ERROR);
+    h->panic_val = none;
+    store_rlx(&h->panic, 0);
+    shm_val_drop(&w, &v);
+}
+
+static const struct act panics[] = {{"panic", build_panic, do_panic, panic_arrived, 1, 0}};
+
+static void test_a_panic_is_whole_and_told_whenever_who_says_it_dies(void)
+{
+    d_killed_everywhere(panics, 1);
+}
+static void test_a_panic_is_whole_and_told_though_reapers_die_of_it_too(void)
+{
+    d_reaper_killed(panics, 1);
+}
+
+H_MAIN(T(test_a_panic_is_whole_and_told_whenever_who_says_it_dies),
+       T(test_a_panic_is_whole_and_told_though_reapers_die_of_it_too),
+       T(test_who_dies_as_he_readies_one_at_home_leaves_its_m_with_nothing_to_do),
        T(test_last_words_are_those_of_the_signal_it_died_of),
        T(test_a_slot_that_others_have_freed_before_the_reaper_comes_is_freed_once),
        T(test_an_m_killed_at_each_failpoint_of_each_primitive_leaves_a_whole_segment),
