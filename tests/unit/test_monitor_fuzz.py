@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import random
 
+import pytest
+
 STORM = os.environ.get("MPGORT_STORM", "0") not in ("", "0")
 
 FUZZ = """
@@ -173,6 +175,7 @@ FUZZ = """
 """
 
 
+@pytest.mark.timeout(3700 if STORM else 120)
 def test_a_damaged_segment_neither_crashes_nor_hangs_a_monitor(program):
     seed = int(os.environ.get("MPGORT_SEED", random.randrange(1 << 30)))
     print("MPGORT_SEED", seed)
