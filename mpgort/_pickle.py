@@ -32,7 +32,7 @@ from typing import Any, cast
 import cloudpickle
 
 from . import _buffer, _byvalue, _code
-from ._errors import OverBudget, Refused
+from ._errors import OverBudget, Refused, SerializationError
 
 # What never crosses, and what to call it.
 _NEVER: tuple[tuple[tuple[type, ...], str], ...] = (
@@ -246,7 +246,7 @@ def blame(
 
 
 def _reason(o: object, error: BaseException) -> str:
-    if isinstance(error, Refused):
+    if isinstance(error, (Refused, SerializationError)):
         return str(error)
     return f"{type(o).__qualname__}: {type(error).__name__}: {error}"
 

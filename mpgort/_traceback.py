@@ -47,9 +47,15 @@ def format_goroutine(row: Row) -> str:
 def format_frames(frames: list[tuple[str, str, int]]) -> list[str]:
     """Two lines for each of the frames, which come outermost first."""
     lines = []
-    for name, file, line in reversed(frames):
+    for name, file, line in reversed(theirs(frames)):
         lines += [f"{name}(...)", f"\t{file}:{line}"]
     return lines
+
+
+def theirs(frames: list[Line]) -> list[Line]:
+    """Without the frame that awaits for a goroutine which has none: go(ch.recv)."""
+    ours = _await_it.__code__
+    return [f for f in frames if f[:2] != (ours.co_qualname, ours.co_filename)]
 
 
 def format_thread(row: Row, pids: dict[int, int]) -> str:
@@ -109,7 +115,7 @@ def leaks(prog: _core.Program) -> list[Leak]:
     rows = [row for row in _core.goroutines(prog) if row[0] in found] if found else []
     leaked = []
     for goid, _, reason, seconds, _, _, where, parent, site in sorted(rows, key=lambda row: row[0]):
-        stack = where[0][::-1] if where is not None else []
+        stack = theirs(where[0])[::-1] if where is not None else []
         leaked.append(Leak(goid, reason, int(seconds // 60), stack, found[goid], parent, site))
     return leaked
 

@@ -142,7 +142,9 @@ uint8_t *enc_fail_by_exception(struct enc *E)
     PyObject *text = PyObject_Str(exc);
     const char *s = text != NULL ? PyUnicode_AsUTF8(text) : NULL;
     PyErr_Clear();
-    enc_refuse(E, "%.60s: %.120s", Py_TYPE(exc)->tp_name, s != NULL ? s : "?");
+    bool ours = (PyObject *)Py_TYPE(exc) == core_error("SerializationError"); /* as the whole */
+    enc_refuse(E, "%.60s%s%.160s", ours ? "" : Py_TYPE(exc)->tp_name, ours ? "" : ": ",
+               s != NULL ? s : "?");
     Py_XDECREF(text);
     Py_XSETREF(E->cause, exc);
     return NULL;

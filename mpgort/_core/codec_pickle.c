@@ -190,7 +190,10 @@ static PyMethodDef seen_def = {"seen", seen, METH_O, NULL};
 /* The same for a pickle that is made only to see whether it can be. */
 static PyObject *seen_dry(PyObject *none, PyObject *o)
 {
-    return Py_NewRef(how_of(Py_TYPE(o))->handle != NULL ? Py_True : Py_None);
+    const struct core_handle_type *h = how_of(Py_TYPE(o))->handle;
+    if (h != NULL && h->word(o) == UINT64_MAX)
+        return NULL;
+    return Py_NewRef(h != NULL ? Py_True : Py_None);
 }
 static PyMethodDef seen_dry_def = {"seen", seen_dry, METH_O, NULL};
 

@@ -65,6 +65,20 @@ def test_a_deadlock_lists_every_goroutine_with_reason_and_frames(procs: int) -> 
     assert f"\t{__file__}:{receive.__code__.co_firstlineno + 1}\n" in text
 
 
+async def asleep_without_a_frame() -> None:
+    go(chan().recv)
+    await chan().send(1)
+
+
+def test_a_goroutine_without_a_frame_of_its_own_shows_none(procs: int) -> None:
+    with pytest.raises(Deadlock) as e:
+        mpgort.run(asleep_without_a_frame, procs=procs)
+    assert re.search(
+        r"goroutine \d+ \[chan receive.*\]:\ncreated by asleep_without_a_frame in goroutine 1\n",
+        str(e.value),
+    )
+
+
 async def deadlock_after_work(n: int) -> None:
     out = chan()
     for i in range(n):

@@ -118,6 +118,26 @@ def test_not_even_a_reducer_makes_a_lock_or_a_socket_cross(
                 rt.spawn(taker, o)
 
 
+class Holds:
+    """Goes by pickle."""
+
+    def __init__(self, what: Any) -> None:
+        self.what = what
+
+    def __reduce__(self) -> Any:
+        return Holds, (self.what,)
+
+
+def test_a_handle_for_another_runtime_is_said_once_and_where() -> None:
+    with mpgort.Runtime(0) as one, mpgort.Runtime(0) as other:
+        ch = one.chan()
+        text = "a mpgort.Chan cannot cross to another runtime than the one that made it"
+        for what, path in ((ch, ""), ([ch.recv], r"[0].__self__"), ({"a": Holds(ch)}, "['a'].what")):
+            with pytest.raises(mpgort.SerializationError) as info:
+                other.spawn(taker, what)
+            assert str(info.value) == f"args[0]{path}: {text}"
+
+
 # ---- no room -------------------------------------------------------------------------------------
 
 
