@@ -56,31 +56,43 @@ Job = tuple[contextvars.Context, Callable[..., Any], tuple[Any, ...], dict[str, 
 
 # Threads of this process without a job, each waiting on its own queue. No limit, as in Go: a call
 # that waits for another one's effect must get a thread. Daemons: they never keep a process alive.
-_idle: list[SimpleQueue[Job]] = []
+# In M0 they end with the program (`end_idle`): where a second thread is, the next one would not be
+# started by fork.
+_idle: list[tuple[SimpleQueue[Job | None], threading.Thread]] = []
 _IDLE_MOST = 8
 
 
-def _work(queue: SimpleQueue[Job]) -> None:
-    while True:
-        context, fn, args, kwargs, done = queue.get()
+def _work(queue: SimpleQueue[Job | None]) -> None:
+    stays = True
+    while stays and (job := queue.get()) is not None:
+        context, fn, args, kwargs, done = job
         try:
             value, exc = context.run(fn, *args, **kwargs), None
         except BaseException as e:
             value, exc = None, e
+        stays = len(_idle) < _IDLE_MOST
+        if stays:  # before it is known that fn has ended: who ends the program then finds it
+            _idle.append((queue, threading.current_thread()))
         done(value, exc)
-        del context, fn, args, kwargs, done, value, exc  # nothing of it is kept alive by waiting
-        if len(_idle) >= _IDLE_MOST:
-            return
-        _idle.append(queue)
+        # Nothing of it is kept alive by waiting.
+        del job, context, fn, args, kwargs, done, value, exc
 
 
 def _hand_over(job: Job) -> None:
     try:
-        queue = _idle.pop()
+        queue, _ = _idle.pop()
     except IndexError:
         queue = SimpleQueue()
         threading.Thread(target=_work, args=(queue,), name="mpgort to_thread", daemon=True).start()
     queue.put(job)
+
+
+def end_idle() -> None:
+    """Ends the threads that have nothing to do."""
+    while _idle:
+        queue, thread = _idle.pop()
+        queue.put(None)
+        thread.join()
 
 
 def to_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:

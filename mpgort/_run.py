@@ -15,6 +15,7 @@ from typing import Any, Unpack
 
 from mpgort import _core, _keeper, _m, _service
 from mpgort._errors import Deadlock, GoroutinePanic, Killed
+from mpgort._group import end_idle
 from mpgort._host import Host, Lifted, Shield, hosts, watch_sigquit
 from mpgort._options import Given, check_bound, check_options
 
@@ -61,6 +62,7 @@ def run(
                     return host.prog.run_main(main, args, {})
             finally:
                 host.stop()
+                end_idle()
     finally:
         _running.release()
 
@@ -283,6 +285,8 @@ def end_runtime(host: Host) -> None:
             host.prog.shutdown()
             ended.wait(_keeper.GRACE_S)
         host.stop()
+        if ended is not None:
+            end_idle()
 
 
 def end_all() -> None:

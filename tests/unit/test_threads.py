@@ -372,6 +372,19 @@ def test_many_goroutines_use_threads_at_once(procs: int) -> None:
     assert len(mpgort.run(many_threads, 20, procs=procs)) == 20
 
 
+async def uses_threads(n: int) -> list[None]:
+    return [await h for h in [spawn(to_thread, time.sleep, 0.01) for _ in range(n)]]
+
+
+def test_the_threads_of_to_thread_end_with_the_program_so_that_the_next_is_started_by_fork() -> None:
+    before = threading.active_count()
+    mpgort.run(uses_threads, 3, procs=0)
+    mpgort.run(to_thread, int, procs=1)
+    with mpgort.Runtime(0) as rt:
+        rt.spawn(uses_threads, 2).result(timeout=30)
+    assert threading.active_count() == before
+
+
 def test_to_thread_of_what_is_no_function_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="a function is needed"):
         to_thread(3)  # type: ignore[arg-type]
