@@ -162,8 +162,9 @@ int core_finish(struct core_proc *s, shm_gref gr, PyObject *value)
             value = exc = NULL;
         }
     } else if (exc != NULL && PyErr_GivenExceptionMatches(exc, PyExc_KeyboardInterrupt) &&
-               s->prog->is_m0) {
-        /* procs=0: Ctrl-C struck while this goroutine ran; it is the caller's, not a panic. */
+               s->prog->is_m0 && gettid() == getpid()) {
+        /* run(procs=0): Ctrl-C struck while this goroutine ran; it is the caller's, not a panic. (In
+         * another thread, a Runtime's, none does: there it is the goroutine's own.) */
         interrupted = true;
     }
     if (exc != NULL && !interrupted && g->flags & SHM_GF_GO)

@@ -215,3 +215,31 @@ def test_runtimes_coexist_with_each_other_and_with_run(program):
             print(a.spawn(pid).result() != b.spawn(pid).result())
     """)
     assert (r.status, r.out) == (0, "3\nTrue\n"), r.err
+
+
+@pytest.mark.parametrize("procs", ("0", "1"))
+def test_a_keyboard_interrupt_that_a_goroutine_raises_is_its_own(program, procs):
+    """As a future's of concurrent.futures. (What Ctrl-C raises is of the thread that waits.)"""
+    r = program(
+        """
+        import sys
+        import mpgort
+
+        def interrupts():
+            raise KeyboardInterrupt("mine")
+
+        async def parks():
+            await mpgort.gosched()
+            interrupts()
+
+        with mpgort.Runtime(int(sys.argv[1])) as rt:
+            for f in (interrupts, parks):
+                try:
+                    rt.spawn(f).result(timeout=10)
+                except KeyboardInterrupt as e:
+                    print(repr(e))
+            print(rt.spawn(abs, -1).result(timeout=10))
+        """,
+        procs,
+    )
+    assert (r.status, r.out) == (0, "KeyboardInterrupt('mine')\n" * 2 + "1\n"), r.err
