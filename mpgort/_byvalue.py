@@ -26,6 +26,10 @@ CLASSES. A class by value is one class per process: cloudpickle's tracker gives 
 with it. Where it was defined nothing is ever assigned to it. Elsewhere the unit that came last has
 filled it, also if that was loaded long ago: so each task sees the methods that were sent with it.
 
+AN INITIALIZER that crosses by value has the workers' own `__main__` for its globals, and what it
+uses of them is put there: of a session that is all of it. So what it loads and assigns is there for
+the tasks, as after a fork; for M0 those names are known, whatever the workers make of them.
+
 Rejected: to write new definitions into the workers' `__main__`. Of two tasks that were sent with
 two values of one constant both would see the later one."""
 
@@ -87,10 +91,10 @@ class Known:
         self.left_out: dict[int, dict[str, Any]] = {}  # new values that cannot cross, by function
 
     @classmethod
-    def now(cls, method: str) -> Known:
+    def now(cls, method: str, initializer: Any) -> Known:
         imported = main_is_imported()
         if method != "fork" and not imported:
-            return cls({}, True)
+            return cls(initialized(initializer), True)
         items = list(main_dict().items())
         return cls(
             {n: v if not imported or isinstance(v, _CODE) else None for n, v in items}, not imported
@@ -179,6 +183,60 @@ def _inside(x: Any, g: dict[str, Any]) -> Iterator[Any]:
         yield x.func
     elif isinstance(x, functools._lru_cache_wrapper):
         yield x.__wrapped__
+
+
+# ---- what an initializer brings along ------------------------------------------------------------
+
+_ABSENT = object()  # the initializer may define it
+
+
+def initialized(initializer: Any) -> dict[str, Any]:
+    """The globals of `__main__` that it uses or sets, and that what it uses does."""
+    g = main_dict()
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    todo = [initializer]
+    while todo:
+        x = todo.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, types.CodeType):
+            for name in cp._extract_code_globals(x):
+                found[name] = g.get(name, _ABSENT)
+                todo.append(found[name])
+        else:
+            todo += _inside(x, g)
+    return found
+
+
+class _IntoMain(cp.Pickler):  # type: ignore[misc]
+    def __init__(self, sink: io.BytesIO) -> None:
+        super().__init__(sink)
+        self.mark = {UNIT: None}
+        self.globals_ref[id(main_dict())] = self.mark
+
+    def persistent_id(self, o: Any) -> str | None:
+        return "main" if o is self.mark else None
+
+
+class _FromMain(pickle.Unpickler):
+    def persistent_load(self, pid: str) -> Any:
+        return main_dict()
+
+
+def dump_initializer(o: Any) -> bytes:
+    sink = io.BytesIO()
+    _IntoMain(sink).dump(o)
+    return sink.getvalue()
+
+
+def load_initializer(data: bytes) -> Any:
+    """In a worker, or its keeper. What its `__main__` has already stays as it is."""
+    was = dict(main_dict())
+    o = _FromMain(io.BytesIO(data)).load()
+    main_dict().update(was)
+    return o
 
 
 # ---- units ---------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ class Host:
             self.wires = Wires(fd, m0, kick, self.fds[-1], -1)
             self.prog.set_kick_fd(kick)
             hosts.add(self)
-            self.prog.known = _byvalue.Known.now(opts.method)
+            self.prog.known = _byvalue.Known.now(opts.method, opts.plan.initializer)
             self.start_keeper(opts.method)
         except OSError as e:
             self.stop()

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from mpgort import _core
+from mpgort import _byvalue, _core
 
 REPORT_BYTES = 60_000
 PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a replacement's initializer is tried again
@@ -83,9 +83,7 @@ def dump_plan(plan: Plan) -> int:
             raise LookupError("what is in the main module is found by nobody else")
         rest = pickle.dumps(once)
     except Exception:
-        import cloudpickle
-
-        rest = cloudpickle.dumps(once)
+        rest = _byvalue.dump_initializer(once)
     bare = plan._replace(initializer=None, initargs=())
     fd = os.memfd_create("mpgort-plan")
     with open(fd, "wb", closefd=False) as f:
@@ -115,7 +113,7 @@ def load_plan(wires: Wires, worker: bool) -> Plan:
     finally:
         del current._inheriting
         importing_main = False
-    initializer, initargs = pickle.loads(rest)
+    initializer, initargs = _byvalue.load_initializer(rest)
     return plan._replace(initializer=initializer, initargs=initargs)
 
 
@@ -158,7 +156,9 @@ def command(entry: str, wires: Wires) -> list[str]:
 
     args = ", ".join(map(str, (*wires, os.getpid())))
     # sys.path first: mpgort itself may have been found through an entry that only M0 has added.
-    code = f"import sys; sys.path[:] = {sys.path!r}; import mpgort.{entry} as e; e.main({args})"
+    # No name of ours in __main__: a session's have its place.
+    load = f"__import__('mpgort.{entry}', fromlist=['main']).main({args})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; {load}"
     flags: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [os.fsdecode(spawn.get_executable()), *flags, "-c", code]
 

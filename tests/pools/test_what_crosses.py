@@ -132,7 +132,8 @@ def test_a_handle_for_another_runtime_is_said_once_and_where() -> None:
     with mpgort.Runtime(0) as one, mpgort.Runtime(0) as other:
         ch = one.chan()
         text = "a mpgort.Chan cannot cross to another runtime than the one that made it"
-        for what, path in ((ch, ""), ([ch.recv], r"[0].__self__"), ({"a": Holds(ch)}, "['a'].what")):
+        ways = {"": ch, "[0].__self__": [ch.recv], "['a'].what": {"a": Holds(ch)}}
+        for path, what in ways.items():
             with pytest.raises(mpgort.SerializationError) as info:
                 other.spawn(taker, what)
             assert str(info.value) == f"args[0]{path}: {text}"

@@ -170,6 +170,84 @@ def test_a_coroutine_of_a_later_cell_parks_and_moves(program: Programs, method: 
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_what_an_initializer_of_a_session_sets_is_there_for_tasks(
+    program: Programs, method: str
+) -> None:
+    r = program(
+        f"""
+        import os, signal, mpgort
+        main, model, cache, e = 7, None, {{}}, 2.5
+        class Net:
+            def __init__(self, k): self.k = k
+            def __call__(self, x): return x * self.k
+
+        def load(k): return Net(k)
+
+        def setup(k):
+            global model, extra
+            model, extra = load(k), "set"
+            cache["e"] = e, main
+
+        def task(x): return model(x), cache, extra
+
+        rt = mpgort.Runtime(1, start_method="{method}", initializer=setup, initargs=(3,))
+        ask = lambda *call: rt.spawn(*call).result(30)
+        print(1, *ask(task, 2))
+        async def parks(x): await mpgort.gosched(); return model(x), type(model) is Net
+
+        n = ask(load, 4)
+        print(2, *ask(parks, 2), type(n) is Net, n(1), ask(n, 2), ask(isinstance, n, Net))
+        model = Net(100)
+        print(3, *ask(task, 1))
+        def load(k): return k
+
+        class Net(Net): pass
+
+        print(4, ask(load, 4), type(ask(Net, 4)) is Net, type(ask(lambda: n)) is type(n))
+        os.kill(ask(os.getpid), signal.SIGKILL)
+        print(5, *ask(task, 2))
+        """,
+        session=True,
+    )
+    assert lines(r) == [
+        "1 6 {'e': (2.5, 7)} set",
+        "2 6 True True 4 8 True",
+        "3 100 {'e': (2.5, 7)} set",
+        "4 4 True True",
+        "5 200 {'e': (2.5, 7)} set",
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_initializer_that_crosses_by_value_sets_the_globals_of_its_script(
+    program: Programs, method: str
+) -> None:
+    r = program(f"""
+        import mpgort
+
+        model, own = None, []
+
+        def get():
+            return model, own
+
+        def main():
+            def setup():
+                global model
+                model = "loaded"
+                own.append(1)
+
+            own.append("only here")
+            with mpgort.Executor(1, start_method="{method}", initializer=setup) as ex:
+                print(*ex.submit(get).result())
+
+        if __name__ == "__main__":
+            main()
+        """)
+    had = ["only here"] if method == "fork" else []
+    assert lines(r) == [f"loaded {[*had, 1]}"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_script_defines_functions_after_the_start(program: Programs, method: str) -> None:
     r = program(f"""
         import threading

@@ -376,7 +376,7 @@ async def uses_threads(n: int) -> list[None]:
     return [await h for h in [spawn(to_thread, time.sleep, 0.01) for _ in range(n)]]
 
 
-def test_the_threads_of_to_thread_end_with_the_program_so_that_the_next_is_started_by_fork() -> None:
+def test_the_threads_of_to_thread_end_with_the_program_so_the_next_may_be_forked() -> None:
     before = threading.active_count()
     mpgort.run(uses_threads, 3, procs=0)
     mpgort.run(to_thread, int, procs=1)
