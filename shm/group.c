@@ -117,6 +117,7 @@ int shm_group_enter(struct shm_ctx *c, shm_off off, shm_off parent)
         shm_tx_begin(c);
         shm_tx_store64(c, &gr->parent, parent);
         shm_tx_store64(c, &gr->outer, j->owns);
+        shm_tx_store32(c, &gr->depth, j->owns ? group_at(c, j->owns)->depth + 1 : 0);
         shm_tx_store32(c, &gr->asked_before, load_acq(&j->asked)); /* pairs with cancellers */
         shm_tx_store64(c, &j->owns, off);
         shm_tx_store32(c, &gr->state, SHM_GR_OPEN);
@@ -235,26 +236,25 @@ static void cancelled(struct shm_ctx *c, struct shm_group *gr, shm_off off)
     shm_obj_unref(c, off);
 }
 
-/* An abort cancels the parent if it is in the body: by the M that asked_parent names, once. */
+/* An abort cancels the parent if it is in the body, once. */
 static void cancel_parent(struct shm_ctx *c, struct shm_group *gr)
 {
     shm_lock(c, &gr->lock);
-    uint32_t by = gr->asked_parent >> 1;
-    shm_off parent = by && (by == c->m1 || !shm_m_alive(c, by)) ? gr->parent : 0;
+    shm_off parent = gr->asked_parent ? gr->parent : 0;
+    if (gr->asked_parent == 1) {
+        shm_join_ask(c, parent, SHM_ASKED_BY(gr->depth));
+        FAILPOINT("group.parent.asked");
+        shm_tx_begin(c);
+        shm_tx_store32(c, &gr->asked_parent, 2);
+        shm_tx_commit(c);
+    }
     if (parent)
         shm_obj_ref(c, parent);
     shm_unlock(c, &gr->lock);
     if (parent == 0)
         return;
     FAILPOINT("group.parent.cancel");
-    shm_join_cancel(c, parent);
-    shm_lock(c, &gr->lock);
-    if (gr->asked_parent >> 1 == by) {
-        shm_tx_begin(c);
-        shm_tx_store32(c, &gr->asked_parent, 1);
-        shm_tx_commit(c);
-    }
-    shm_unlock(c, &gr->lock);
+    shm_join_deliver(c, parent);
     shm_obj_unref(c, parent);
 }
 
@@ -288,7 +288,7 @@ static void abort_locked(struct shm_ctx *c, struct shm_group *gr)
 {
     shm_tx_store32(c, &gr->aborting, 1);
     if (load_rlx(&gr->state) == SHM_GR_OPEN && gr->parent) /* under the lock */
-        shm_tx_store32(c, &gr->asked_parent, c->m1 << 1 | 1);
+        shm_tx_store32(c, &gr->asked_parent, 1);
 }
 
 void shm_group_done(struct shm_ctx *c, shm_off join)
@@ -357,14 +357,21 @@ bool shm_group_exiting(struct shm_ctx *c, shm_off off)
 {
     struct shm_group *gr = group_at(c, off);
     shm_lock(c, &gr->lock);
-    bool asked = gr->asked_parent;
+    uint64_t once = SHM_ASKED_BY(gr->depth);
+    uint32_t asked = gr->asked_parent, left = 0;
+    bool take_back = once || asked == 2;
     shm_tx_begin(c);
     if (load_rlx(&gr->state) == SHM_GR_OPEN) /* under the lock */
         shm_tx_store32(c, &gr->state, SHM_GR_EXITING);
     shm_tx_store32(c, &gr->asked_parent, 0);
     shm_tx_commit(c);
+    FAILPOINT("group.exiting");
+    /* Under the lock: nobody asks any more. Once more if who did it has died in between. */
+    if (gr->parent)
+        left = take_back ? shm_join_uncancel(c, gr->parent, once)
+                         : load_acq(&join_at(c, gr->parent)->asked); /* pairs with cancellers */
     shm_unlock(c, &gr->lock);
-    return asked;
+    return asked && left <= gr->asked_before;
 }
 
 int shm_group_park(struct shm_ctx *c, shm_off off, shm_gref r)

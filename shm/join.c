@@ -116,27 +116,30 @@ int shm_join_park(struct shm_ctx *c, shm_off off, shm_gref r)
  * of them sees the other: a cancel is never lost between. Who wins the claim takes the flag with
  * it.
  *
- * THE COUNT AND THE FLAG are one word to who changes both: several may ask, and the goroutine may
- * take back, at the same time. So no transaction stores them either: what it has read may be old,
- * and its rollback would take back what another has asked for. That an abort asks each child once,
- * whoever carries it on after a death, is a bit of the same word. */
+ * WHO HAS ASKED AND THE FLAG are one word to who changes both: several may ask, and the goroutine
+ * may take back, at the same time. So no transaction stores them either: what it has read may be
+ * old, and its rollback would take back what another has asked for. A group asks once, whoever
+ * carries it on after a death: each has a bit of the same word, ABORTED the one the goroutine is a
+ * child of, SHM_ASKED_BY(depth) those whose blocks it is in. Others are counted, up to MOST. */
 
 #define DUE 1ULL
 #define ONE (1ULL << 32)
+#define MOST ((SHM_ASKED_BY(0) - 1) & ~(ONE - 1))
 #define ABORTED (1ULL << 63)
 static_assert(offsetof(struct shm_join, asking) % 8 == 0 &&
                   offsetof(struct shm_join, asked) == offsetof(struct shm_join, cancel) + 4,
               "one word");
 
-/* once: a bit that is set with it, and then never again. */
+/* once: a bit that says who asks, or 0: it is counted. */
 static void ask(struct shm_join *j, uint64_t once)
 {
-    uint64_t w = load_rlx(&j->asking);
+    uint64_t w = load_rlx(&j->asking), to;
     do {
         FAILPOINT("join.asking");
         if (w & once)
             return;
-    } while (!cas_seq(&j->asking, &w, ((w | DUE) + ONE) | once)); /* tag: cancel */
+        to = (once || (w & MOST) == MOST ? w : w + ONE) | once | DUE;
+    } while (!cas_seq(&j->asking, &w, to)); /* tag: cancel */
 }
 
 /* The other side, of a kill too (tag: kill, in kill.c): r was armed in its wait number epoch. j is
@@ -151,8 +154,7 @@ void shm_join_marks(struct shm_ctx *c, struct shm_join *j, shm_gref r, uint64_t 
     shm_ready(c, r, true);
 }
 
-/* Wakes the goroutine of a join whose cancel is due, if it waits. */
-static void deliver(struct shm_ctx *c, shm_off off)
+void shm_join_deliver(struct shm_ctx *c, shm_off off)
 {
     struct shm_join *j = join_at(c, off);
     shm_gref r = j->g;
@@ -171,23 +173,30 @@ bool shm_join_cancel(struct shm_ctx *c, shm_off off)
     if (load_acq(&j->state) != SHM_J_PENDING) /* pairs with shm_join_finish() */
         return false;
     ask(j, 0);
-    deliver(c, off);
+    shm_join_deliver(c, off);
     return true;
 }
 
 void shm_join_abort(struct shm_ctx *c, shm_off off)
 {
     ask(join_at(c, off), ABORTED);
-    deliver(c, off);
+    shm_join_deliver(c, off);
 }
 
-uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off off)
+void shm_join_ask(struct shm_ctx *c, shm_off off, uint64_t once)
+{
+    ask(join_at(c, off), once);
+}
+
+uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off off, uint64_t once)
 {
     struct shm_join *j = join_at(c, off);
     uint64_t w = load_rlx(&j->asking), to;
     do {
         FAILPOINT("join.unasking");
-        to = w - ONE;
+        to = once ? w & ~once : w & MOST ? w - ONE : w;
+        if (to == w)
+            break;
         to = to < ONE ? 0 : to; /* nobody else has asked: none is due */
     } while (!cas_seq(&j->asking, &w, to)); /* tag: cancel */
     return (uint32_t)(to >> 32);

@@ -1063,8 +1063,9 @@ struct shm_join {
     union {
         struct {
             _Atomic uint32_t cancel; /* 1: Cancelled is due at g's next park; taken by CAS */
-            /* Cancels asked for, less those a group took back (asyncio's too); bit 31:
-             * by its own. */
+            /* Who has asked for a cancel, but for groups that took it back, as asyncio has it. It
+             * grows with each. Bit 31: the group it is a child of; 12 to 30: groups it is in; the
+             * rest: how many others. */
             _Atomic uint32_t asked;
         };
         _Atomic uint64_t asking; /* both: who asks, or takes back, changes them at once (join.c) */
@@ -1107,9 +1108,15 @@ void shm_join_abort(struct shm_ctx *c, shm_off j);
 /* The last act of a park of this join's goroutine r, which was armed in its wait number epoch: a
  * cancel or a kill that came before wakes it. */
 void shm_join_marks(struct shm_ctx *c, struct shm_join *j, shm_gref r, uint64_t epoch);
-/* One cancel less was asked for; what is due and nobody else asked for is due no more. Its own
- * goroutine only. Returns how many are left. */
-uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off j);
+/* In `asking`: a group whose block the goroutine is in, by how many are around it; 0: too many. */
+#define SHM_ASKED_BY(depth) ((depth) < 19 ? 1ULL << (44 + (depth)) : 0)
+/* Asks for a cancel, once by who has a bit; and the other half, which may be repeated: wakes the
+ * goroutine if its cancel is due, and it waits. */
+void shm_join_ask(struct shm_ctx *c, shm_off j, uint64_t once);
+void shm_join_deliver(struct shm_ctx *c, shm_off j);
+/* That one is taken back; what is due and nobody else asked for is due no more. By who keeps its
+ * goroutine from ending. Returns what is left of `asked`. */
+uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off j, uint64_t once);
 
 /* ---- retry.c --------------------------------------------------------------------------------- */
 
@@ -1155,9 +1162,9 @@ struct shm_group { /* all under the lock, by tx */
     _Atomic uint32_t pending;  /* children that have not ended */
     _Atomic uint32_t state;    /* SHM_GR_* */
     _Atomic uint32_t aborting; /* 1: all children are cancelled, no more are taken */
-    uint32_t asked_parent; /* 1: the parent's body was cancelled by this group; | M slot + 1 << 1:
-                                * it will be, by that M */
+    uint32_t asked_parent; /* 1: the parent's body is to be cancelled by this group; 2: it was */
     uint32_t asked_before; /* the parent's asked at its entry */
+    uint32_t depth;        /* of how many groups around it the parent was in the block then */
     shm_off parent;        /* join of the goroutine in the block, a reference; 0: none */
     shm_off outer;         /* the group around this one, parent's owns before; its reference */
     shm_off waiters_first, waiters_last; /* the parent at the block's end */
@@ -1180,7 +1187,7 @@ SHM_MUSTUSE int shm_group_admit(struct shm_ctx *c, shm_off join, shm_gref g);
 void shm_group_done(struct shm_ctx *c, shm_off join);
 /* Cancels all children; no more are taken. */
 void shm_group_abort(struct shm_ctx *c, shm_off group);
-/* The parent is at the block's end. True: the group had asked for its cancel. */
+/* The parent is at the block's end. True: a cancel of it that it may have seen was the group's. */
 bool shm_group_exiting(struct shm_ctx *c, shm_off group);
 /* SHM_OK: all children have ended; SHM_PARKED. */
 SHM_MUSTUSE int shm_group_park(struct shm_ctx *c, shm_off group, shm_gref g);

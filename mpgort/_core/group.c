@@ -141,10 +141,7 @@ static PyObject *group_exiting(CoreHandle *h, PyObject *_)
     struct core_proc *s = parent_of(h);
     if (s == NULL)
         return NULL;
-    if (!shm_group_exiting(s->c, h->off))
-        Py_RETURN_FALSE;
-    struct shm_group *gr = group_of(h);
-    return PyBool_FromLong(shm_join_uncancel(s->c, gr->parent) <= gr->asked_before);
+    return PyBool_FromLong(shm_group_exiting(s->c, h->off));
 }
 
 static PyObject *group_abort(CoreHandle *h, PyObject *_)

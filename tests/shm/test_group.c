@@ -22,6 +22,13 @@ static shm_off begin(struct shm_ctx *c, uint32_t limit)
     return gr;
 }
 
+/* How many have asked for a cancel of it. */
+static uint32_t asks(const struct shm_join *j)
+{
+    uint32_t asked = load_acq(&j->asked);
+    return (asked & 0xfff) + (uint32_t)__builtin_popcount(asked >> 12);
+}
+
 static void end(struct shm_ctx *c, shm_off gr)
 {
     shm_obj_unref(c, gr);
@@ -150,7 +157,7 @@ static void test_a_failure_cancels_the_others_and_the_parent_once(void)
     finish(&c, r[1], SHM_J_ERROR); /* r[2] runs: its flag is set */
     CHECK_EQ(load_acq(&((struct shm_join *)shm_at(&c, j[2]))->cancel), 1);
     CHECK_EQ(load_acq(&((struct shm_join *)shm_at(&c, j[0]))->cancel), 0); /* delivered */
-    CHECK_EQ(load_acq(&((struct shm_join *)shm_at(&c, parent))->asked), 1);
+    CHECK_EQ(asks(shm_at(&c, parent)), 1);
     for (int i = 0; i < 2; i++) {
         shm_gref n = l_next(&c);
         CHECK(n == r[0] || n == parent_g);
@@ -160,7 +167,7 @@ static void test_a_failure_cancels_the_others_and_the_parent_once(void)
     finish(&c, r[2], SHM_J_DIED); /* one more error */
     CHECK(shm_group_exiting(&c, gr));
     CHECK(!shm_group_exiting(&c, gr));
-    CHECK_EQ(shm_join_uncancel(&c, parent), 0);
+    CHECK_EQ(asks(shm_at(&c, parent)), 0);
     finish(&c, r[0], SHM_J_CANCELLED);
     finish(&c, r[3], SHM_J_VALUE);
     CHECK_EQ(state_of(&c, gr, &pending), j[1]);
@@ -197,7 +204,6 @@ static void test_a_failure_lets_nobody_in_who_waits_at_the_limit(void)
         finish(&c, n, SHM_J_CANCELLED);
     }
     CHECK(shm_group_exiting(&c, gr));
-    shm_join_uncancel(&c, parent);
     shm_group_finish(&c, gr);
     for (int i = 0; i < 3; i++)
         shm_obj_unref(&c, j[i]);
@@ -332,10 +338,10 @@ static void test_a_cancel_that_comes_at_any_moment_of_an_abort_counts_beside_it(
         shm_group_abort(&c, gr);
         came = h_call_left == 0;
         h_call_after(0, NULL);
-        CHECK_EQ(load_acq(&j->asked) & 0xff, 1 + came);
+        CHECK_EQ(asks(j), 1 + came);
         CHECK_EQ(load_acq(&j->cancel), 1);
         shm_group_abort(&c, gr); /* once */
-        CHECK_EQ(load_acq(&j->asked) & 0xff, 1 + came);
+        CHECK_EQ(asks(j), 1 + came);
         shm_mexit(&w);
         shm_obj_unref(&c, cancelled);
         finish(&c, r, SHM_J_CANCELLED);
@@ -357,7 +363,7 @@ static void test_a_cancel_that_is_taken_back_leaves_one_that_comes_meanwhile(voi
         CHECK_EQ(shm_minit(&w, SHM_M_WORKER), SHM_OK);
         CHECK(shm_join_cancel(&c, parent));
         h_call_after(n, another_cancels);
-        uint32_t left = shm_join_uncancel(&c, parent);
+        uint32_t left = shm_join_uncancel(&c, parent, 0);
         came = h_call_left == 0;
         h_call_after(0, NULL);
         CHECK_EQ(load_acq(&j->asked), came);
@@ -393,7 +399,7 @@ static void test_a_cancel_between_the_death_of_who_aborts_and_its_reaping_counts
         CHECK_EQ(shm_minit(&k, SHM_M_KEEPER), SHM_OK);
         for (int i = 0; i < 2; i++)
             CHECK(l_next(&w) != 0);
-        const struct shm_join *other = shm_at(&w, j[1]);
+        const struct shm_join *other = shm_at(&w, j[1]), *above = shm_at(&w, parent);
         int pid = h_fork(fails, n, &j[0]), status = h_wait(pid);
         died = d_killed(status);
         CHECK(shm_join_cancel(&w, j[1]));
@@ -401,11 +407,14 @@ static void test_a_cancel_between_the_death_of_who_aborts_and_its_reaping_counts
             shm_reap(&k, &k.mtab[d_slot(pid)], status);
         finish(&w, r[0], SHM_J_ERROR); /* its end may not have been told */
         CHECK_EQ(load_acq(&other->cancel), 1);
-        CHECK_EQ(load_acq(&other->asked) & 0xff, 2);
+        CHECK_EQ(asks(other), 2);
+        CHECK_EQ(load_acq(&above->cancel), 1);
+        CHECK_EQ(asks(above), 1);
         shm_obj_unref(&w, j[0]);
         shm_obj_unref(&w, j[1]);
         finish(&w, r[1], SHM_J_CANCELLED);
-        shm_group_exiting(&w, gr);
+        CHECK(shm_group_exiting(&w, gr));
+        CHECK_EQ(load_acq(&above->asking), 0);
         shm_group_finish(&w, gr);
         shm_off e;
         while (shm_group_error(&w, gr, &e))
@@ -413,6 +422,71 @@ static void test_a_cancel_between_the_death_of_who_aborts_and_its_reaping_counts
         shm_obj_unref(&w, gr);
         h_seg_end(&w); /* what the dead had in its hand is not this test's */
     }
+}
+
+static void test_a_parent_that_leaves_between_that_death_and_its_reaping_is_not_cancelled(void)
+{
+    bool died = true;
+    for (int n = 1; died; n++) {
+        shm_gref r;
+        shm_off gr = begin(&w, 0), j = child(&w, gr, &r), e;
+        const struct shm_join *above = shm_at(&w, parent);
+        shm_ctx_copy(&k, &w);
+        CHECK_EQ(shm_minit(&k, SHM_M_KEEPER), SHM_OK);
+        CHECK_EQ(l_next(&w), r);
+        int pid = h_fork(fails, n, &j), status = h_wait(pid);
+        died = d_killed(status);
+        if (died)
+            shm_reap_locks(&k, &k.mtab[d_slot(pid)]);
+        bool asked = ((struct shm_group *)shm_at(&w, gr))->asked_parent;
+        CHECK_EQ(shm_group_exiting(&w, gr), asked);
+        if (died)
+            shm_reap(&k, &k.mtab[d_slot(pid)], status);
+        finish(&w, r, SHM_J_ERROR);
+        CHECK_EQ(load_acq(&above->asking), 0);
+        shm_obj_unref(&w, j);
+        shm_group_finish(&w, gr);
+        while (shm_group_error(&w, gr, &e))
+            shm_obj_unref(&w, e);
+        shm_obj_unref(&w, gr);
+        h_seg_end(&w);
+    }
+}
+
+/* Blocks within blocks: each takes back what it has asked for, and no other's. */
+static void test_of_nested_groups_each_takes_back_its_own(void)
+{
+    enum { DEEP = 24 };
+    struct shm_ctx c;
+    shm_gref r[DEEP];
+    shm_off j[DEEP], gr[DEEP];
+    gr[0] = begin(&c, 0);
+    struct shm_join *above = shm_at(&c, parent);
+    for (int i = 1; i < DEEP; i++) {
+        CHECK_EQ(shm_group_new(&c, 0, &gr[i]), SHM_OK);
+        CHECK_EQ(shm_group_enter(&c, gr[i], parent), SHM_OK);
+    }
+    for (int i = 0; i < DEEP; i++) {
+        j[i] = child(&c, gr[i], &r[i]);
+        CHECK_EQ(l_next(&c), r[i]);
+        if (i % 3 == 0)
+            finish(&c, r[i], SHM_J_ERROR);
+        CHECK_EQ(asks(above), (uint32_t)i / 3 + 1);
+    }
+    store_seq(&above->cancel, 0); /* delivered */
+    for (int i = DEEP - 1; i >= 0; i--) {
+        /* It was for this one only if none around it has asked since it was entered. */
+        CHECK_EQ(shm_group_exiting(&c, gr[i]), i == 0);
+        CHECK_EQ(asks(above), (uint32_t)(i + 2) / 3);
+        if (i % 3)
+            finish(&c, r[i], SHM_J_VALUE);
+        shm_group_finish(&c, gr[i]);
+        shm_obj_unref(&c, j[i]);
+        if (i)
+            shm_obj_unref(&c, gr[i]);
+    }
+    CHECK_EQ(load_acq(&above->asking), 0);
+    end(&c, gr[0]);
 }
 
 H_MAIN(T(test_the_last_child_wakes_the_parent),
@@ -423,4 +497,6 @@ H_MAIN(T(test_the_last_child_wakes_the_parent),
        T(test_ends_on_many_ms_are_counted_once_each),
        T(test_a_cancel_that_comes_at_any_moment_of_an_abort_counts_beside_it),
        T(test_a_cancel_that_is_taken_back_leaves_one_that_comes_meanwhile),
-       T(test_a_cancel_between_the_death_of_who_aborts_and_its_reaping_counts))
+       T(test_a_cancel_between_the_death_of_who_aborts_and_its_reaping_counts),
+       T(test_a_parent_that_leaves_between_that_death_and_its_reaping_is_not_cancelled),
+       T(test_of_nested_groups_each_takes_back_its_own))

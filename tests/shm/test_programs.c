@@ -197,7 +197,6 @@ static void parent(struct turn *t)
     AWAIT(t, op_recv(t, OBJ(t, 1)));
     CHECK_EQ(t->ok, SHM_OK_CANCELLED);
     CHECK(shm_group_exiting(t->c, OBJ(t, 0)));
-    shm_join_uncancel(t->c, t->g->obj);
     AWAIT(t, op_group(t, OBJ(t, 0)));
     CHECK_EQ(t->ok, SHM_OK_VALUE);
     for (; shm_group_error(t->c, OBJ(t, 0), &off); f->a[0]++)
