@@ -107,8 +107,9 @@ def view(prog: _core.Program, pid: int) -> View:
     h = _segment.header(prog)[0]
     g = _segment.g_table(prog)
     status = (g["status"][1:] & 0xFF).astype(np.uint8)
-    system = (g["flags"][1:] & 4) != 0
-    reasons = g["reason"][1:][(status == _core.Gwaiting) & ~system]
+    status[(g["flags"][1:] & _core.GF_COUNTED) == 0] = _core.Gidle  # a thread, a pending after_func
+    counts = np.bincount(status, minlength=256).tolist()
+    reasons = g["reason"][1:][status == _core.Gwaiting]
     counted = Counter(dict(zip(*map(list, np.unique(reasons, return_counts=True)), strict=True)))
     stats = prog.stats()
     table = _segment.m_table(prog)
@@ -132,9 +133,9 @@ def view(prog: _core.Program, pid: int) -> View:
         name=bytes(h["name"]).split(b"\0")[0].decode(errors="replace"),
         procs=int(h["nprocs"]),
         up_s=time.monotonic() - int(h["start_ns"]) / 1e9,
-        goroutines=int(np.count_nonzero(np.isin(status, (1, 2, 4)) & ~system)),
-        runnable=int(np.count_nonzero((status == _core.Grunnable) & ~system)),
-        running=int(np.count_nonzero((status == _core.Grunning) & ~system)),
+        goroutines=sum(counts[s] for s in (_core.Grunnable, _core.Grunning, _core.Gwaiting)),
+        runnable=counts[_core.Grunnable],
+        running=counts[_core.Grunning],
         waiting=Counter({prog.reason_text(int(k)): int(v) for k, v in counted.items()}),
         ms=ms,
         live_bytes=stats["live_bytes"],

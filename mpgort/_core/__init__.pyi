@@ -267,6 +267,7 @@ Grunnable: int
 Grunning: int
 Gwaiting: int
 Gdead: int
+GF_COUNTED: int  # of g_table()["flags"]: it is a goroutine that has begun and has not ended
 wait_reasons: tuple[str, ...]
 
 def gopark(

@@ -260,13 +260,11 @@ int core_gm_init(PyObject *mod)
     const struct {
         const char *name;
         int value;
-    } statuses[] = {{"Gidle", Gidle},
-                    {"Grunnable", Grunnable},
-                    {"Grunning", Grunning},
-                    {"Gwaiting", Gwaiting},
-                    {"Gdead", Gdead}};
-    for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
-        if (PyModule_AddIntConstant(mod, statuses[i].name, statuses[i].value) < 0)
+    } numbers[] = {{"Gidle", Gidle},       {"Grunnable", Grunnable},
+                   {"Grunning", Grunning}, {"Gwaiting", Gwaiting},
+                   {"Gdead", Gdead},       {"GF_COUNTED", SHM_GF_COUNTED}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (PyModule_AddIntConstant(mod, numbers[i].name, numbers[i].value) < 0)
             return -1;
     return 0;
 }

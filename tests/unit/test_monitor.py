@@ -29,6 +29,7 @@ WAITING = """
         for _ in range(3):
             go(stuck, ch)
         go(pinned, ch)
+        mpgort.after_func(100, print)  # no goroutine until then
         print("up", flush=True)
         await mpgort.sleep(100)
 
