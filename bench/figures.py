@@ -25,6 +25,7 @@ import peers
 
 import mpgort
 from mpgort import Chan, chan, go, gosched, spawn
+from mpgort.demos import skynet
 
 ROUNDS = 5
 LINGER = 10e-6  # long enough for a receiver to park, too short for its M to fall asleep
@@ -311,34 +312,17 @@ def row_memory(scale: int) -> Row:
     return row
 
 
-async def skynet(first: int, size: int, up: Chan) -> None:
-    if size == 1:
-        await up.send(first)
-        return
-    below = chan(10)
-    tenth = size // 10
-    for i in range(10):
-        go(skynet, first + i * tenth, tenth, below)
-    total = 0
-    for _ in range(10):
-        total += await below.recv()
-    await up.send(total)
-
-
-async def skynet_main(size: int) -> float:
-    up = chan()
-    started = clock()
-    go(skynet, 0, size, up)
-    total = await up.recv()
-    if total != size * (size - 1) // 2:
-        raise AssertionError(f"skynet {size}: {total}")
-    return clock() - started
+def ours_skynet(n: int) -> float:
+    total, seconds = mpgort.run(skynet.main, n, procs=2)
+    if total != n * (n - 1) // 2:
+        raise AssertionError(f"skynet {n}: {total}")
+    return seconds
 
 
 def row_skynet(scale: int) -> Row:
     n = 100_000 if scale < 10 else 1_000_000
     ours, golang, erlang = medians(
-        lambda: mpgort.run(skynet_main, n, procs=2),
+        lambda: ours_skynet(n),
         lambda: peers.go_program("skynet", n),
         lambda: peers.erlang_program("skynet", n),
         rounds=3,

@@ -288,6 +288,9 @@ uint8_t *enc_dict_items(struct enc *E, uint8_t *p, PyObject *o);
 struct memo_entry *enc_find(struct enc *E, PyObject *o); /* NULL: not remembered */
 int enc_note(struct enc *E, PyObject *o, uint8_t flags); /* remembers it, without a tag */
 Py_ssize_t enc_inner_refs(struct enc *E, PyObject *o);   /* codec_pickle.c */
+/* codec_pickle.c: references to o from x, and from what below x only one object has; counted by the
+ * collector's own means: a type's __reduce__ need not show each. */
+Py_ssize_t enc_refs_from(PyObject *x, PyObject *o, bool frames);
 bool enc_must_pickle(struct enc *E, PyObject *o);
 void enc_locate(struct enc *E, uint32_t frame, int slot);
 Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o); /* codec_exc.c */

@@ -161,34 +161,12 @@ fail:
     return NULL;
 }
 
-/* References to `o` from what only ghosts keep: containers that nobody else has are looked into. */
-struct ghost_count {
-    PyObject *o;
-    Py_ssize_t n;
-    int depth;
-};
-
-static int visit_ghost(PyObject *x, void *arg)
-{
-    struct ghost_count *g = arg;
-    if (x == g->o)
-        g->n++;
-    else if (Py_REFCNT(x) == 1 && PyObject_IS_GC(x) && !PyType_Check(x) && !PyFrame_Check(x) &&
-             g->depth < 20) {
-        g->depth++;
-        Py_TYPE(x)->tp_traverse(x, visit_ghost, g);
-        g->depth--;
-    }
-    return 0;
-}
-
+/* References to `o` from what only ghosts keep. */
 Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o)
 {
-    struct ghost_count g = {o, 0, 0};
-    for (Py_ssize_t i = 0; E->ghosts != NULL && i < PyList_GET_SIZE(E->ghosts); i++) {
-        PyObject *f = PyList_GET_ITEM(E->ghosts, i);
-        Py_TYPE(f)->tp_traverse(f, visit_ghost, &g);
-    }
+    Py_ssize_t n = 0;
+    for (Py_ssize_t i = 0; E->ghosts != NULL && i < PyList_GET_SIZE(E->ghosts); i++)
+        n += enc_refs_from(PyList_GET_ITEM(E->ghosts, i), o, false);
     /* A frame refers to the function it was made from; a rebuilt one to the template instead. A
      * function that only frames refer to takes its closure along when they go. */
     for (uint32_t i = 0; i < E->n_gens; i++) {
@@ -198,7 +176,7 @@ Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o)
         Py_ssize_t same = 0;
         bool first = true;
         if (fn == NULL || fn == o) {
-            g.n += fn == o;
+            n += fn == o;
             continue;
         }
         for (uint32_t k = 0; k < E->n_gens; k++) {
@@ -208,9 +186,9 @@ Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o)
             }
         }
         if (first && same == Py_REFCNT(fn))
-            Py_TYPE(fn)->tp_traverse(fn, visit_ghost, &g);
+            n += enc_refs_from(fn, o, false);
     }
-    return g.n;
+    return n;
 }
 
 /* ---- decoding -------------------------------------------------------------------------------- */

@@ -90,37 +90,43 @@ uint8_t *enc_pickled(struct enc *E, uint8_t *p, PyObject *o)
     return put_varint(p, (uint64_t)n);
 }
 
-/* References to o from what was pickled, counted by the collector's own means: a type's __reduce__
- * need not show each. What only one object of the pickle has is looked into. */
-struct inner_count {
+struct ref_count {
     PyObject *o;
     Py_ssize_t n;
     int depth;
+    bool frames;
 };
 
-static int visit_inner(PyObject *x, void *arg)
+static int visit_ref(PyObject *x, void *arg)
 {
-    struct inner_count *c = arg;
+    struct ref_count *c = arg;
     if (x == c->o) {
         c->n++;
     } else if (Py_REFCNT(x) == 1 && PyObject_IS_GC(x) && Py_TYPE(x)->tp_traverse != NULL &&
-               !PyType_Check(x) && c->depth < 20) {
+               !PyType_Check(x) && (c->frames || !PyFrame_Check(x)) && c->depth < 20) {
         c->depth++;
-        Py_TYPE(x)->tp_traverse(x, visit_inner, c);
+        Py_TYPE(x)->tp_traverse(x, visit_ref, c);
         c->depth--;
     }
     return 0;
 }
 
+Py_ssize_t enc_refs_from(PyObject *x, PyObject *o, bool frames)
+{
+    struct ref_count c = {o, 0, 0, frames};
+    if (PyObject_IS_GC(x) && Py_TYPE(x)->tp_traverse != NULL)
+        Py_TYPE(x)->tp_traverse(x, visit_ref, &c);
+    return c.n;
+}
+
+/* References to o from what was pickled. */
 Py_ssize_t enc_inner_refs(struct enc *E, PyObject *o)
 {
-    struct inner_count c = {o, 0, 0};
-    for (uint32_t i = 0; i < E->n_memo; i++) {
-        PyObject *x = E->memo[i].o;
-        if (E->memo[i].inner > 0 && PyObject_IS_GC(x) && Py_TYPE(x)->tp_traverse != NULL)
-            Py_TYPE(x)->tp_traverse(x, visit_inner, &c);
-    }
-    return c.n;
+    Py_ssize_t n = 0;
+    for (uint32_t i = 0; i < E->n_memo; i++)
+        if (E->memo[i].inner > 0)
+            n += enc_refs_from(E->memo[i].o, o, true);
+    return n;
 }
 
 /* The pickler's persistent_id: asked about every object it meets. A handle's word, else None. */
