@@ -34,6 +34,11 @@ from rest import comes_to_rest as comes_to_rest
 # be run again as it was. (Here: a second conftest would hide this one from tests that import it.)
 os.environ.setdefault("MPGORT_SEED", str(random.randrange(1, 1 << 32)))
 
+# A shell without job control has what it starts in the background ignore these, and so would the
+# programs of the tests, which are sent them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
 LIMIT_S = 60.0
 GONE_S = 1.0  # within this much after M0's end, however it came, nothing is left
 
