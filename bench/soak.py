@@ -7,8 +7,13 @@ Rounds of mixed work are given to a Runtime and an Executor, while workers are k
 others are recycled, and tasks are cancelled, killed and timed out. A round is over when each of its
 tasks has ended: with the right value, or with a reason that fits what it was. Whoever has not after
 PATIENCE_S was lost. Between two rounds, at rest, the books are balanced (submitted = done + failed)
-and what is held is measured: the shared heap's live bytes and blocks, continuations, resident
-memory, file descriptors, threads, processes. From the first third on none of it may grow.
+and what is held is measured: the shared heap's live bytes, continuations and what the segments
+take of /dev/shm, and of the whole program, that is of all its processes, resident memory (shared
+pages counted once), file descriptors, threads. From the first third on none of it may grow.
+
+The workers of the two are young: few live for ten seconds. So there is a third program, whose one
+worker gets all kinds of work that cost no worker, and must be the same process at the end, no
+larger than in the middle.
 
 The exit status is 1 if anything is not as it should be."""
 
@@ -28,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from contenders import descendants, proportional_bytes
 
 import mpgort
 from mpgort import _segment, _service, chan, gosched, sleep, spawn
@@ -37,8 +43,9 @@ PATIENCE_S = 30.0
 LONG_S = 60  # a run of so long has to have seen and measured everything
 ROUND = 150  # tasks
 SLACK_BYTES = 256 << 10  # of the heap; what a magazine or a warm chain may keep
-SLACK_RSS = 16 << 20
+SLACK_RSS = 16 << 20  # of one process
 DEADLY = (9, 11, 20)  # of the ways in task(): those that cost a worker
+COSTLY = ("hog", "dies", "killed", "late")  # as their kinds; a kill may strike where it runs
 Died = mpgort.MDied
 GROUP = (ExceptionGroup,)  # of a worker that died under a child
 
@@ -158,21 +165,26 @@ class Soak:
         self.stop = threading.Event()
         self.rest = threading.Lock()  # held while nothing is to be disturbed
         self.rt = mpgort.Runtime(PROCS, max_pending=ROUND, name="soak-rt")
+        self.calm = mpgort.Runtime(1, max_pending=ROUND, name="soak-calm")
+        self.old = self.calm.spawn(os.getpid).result()
         self.ex = mpgort.Executor(PROCS, max_pending=ROUND, name="soak-ex")
         assert self.ex.submit(double, 1).result() == 2
         assert self.ex._engine is not None
-        self.runtimes = [self.rt, self.ex._engine.runtime]
+        self.disturbed_ones = [self.rt, self.ex._engine.runtime]
+        self.runtimes = [*self.disturbed_ones, self.calm]
 
     # ---- a round -----------------------------------------------------------------------------
 
     def spawned(self, kind: str, may: Any, right: Any, fn: Any, *args: Any, **how: Any) -> Entry:
-        h = self.rt.spawn(fn, *args, **how)
+        """In the calm program, now and then, if it costs no worker there."""
+        calm = kind not in COSTLY and self.rng.random() < 0.2
+        h = (self.calm if calm else self.rt).spawn(fn, *args, **how)
         deadline = time.monotonic() + PATIENCE_S
 
         def end() -> Any:
             return h.result(timeout=max(1.0, deadline - time.monotonic()))
 
-        entry = Entry(kind, end, right, may if "retries" in how else (Died, *may))
+        entry = Entry(kind, end, right, may if calm or "retries" in how else (Died, *may))
         if kind == "cancelled":
             h.cancel()
         elif kind == "killed":
@@ -266,7 +278,7 @@ class Soak:
         rng = random.Random(self.rng.random())
         while not self.stop.wait(rng.uniform(0.05, 0.6)):
             with self.rest:
-                rt = rng.choice(self.runtimes)
+                rt = rng.choice(self.disturbed_ones)
                 if rng.random() < 0.25:
                     self.report.events["recycle() calls"] += rt.recycle(timeout=10)
                 else:
@@ -299,19 +311,23 @@ class Soak:
                 break
             time.sleep(0.01)
         stats = [rt.stats() for rt in self.runtimes]
-        with open("/proc/self/statm") as f:
-            rss = int(f.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+        pids = [os.getpid(), *descendants(os.getpid())]
         report.samples.append(
             {
                 "heap bytes": sum(s["live_bytes"] for s in stats),
                 "continuations": sum(s["live_conts"] for s in stats),
                 "committed bytes": sum(s["committed"] for s in stats),
-                "resident bytes": rss,
-                "descriptors": len(os.listdir("/proc/self/fd")),
-                "threads": threading.active_count(),
-                "processes": sum(len(s["ms"]) for s in stats),
+                "segment bytes": segment_bytes(),
+                "program's bytes": sum(map(proportional_bytes, pids)),
+                "this process's bytes": proportional_bytes(os.getpid()),
+                "old worker's bytes": proportional_bytes(self.old),
+                "descriptors": sum(entries(pid, "fd") for pid in pids),
+                "threads": sum(entries(pid, "task") for pid in pids),
+                "processes": len(pids),
             }
         )
+        if self.calm.spawn(os.getpid).result(timeout=PATIENCE_S) != self.old:
+            report.wrong.append("the worker that nobody harms was replaced")
         books = report.done + sum(report.failed.values())
         if books != report.submitted:
             report.wrong.append(f"{report.submitted} submitted, {books} ended")
@@ -323,11 +339,14 @@ class Soak:
             too_few = f"memory was not judged: {len(samples)} rounds, and it takes 9"
             (self.report.wrong.append if self.seconds >= LONG_S else self.say)(too_few)
             return
-        slack = {"heap bytes": SLACK_BYTES, "resident bytes": SLACK_RSS, "committed bytes": 8 << 20}
+        slack = {"heap bytes": SLACK_BYTES, "committed bytes": 8 << 20, "segment bytes": 8 << 20}
+        for key in ("this process's bytes", "old worker's bytes"):
+            slack[key] = SLACK_RSS
+        slack["program's bytes"] = 2 * SLACK_RSS
         for key in samples[0]:
             middle = statistics.median(s[key] for s in samples[n : 2 * n])
             last = statistics.median(s[key] for s in samples[2 * n :])
-            self.say(f"{key:16} {middle:14,.0f} -> {last:14,.0f}")
+            self.say(f"{key:20} {middle:14,.0f} -> {last:14,.0f}")
             if last > middle + slack.get(key, 2):
                 self.report.wrong.append(f"{key} grew from {middle:,.0f} to {last:,.0f}")
 
@@ -375,6 +394,7 @@ class Soak:
                 for key in ("deaths", "replacements", "recycled"):
                     self.report.events[key + " counted"] += rt.stats()[key]
             self.ex.shutdown()
+            self.calm.shutdown(drain=False)
             if not self.rt.shutdown(drain=True, timeout=5) and not self.report.wrong:
                 self.report.wrong.append("the runtime does not drain")
         self.flat()
@@ -385,6 +405,27 @@ class Soak:
 
 def never(value: Any) -> bool:
     return False
+
+
+def entries(pid: int, what: str) -> int:
+    """How many entries /proc/PID/what has; of a process that has just ended, none."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/{what}"))
+    except OSError:
+        return 0
+
+
+def segment_bytes() -> int:
+    """What the segments that this process has open take of /dev/shm."""
+    taken = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("/dev/shm/mpgort-"):
+                found = os.fstat(int(fd))
+                taken[found.st_ino] = found.st_blocks * 512
+        except OSError:
+            pass
+    return sum(taken.values())
 
 
 def main() -> int:
