@@ -51,9 +51,12 @@ def reduced(a: Any, ndarray: Any, moving: bool, room: int) -> Any:
     if type(root).__name__ in SHARED:
         return _strided_view(a, root) or NotImplemented
     if not moving:
-        gaps = type(a) is ndarray and not a.flags.forc and not a.dtype.hasobject
+        if type(a) is not ndarray or a.nbytes < BUFFER_MIN or a.dtype.hasobject:
+            return NotImplemented
+        if a.dtype.kind in "mMV":
+            return _bytes_view(a)
         # One without gaps NumPy hands over as a buffer.
-        return a.copy("C").__reduce_ex__(5) if gaps and a.nbytes >= BUFFER_MIN else NotImplemented
+        return NotImplemented if a.flags.forc else a.copy("C").__reduce_ex__(5)
     copied = root is a or type(a) is not ndarray
     del root  # or it would be counted: _alone()
     if copied and a.nbytes > room:
@@ -139,6 +142,13 @@ def _strided_view(a: Any, root: Any) -> tuple[Any, ...] | None:
     if not a.flags.writeable:
         root = root.toreadonly()
     return strided, (pickle.PickleBuffer(root), offset, a.dtype, a.shape, a.strides)
+
+
+def _bytes_view(a: Any) -> tuple[Any, ...]:
+    """As a view of bytes: dates, alone or in records, have no format that a buffer could tell."""
+    a = a if a.flags.forc else a.copy("C")
+    flat = (a if a.flags.c_contiguous else a.T).reshape(-1).view("u1")
+    return strided, (pickle.PickleBuffer(flat), 0, a.dtype, a.shape, a.strides)
 
 
 def strided(buffer: Any, offset: int, dtype: Any, shape: Any, strides: Any) -> Any:

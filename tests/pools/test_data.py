@@ -25,6 +25,7 @@ class Tagged(np.ndarray[Any, Any]):
 
 
 RECORD = np.dtype([("a", "<i4"), ("b", ">f8", (2,))])
+DATED = np.dtype([("at", "M8[s]"), ("a", "<i4")])
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,8 @@ RECORD = np.dtype([("a", "<i4"), ("b", ">f8", (2,))])
         np.ma.masked_less(np.arange(BIG), 5),
         np.array(["x" * 50] * 5000),
         np.arange(BIG).astype("datetime64[s]"),
+        np.asfortranarray(np.arange(BIG).astype("m8[D]").reshape(1000, 100))[::2],
+        np.zeros((10, BIG // 10), DATED)[:, ::-1],
         np.arange(BIG)[::-1],
         np.arange(24 * BIG // 20).reshape(2, 3, -1).transpose(2, 0, 1),
         np.broadcast_to(np.arange(BIG), (3, BIG)),
@@ -71,7 +74,9 @@ def test_a_large_array_arrives_read_only_and_a_small_one_as_ever(rt: mpgort.Runt
     def writeable(x: Any) -> bool:
         return bool(x.flags.writeable)
 
-    assert not rt.spawn(writeable, np.ones(BIG)).result()
+    for dtype in (float, "M8[s]", RECORD, DATED):
+        assert not rt.spawn(writeable, np.zeros((100, BIG // 100), dtype)).result()
+        assert not rt.spawn(writeable, np.zeros((100, BIG // 100), dtype, "F")).result()
     assert rt.spawn(writeable, np.ones(100)).result()
     assert rt.spawn(lambda x: writeable(x.copy()), np.ones(BIG)).result()
 
