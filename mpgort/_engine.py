@@ -4,6 +4,10 @@ Every task is a goroutine that an Engine's DoneQueue has started (shm/doneq.c): 
 a value, an exception or the death of its worker, its handle comes out of that queue, and the task
 it belongs to is told (`ended`). Nothing polls, and nothing can be lost with a worker.
 
+max_workers is a promise, as elsewhere: while so many tasks run no other begins, also when they
+stand in calls that block (a Runtime starts another worker then). Those that await, or wait in the
+runtime (ch.get, h.result), do not count: they would wait for each other for ever.
+
 WHO READS THE QUEUE holds `turn`. A thread of the engine's own, the collector, does, so that
 callbacks run and as_completed() goes on while the user's threads do something else. But a result
 that goes by way of the collector costs a second wake of a thread (30 us) and a fight for the GIL;
@@ -117,6 +121,7 @@ class Engine:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         self.runtime = Runtime(procs, **options)
         self.procs = max(1, self.runtime._prog.procs)
+        self.runtime._prog.promise_procs()
         self.queue = _core.done_queue(self.runtime._prog)
         self.pid = os.getpid()
         self.retries = retries

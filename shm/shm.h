@@ -464,6 +464,7 @@ struct shm_hdr {
     uint64_t surplus_ns;       /* since when the keeper has seen too many Ms; its own */
     _Atomic uint64_t goidgen;  /* next goid */
     _Atomic uint64_t chanid;
+    _Atomic uint32_t promised; /* 1: nprocs is a promise, for one that stands there is no other */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t idle_m[SHM_MAX_M / 64]; /* bit: asleep or going to */
     _Atomic uint64_t idle_p[SHM_MAX_P / 64];                         /* bit: P has no M */
     _Atomic uint64_t idle_seq;      /* +1 each time an M leaves idle */
@@ -822,6 +823,8 @@ void shm_releasep(struct shm_ctx *c);
 void shm_handoffp(struct shm_ctx *c);
 /* n: the new number of worker Ps, 0: as it is; *old: before. SHM_ENOSPC. Not with procs=0. */
 SHM_MUSTUSE int shm_gomaxprocs(struct shm_ctx *c, uint32_t n, uint32_t *old);
+/* No more than nprocs goroutines run at once from here on, though they stand in calls that block. */
+void shm_procs_promise(struct shm_ctx *c);
 
 /* ---- sysmon.c -------------------------------------------------------------------------------- */
 

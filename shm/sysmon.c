@@ -12,7 +12,8 @@
  *   3 a G at home on such an M, while another is idle: SHM_ATTN_OFFLOAD
  *   4 a timer overdue by LATE_NS: run here; what it readies goes to the global queue and wakes.
  *   5 an M that has executed nothing for BLOCKED_NS and hardly computes (it is in a C call that
- *     waits), while work is owed: one P more than gomaxprocs, as long as that lasts (procs.c)
+ *     waits), while work is owed: one P more than gomaxprocs, as long as that lasts (procs.c); but
+ *     for a program whose number is a promise
  *
  * HOW LONG TO SLEEP. 1 ms while some Ps run and some are idle (debts can arise), 10 ms while all
  * run (preemption only) or M0 runs main, and 10 ms for a while after; then, when nothing has run
@@ -124,6 +125,8 @@ static struct round tick(struct shm_ctx *c)
             r.owed |= !shm_runqempty(p);
         }
     }
+    if (load_rlx(&h->promised))
+        blocked = 0;
     r.owed |= load_seq(&h->runq_size) > 0 || load_seq(&h->batchq_size) > 0;
     /* Not taken back as soon as nothing is owed: the extra P is what sees to that. */
     shm_procs_extra(c, r.owed || blocked < load_rlx(&h->extra) ? blocked : load_rlx(&h->extra));

@@ -469,6 +469,17 @@ static PyObject *prog_hold(CoreProg *p, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(promise_procs_doc,
+             "promise_procs()\n--\n\nNo more than procs goroutines run at once from "
+             "here on, though they stand in calls that block.");
+static PyObject *prog_promise_procs(CoreProg *p, PyObject *_)
+{
+    if (!core_prog_usable(p))
+        return NULL;
+    shm_procs_promise(&p->loop);
+    Py_RETURN_NONE;
+}
+
 /* ---- attributes ------------------------------------------------------------------------------ */
 
 enum { A_FD, A_PID0, A_PROCS, A_SHUTDOWN, A_NAME, A_M0_SLOT, A_ATTACHED };
@@ -552,7 +563,7 @@ static PyGetSetDef prog_getset[] = {
 };
 
 /* This file's; then the keeper's and those for looking, put behind by core_prog_init(). */
-static PyMethodDef prog_methods[32] = {
+static PyMethodDef prog_methods[40] = {
     PROG_METHOD(create, METH_VARARGS | METH_CLASS),
     PROG_METHOD(attach, METH_VARARGS | METH_CLASS),
     PROG_METHOD(detach, METH_NOARGS),
@@ -567,6 +578,7 @@ static PyMethodDef prog_methods[32] = {
     PROG_METHOD(forget, METH_NOARGS),
     PROG_METHOD(drain_wait, METH_VARARGS),
     PROG_METHOD(hold, METH_VARARGS),
+    PROG_METHOD(promise_procs, METH_NOARGS),
     PROG_METHOD(view, METH_NOARGS),
 };
 

@@ -150,3 +150,24 @@ def test_the_pools_take_every_option_of_a_runtime_and_hand_it_on() -> None:
     for kind in (mpgort.Executor, mpgort.Pool, mpgort.Runtime):
         with pytest.raises(TypeError, match="scrubb"):
             kind(1, scrubb=True)  # type: ignore[call-arg]
+
+
+def stands(_: int) -> tuple[float, float]:
+    """In a call that blocks, longer than it takes the keeper to see that (20 ms)."""
+    begin = time.monotonic()
+    time.sleep(0.05)
+    return begin, time.monotonic()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_no_more_tasks_run_at_once_than_there_are_workers_also_when_they_block(n: int) -> None:
+    with mpgort.Executor(n) as ex, mpgort.Pool(n) as pool:
+        ways = [
+            [f.result(timeout=30) for f in [ex.submit(stands, i) for i in range(4)]],
+            list(ex.map(stands, range(4), chunksize=1)),
+            pool.map(stands, range(4), chunksize=1),
+        ]
+        for spans in ways:
+            assert max(sum(b <= at < e for b, e in spans) for at, _ in spans) <= n
+        assert ex._engine is not None
+        assert ex._engine.runtime.stats()["workers"] == n

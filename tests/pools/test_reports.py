@@ -290,10 +290,18 @@ def calls_of(work: Callable[[], object]) -> int:
     return n
 
 
+def stands_until(told: Any) -> None:
+    while not told[0]:
+        time.sleep(0.001)
+
+
 def test_a_submission_does_the_same_however_many_are_queued() -> None:
     """Counted: calls, and blocks of shared memory. The time is measured in bench/figures.py."""
     with mpgort.Executor(1) as ex:
-        gate = ex.submit(time.sleep, 0.3)
+        ex.submit(int).result(timeout=30)
+        assert ex._engine is not None
+        told = mpgort.shared.zeros(1, runtime=ex._engine.runtime)
+        gate = ex.submit(stands_until, told)
         prog = program_of(ex)
 
         def submit() -> None:
@@ -312,5 +320,7 @@ def test_a_submission_does_the_same_however_many_are_queued() -> None:
         for _ in range(5000):
             submit()
         assert cost() == first
+        assert ex._engine.runtime.stats()["runnable"] >= 5000
+        told[0] = 1
         assert gate.result(timeout=30) is None
         assert all(f.result(timeout=30) == 2 for f in futures)

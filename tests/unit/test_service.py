@@ -474,6 +474,11 @@ def test_drain_on_sigterm_is_for_the_main_thread_and_seconds() -> None:
 # ---- health ------------------------------------------------------------------------------------
 
 
+def computes_until(told: Any) -> None:
+    while not told[0]:
+        pass
+
+
 def test_stats_tell_of_health() -> None:
     with mpgort.Runtime(2) as rt:
         wait_until("all stand", lambda: rt.stats()["problems"] == [])
@@ -482,11 +487,13 @@ def test_stats_tell_of_health() -> None:
         ch = rt.chan()
         hs = [rt.spawn(take, ch) for _ in range(5)]
         assert rt.stats()["goroutines"] >= 5
-        busy = [rt.spawn(compute, 0.3) for _ in range(2)]
+        told = mpgort.shared.zeros(1, runtime=rt)
+        busy = [rt.spawn(computes_until, told) for _ in range(2)]
         wait_until("both run", lambda: all(h.status() == "running" for h in busy))
         late = [rt.spawn(int, priority="batch") for _ in range(3)] + [rt.spawn(int)]
         stats = rt.stats()
         assert stats["runnable_batch"] <= 3 and stats["runnable"] <= 1
+        told[0] = 1
         for h in late + busy:
             h.result(timeout=30)
         ch.close()
