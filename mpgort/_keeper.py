@@ -16,7 +16,10 @@ A DEATH, of an M that still has its slot: the slot is reaped (shm/reap.c: the go
 running or at home there end with MDied, everything else is where it was), then another M takes its
 place. The dead process stays a zombie until it is reaped, so that its pid cannot be another's.
 Without a slot it either was never an M, or gave it back: it retired.
-A keeper that dies meanwhile is reaped by its successor, which then reaps anew whom it was at.
+A keeper that dies meanwhile is reaped by its successor, which then reaps anew whom it was at. One
+that dies as it forks leaves a worker that may take a slot when the successor has looked: it finds
+that its parent is gone, and leaves (_m.live). Should it die instead, nobody watches it, so the
+successor looks for such slots when all is quiet.
 
 A SYSTEM THAT REFUSES one more process now (ulimit -u and -n, memory) may have room later. A program
 does not start without its workers; but one in a dead one's place, or a spare one, is tried again
@@ -167,6 +170,7 @@ class Keeper:
         self.stillborn = self.by_themselves = 0
         self.owed = 0  # workers that the system has refused
         self.alone_since = 0.0  # when the first was refused while there was none
+        self.successor = False  # of another keeper
 
     def start_m(self) -> None:
         try:
@@ -260,6 +264,15 @@ class Keeper:
                 had_slot = True
         return looped, had_slot
 
+    def bury_strays(self) -> None:
+        """Reaps the slots of those that are nobody's and have died."""
+        living, lost = adopt(self.prog, {pid for _, pid, _ in self.crew})
+        for _, _, fd in living:
+            os.close(fd)  # it will leave
+        for slot in lost:
+            if not self.prog.ended:
+                self.prog.reap(slot, UNKNOWN_STATUS)
+
     def kill(self, index: int) -> None:
         """Ends an M for the goroutine that will not yield there (shm/kill.c). It is stopped first:
         what runs there when the signal arrives may be another goroutine."""
@@ -282,6 +295,7 @@ class Keeper:
         for slot, kind, pid, _ in self.prog.slots():
             if kind == _core.M_KEEPER and pid != os.getpid():
                 self.prog.reap(slot, UNKNOWN_STATUS)
+                self.successor = True
         living, lost = adopt(self.prog, set())
         self.crew += living
         for slot, _, fd in living:
@@ -312,6 +326,8 @@ class Keeper:
                 self.try_m()
             elif what <= _core.WAIT_KILL:
                 self.kill(_core.WAIT_KILL - what)
+            elif what == _core.WAIT_NOTHING and self.successor:
+                self.bury_strays()
             elif what == _core.WAIT_M0_DIED or what == _core.WAIT_SHUTDOWN:
                 break
         signal.setitimer(signal.ITIMER_REAL, 0)

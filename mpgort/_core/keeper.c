@@ -8,8 +8,7 @@ static uint32_t slot_of(struct shm_ctx *c, uint32_t pid)
 {
     for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) { /* pairs with shm_minit() */
         struct shm_m *m = &c->mtab[i];
-        /* acq: pairs with minit's CAS; the pid is stored after it, so it may be seen one look
-         * later. */
+        /* Pair with minit's CAS. */
         if (load_acq(&m->kind) == SHM_M_WORKER && load_acq(&m->pid) == pid)
             return i + 1;
     }

@@ -367,6 +367,64 @@ def test_a_worker_that_leaves_since_its_keeper_died_at_its_start_is_replaced_by_
     assert (r.status, r.out) == (0, "up\n1024\n"), r.err
 
 
+def test_a_worker_that_dies_at_its_start_unseen_by_any_keeper_is_no_news_for_ever(
+    program, tmp_path
+):
+    """It took its slot when its keeper had died and another had looked for who lives: nobody
+    watched it. A slot of the dead kept a deadlock from being found."""
+    begun, adopted, dead = (tmp_path / name for name in ("begun", "adopted", "dead"))
+    p = program.start(
+        """
+        import os, random, signal, sys, time, types
+        import mpgort
+        from mpgort import _m, chan, sleep
+
+        begun, adopted, dead = sys.argv[1:]
+        mine = []
+
+        def late():                          # called by a worker that has no slot yet
+            if not os.path.exists(begun):
+                mine.append(os.getpid())
+                open(begun, "w").close()
+                while not os.path.exists(adopted):
+                    time.sleep(0.002)
+
+        def dies():                          # asked by one that has just taken it
+            if mine:
+                open(dead, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return getppid()
+
+        async def main():
+            print("up")
+            print(await mpgort.spawn(pow, 2, 10))
+            while not os.path.exists(dead):
+                await sleep(0.005)
+            await chan().recv()
+
+        getppid, random.seed = os.getppid, late
+        _m.os = types.SimpleNamespace(**vars(os))
+        _m.os.getppid = dies
+        try:
+            mpgort.run(main, procs=1, start_method="fork")
+        except mpgort.Deadlock:
+            print("deadlock")
+        """,
+        str(begun),
+        str(adopted),
+        str(dead),
+    )
+    assert p.line() == "up"
+    wait_until("a worker", begun.exists)
+    keeper = p.keeper()
+    assert keeper is not None
+    os.kill(keeper.pid, signal.SIGKILL)
+    wait_until("another", lambda: (k := p.keeper()) and k.pid != keeper.pid and pidfds(k.pid) >= 2)
+    adopted.touch()
+    r = p.wait(20)
+    assert (r.status, r.out) == (0, "up\n1024\ndeadlock\n"), r.err
+
+
 @pytest.mark.parametrize("who", ("spare", "keeper"))
 def test_a_spare_worker_that_was_asked_for_comes_whoever_dies(program, tmp_path, who):
     """The one worker waits in a plain function: what it waits for needs another one."""
