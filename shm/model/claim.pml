@@ -214,7 +214,7 @@ inline unlink(sel)
     fi
 }
 
-/* deliver() of join.c, shm_wait_abort(): once, at any wait */
+/* shm_join_deliver() of join.c, shm_wait_abort(): once, at any wait */
 proctype canceller()
 {
     byte e;

@@ -1,6 +1,6 @@
 """Hand-written bodies, moved at each of their parks: nothing they can notice may differ.
 
-continuation_bodies.py has the bodies, continuation_harness.py the engines. Each body runs under
+continuation_bodies*.py have the bodies, continuation_harness.py the engines. Each body runs under
 each plan once in plain Python (the oracle), once with every park made encode, drop, decode, resume.
 The second half sends the same bodies to and fro between two processes with different hash seeds,
 and looks at what an outcome does not show: tracebacks, context variables, `__main__`."""
@@ -23,19 +23,13 @@ from typing import Any
 import continuation_bodies
 import continuation_harness as h
 import pytest
+from continuation_table import BODIES, MAY_PIN
 
 from mpgort import _core
 
 h.require_frames()
 
-BODIES = {
-    name: fn
-    for name, fn in vars(continuation_bodies).items()
-    if inspect.iscoroutinefunction(fn)
-    and fn.__module__ == continuation_bodies.__name__
-    and not name.startswith("_")
-}
-SURE = sorted(BODIES.keys() - continuation_bodies.MAY_PIN)
+SURE = sorted(BODIES.keys() - MAY_PIN)
 EITHER_FF = pytest.mark.parametrize("ff", [True, False], ids=["ff", "park"])
 THROWS_AND_CLOSES = 24
 
@@ -65,7 +59,7 @@ def child() -> Iterator[h.Child]:
 def same(name: str, plan: h.Plan, **options: Any) -> h.Outcome:
     """Asserts that the moved run is equal to the plain one, and that it did move."""
     plain = h.run(BODIES[name], plan, h.PlainEngine())
-    engine = h.MovingEngine(may_pin=name in continuation_bodies.MAY_PIN, **options)
+    engine = h.MovingEngine(may_pin=name in MAY_PIN, **options)
     moved = h.run(BODIES[name], plan, engine)
     assert moved == plain
     assert moved.dropped == plain.dropped

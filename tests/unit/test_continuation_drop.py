@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import continuation_bodies as bodies
+import continuation_bodies_hold as holding
+import continuation_bodies_raise as raising
 import continuation_harness as h
 import pytest
+from continuation_table import BODIES
 
 from mpgort import _core
 
@@ -63,8 +66,8 @@ async def _cleans_up(tag: str) -> str:
     next(g)
     await a.__anext__()
     try:
-        with bodies._Manager(tag):
-            async with bodies._acm(tag):
+        with raising._Manager(tag):
+            async with raising._acm(tag):
                 await bodies._leaf(tag)
     finally:
         h.log("finally", tag)
@@ -117,7 +120,7 @@ def test_fresh_coroutine_lost_by_a_decoded_chain_is_still_reported() -> None:
 def test_decoded_graph_with_cycles_is_gone_after_its_end(name: str) -> None:
     gc.collect()
     before = sum(type(o).__name__ in ("_Point", "coroutine", "cell") for o in gc.get_objects())
-    coro = h.move(h.start(getattr(bodies, name)()))
+    coro = h.move(h.start(BODIES[name]()))
     h.finish(coro)
     del coro
     gc.collect()
@@ -313,7 +316,7 @@ def test_moves_leak_no_more_than_a_plain_run(name: str) -> None:
     gc.collect()
     gc.freeze()
     try:
-        body = getattr(bodies, name)
+        body = BODIES[name]
         plain = growth(lambda: h.run(body, h.answer_numbers, h.PlainEngine()), 12)
         moved = growth(lambda: h.run(body, h.answer_numbers, h.MovingEngine()), 12)
         assert moved - max(plain, 0) < 6, (moved, plain)
@@ -322,7 +325,7 @@ def test_moves_leak_no_more_than_a_plain_run(name: str) -> None:
 
 
 def test_throws_closes_and_abandoned_blobs_leak_nothing() -> None:
-    body = bodies.try_except_else_finally
+    body = raising.try_except_else_finally
 
     def once() -> None:
         for plan in (h.throw_at(1), h.close_at(2)):
@@ -346,7 +349,7 @@ async def _unencodable() -> Any:
 
 
 def test_refusals_and_damaged_bytes_leak_nothing() -> None:
-    coro = h.start(bodies.match_statements())
+    coro = h.start(holding.match_statements())
     blob = _core.chain_encode(coro)
 
     def once() -> None:
@@ -368,7 +371,7 @@ def test_refusals_and_damaged_bytes_leak_nothing() -> None:
 
 
 def test_values_and_their_errors_leak_nothing() -> None:
-    value = [1, "a" * 50, {"k": (2.5, [3])}, {1, 2}, bodies._Point(1, [2]), lambda: 1, 10**50]
+    value = [1, "a" * 50, {"k": (2.5, [3])}, {1, 2}, holding._Point(1, [2]), lambda: 1, 10**50]
 
     def once() -> None:
         _core.value_decode(_core.value_encode(value))

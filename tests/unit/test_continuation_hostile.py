@@ -30,8 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import continuation_bodies as bodies
+import continuation_bodies_hold as holding
 import continuation_harness as h
 import pytest
+from continuation_table import BODIES
 
 from mpgort import _core
 from mpgort._errors import SerializationError
@@ -63,7 +65,7 @@ VALUES: list[Any] = [
     [1, 2.5, "text", b"bytes", None, True, (1, "two"), {"a": [1]}, {1, 2}, frozenset("ab")],
     [10**40, -(10**9), "x" * 300, b"y" * 300, range(5), {"k": {"l": {"m": ()}}}],
     CYCLE,
-    [bodies._Point(1, [bodies._Color.RED]), bodies._Point(2, {"a": bodies._Pair(1, 2)})],
+    [holding._Point(1, [holding._Color.RED]), holding._Point(2, {"a": holding._Pair(1, 2)})],
 ]
 
 
@@ -107,7 +109,7 @@ def corpus() -> list[Case]:
     cases: list[Case] = []
     with h.native_park():
         for name, at in CHAINS:
-            coro = h.start(getattr(bodies, name)())
+            coro = h.start(BODIES[name]())
             for k in range(at):
                 assert _core.chain_send(coro, k)[0] is False
             cases.append(("chain", name, _core.chain_encode(coro)))
