@@ -41,6 +41,7 @@ def test_who_comes_from_elsewhere_gets_what_the_comments_say(program: Programs, 
         pytest.importorskip(peer.lower())
     section = README.split(f"\n## From {peer}\n")[1].split("\n## ")[0]
     (source,) = re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
+    assert re.search("# (was:|this line)", source) and "hat differs" in section
     said = re.findall(r"^ +print\(.*\)  # (.*)$", source, re.M)
     assert said
     done = program(source)
