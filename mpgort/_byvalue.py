@@ -212,7 +212,11 @@ def initialized(initializer: Any) -> dict[str, Any]:
 
 class _IntoMain(cp.Pickler):  # type: ignore[misc]
     def __init__(self, sink: io.BytesIO) -> None:
-        super().__init__(sink)
+        from multiprocessing import reduction
+
+        known = reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+        self.dispatch_table = collections.ChainMap(known, cp.Pickler.dispatch_table)
+        super().__init__(sink)  # which looks for it
         self.mark = {UNIT: None}
         self.globals_ref[id(main_dict())] = self.mark
 
@@ -226,6 +230,7 @@ class _FromMain(pickle.Unpickler):
 
 
 def dump_initializer(o: Any) -> bytes:
+    """Within Inherited.dump() (_m.py)."""
     sink = io.BytesIO()
     _IntoMain(sink).dump(o)
     return sink.getvalue()

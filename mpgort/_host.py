@@ -161,6 +161,7 @@ class Host:
         self.number = next(_numbers)
         self.lock = threading.Lock()
         self.fds: list[int] = []
+        self.inherited: tuple[int, ...] = ()  # by interpreters that are not forked: Plan
         fd = _segment.make()
         try:
             self.prog = _core.Program.create(
@@ -224,10 +225,10 @@ class Host:
             pid = self.fork_keeper()
         else:
             if self.wires.plan < 0:
-                plan = _m.dump_plan(self.opts.plan._replace(method=method))
-                self.fds.append(plan)
+                plan, self.inherited = _m.dump_plan(self.opts.plan._replace(method=method))
+                self.fds += [plan, *self.inherited]
                 self.wires = self.wires._replace(plan=plan)
-            pid = _m.exec_fresh("_keeper", self.wires)
+            pid = _m.exec_fresh("_keeper", self.wires, self.inherited)
         self.keeper = (pid, os.pidfd_open(pid))
 
     def fork_keeper(self) -> int:

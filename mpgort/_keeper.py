@@ -185,7 +185,7 @@ class Keeper:
 
     def start_process(self) -> None:
         if self.plan.method == "spawn":
-            pid = _m.exec_fresh("_m", self.wires)
+            pid = _m.exec_fresh("_m", self.wires, self.plan.inherited)
         else:
             me = os.getpid()
             pid = os.fork()

@@ -64,31 +64,68 @@ class Plan(NamedTuple):
     max_tasks: int
     schedtrace_ms: int
     outlives_sigterm: bool = False  # M0 drains at SIGTERM, which the whole group may be sent
+    inherited: tuple[int, ...] = ()  # descriptors of what is in initargs, where it is pickled
 
 
-def dump_plan(plan: Plan) -> int:
-    """The plan and this process's main module as a memory file that fresh interpreters read.
+class Inherited:
+    """Stands for the process that multiprocessing is about to start, while an initializer and its
+    arguments are pickled: locks, queues and shared values of multiprocessing cross only so. Whoever
+    starts a fresh interpreter hands the descriptors on to it, under the same numbers."""
+
+    def __init__(self) -> None:
+        from multiprocessing import popen_spawn_posix
+
+        self.fds: list[int] = []
+        self.DupFd = popen_spawn_posix._DupFd
+
+    def duplicate_for_child(self, fd: int) -> int:
+        self.fds.append(os.dup(fd))
+        return self.fds[-1]
+
+    def close(self) -> None:
+        while self.fds:
+            os.close(self.fds.pop())
+
+    def dump(self, dump: Callable[[Any], Any], o: Any) -> bytes:
+        from multiprocessing import context
+
+        them: Any = context
+        them.set_spawning_popen(self)
+        try:
+            return bytes(dump(o))
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            them.set_spawning_popen(None)
+
+
+def dump_plan(plan: Plan) -> tuple[int, tuple[int, ...]]:
+    """The plan and this process's main module as a memory file that fresh interpreters read, and
+    the descriptors that they are to inherit. The caller closes all of these.
 
     Raises RuntimeError (by multiprocessing) while the main module is only being imported, and what
     pickle raises for an initializer that cannot cross."""
-    from multiprocessing import spawn
+    from multiprocessing import reduction, spawn
 
     prep = dict(spawn.get_preparation_data("mpgort"))
     prep["authkey"] = bytes(prep["authkey"])
     if not os.path.isfile(prep.get("init_main_from_path", __file__)):
         del prep["init_main_from_path"]  # "<stdin>"
     once = (plan.initializer, plan.initargs)
+    inherited = Inherited()
     try:
         if not prep.keys() & {"init_main_from_name", "init_main_from_path"}:
             raise LookupError("what is in the main module is found by nobody else")
-        rest = pickle.dumps(once)
+        rest = inherited.dump(reduction.ForkingPickler.dumps, once)
     except Exception:
-        rest = _byvalue.dump_initializer(once)
-    bare = plan._replace(initializer=None, initargs=())
+        rest = inherited.dump(_byvalue.dump_initializer, once)
+    fds = tuple(inherited.fds)
+    bare = plan._replace(initializer=None, initargs=(), inherited=fds)
     fd = os.memfd_create("mpgort-plan")
     with open(fd, "wb", closefd=False) as f:
         f.write(pickle.dumps((prep, bare, rest)))
-    return fd
+    return fd, fds
 
 
 def load_plan(wires: Wires, worker: bool) -> Plan:
@@ -114,7 +151,7 @@ def load_plan(wires: Wires, worker: bool) -> Plan:
         del current._inheriting
         importing_main = False
     initializer, initargs = _byvalue.load_initializer(rest)
-    return plan._replace(initializer=initializer, initargs=initargs)
+    return plan._replace(initializer=initializer, initargs=initargs, inherited=())
 
 
 def import_main(name: str | None, path: str | None) -> None:
@@ -163,8 +200,8 @@ def command(entry: str, wires: Wires) -> list[str]:
     return [os.fsdecode(spawn.get_executable()), *flags, "-c", code]
 
 
-def exec_fresh(entry: str, wires: Wires) -> int:
-    """Starts mpgort.<entry>.main in a fresh interpreter that inherits the wires; returns its pid.
+def exec_fresh(entry: str, wires: Wires, inherited: tuple[int, ...]) -> int:
+    """Starts mpgort.<entry>.main in a fresh interpreter that inherits these; returns its pid.
 
     It starts with SIGINT and SIGTERM blocked: they would find Python's own handlers there until
     settle()."""
@@ -173,7 +210,7 @@ def exec_fresh(entry: str, wires: Wires) -> int:
     argv = command(entry, wires)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
-        pid: int = util.spawnv_passfds(os.fsencode(argv[0]), argv, wires)
+        pid: int = util.spawnv_passfds(os.fsencode(argv[0]), argv, (*wires, *inherited))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return pid
@@ -258,13 +295,14 @@ def live(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn
         if "random" in sys.modules:
             sys.modules["random"].seed()
         prog.known = None
-        prog.minit(_core.M_WORKER)
+        begin_as_child(prog.minit(_core.M_WORKER))
         if os.getppid() == parent:
             status = 0 if initialize(prog, wires, plan) else 1
             if status == 0:
                 prog.max_tasks = plan.max_tasks
                 prog.max_rss = plan.max_rss
                 prog.work()
+                end_as_child()
         prog.mexit()
     except BaseException as e:
         status = 1
@@ -272,6 +310,24 @@ def live(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn
     finally:
         flush()
         os._exit(status)
+
+
+def begin_as_child(number: int) -> None:
+    """What multiprocessing does in a process that it has forked: its queues and proxies of before
+    have no threads and connections here; and a task may ask which process it is in."""
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._finalizer_registry.clear()
+        util._run_after_forkers()
+        process: Any = sys.modules["multiprocessing.process"].current_process()
+        process._identity, process._name = (number,), f"mpgort-{number}"
+
+
+def end_as_child() -> None:
+    """As at the end of one: what tasks have put into its queues is written out."""
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._run_finalizers()
 
 
 def initialize(prog: _core.Program, wires: Wires, plan: Plan) -> bool:

@@ -182,3 +182,63 @@ def test_after_terminate_no_thread_of_the_pool_is_left(program: Any) -> None:
             main()
     """)
     assert (r.status, r.out) == (0, "fork ['MainThread']\n" * 5), r.err
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_what_multiprocessing_shares_reaches_the_workers_by_initargs(
+    program: Any, method: str
+) -> None:
+    """Its locks, values and queues cross to new processes only; and what has a thread or a
+    connection in the parent, as the queue and the dict here, has to have its own in each."""
+    done = program(f"""
+        import multiprocessing
+        import mpgort
+
+        def begin(*given):
+            global lock, value, array, queue, d
+            lock, value, array, queue, d = given
+
+        def task(i):
+            with lock:
+                value.value += 1
+                array[i % 4] += 1
+            queue.put((i, multiprocessing.current_process()._identity > (0,)))
+            d[i] = d["x"]
+
+        if __name__ == "__main__":
+            ctx = multiprocessing.get_context("{method}")
+            with ctx.Manager() as manager:
+                queue, value, d = ctx.Queue(), ctx.Value("i", 0), manager.dict(x=7)
+                queue.put("parent")
+                array = ctx.Array("i", 4)
+                print(queue.get(timeout=30), d["x"])
+                pool = mpgort.Pool(2, begin, (ctx.Lock(), value, array, queue, d), context=ctx)
+                pool.map(task, range(40), chunksize=1)
+                pool.close()
+                pool.join()
+                got = sorted(queue.get(timeout=30) for _ in range(40))
+                print(got == [(i, True) for i in range(40)], value.value, list(array))
+                print(len(d), set(d.values()))
+    """)
+    assert (done.status, done.err) == (0, "")
+    assert done.out == "parent 7\nTrue 40 [10, 10, 10, 10]\n41 {7}\n"
+
+
+def test_an_initializer_of_a_session_gets_what_multiprocessing_shares(program: Any) -> None:
+    done = program(
+        """
+        import multiprocessing, mpgort
+        ctx = multiprocessing.get_context("spawn")
+        value = ctx.Value("i", 0)
+        def begin(v): global mine; mine = v
+
+        def add(i):
+            with mine.get_lock(): mine.value += i
+
+        with mpgort.Pool(2, begin, (value,), context=ctx) as pool: _ = pool.map(add, range(5))
+
+        print(value.value)
+        """,
+        session=True,
+    )
+    assert done.out == "10\n", done.err
