@@ -295,6 +295,7 @@ def live(prog: _core.Program, wires: Wires, plan: Plan, parent: int) -> NoReturn
         if "random" in sys.modules:
             sys.modules["random"].seed()
         prog.known = None
+        os.register_at_fork(after_in_child=lambda: prog.after_fork(False))
         begin_as_child(prog.minit(_core.M_WORKER))
         if os.getppid() == parent:
             status = 0 if initialize(prog, wires, plan) else 1

@@ -136,6 +136,8 @@ int core_finish(struct core_proc *s, shm_gref gr, PyObject *value)
     struct shm_g *g = core_g(s, gr);
     PyObject *exc = NULL;
     bool interrupted = false;
+    if (!s->prog->attached)
+        core_forked_end();
     core_cont_let(s); /* before anybody can know of the end */
     if (load_rlx(&s->c->m->locks) > 0) {
         store_rlx(&s->c->m->locks, 0); /* own word: nobody else could park here any more */

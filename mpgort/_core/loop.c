@@ -171,6 +171,38 @@ static int loop(struct core_proc *s)
     return 0;
 }
 
+static void flush(const char *name)
+{
+    PyObject *f = PySys_GetObject(name), *r = f ? PyObject_CallMethod(f, "flush", NULL) : NULL;
+    Py_XDECREF(r);
+    PyErr_Clear();
+}
+
+/* In a child that the goroutine has forked, and that has come back to the loop, where it is no M:
+ * by its end, an await, or an exception. */
+void core_forked_end(void)
+{
+    int status = 1;
+    PyObject *exc = PyErr_Occurred() ? core_take_exc() : NULL;
+    if (exc != NULL && PyErr_GivenExceptionMatches(exc, PyExc_SystemExit)) {
+        PyObject *code = PyObject_GetAttrString(exc, "code");
+        status = code == Py_None                      ? 0
+                 : code != NULL && PyLong_Check(code) ? (int)PyLong_AsLong(code)
+                                                      : 1;
+    } else {
+        if (exc != NULL)
+            core_raise(Py_NewRef(exc));
+        if (exc != NULL)
+            PyErr_Print();
+        PySys_WriteStderr(
+            "mpgort: this process was forked in a goroutine, and there is nothing for "
+            "it to go back to:\nend it with os._exit()\n");
+    }
+    flush("stdout");
+    flush("stderr");
+    _exit(status);
+}
+
 static int loop_begin(struct core_proc *s)
 {
     if (core_proc_cur != NULL) {

@@ -361,6 +361,8 @@ static PySendResult throw_foreign(PyObject *root, PyObject *exc, PyObject **out)
 int core_drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult res, PyObject *out)
 {
     for (;;) {
+        if (!s->prog->attached)
+            core_forked_end();
         if (res == PYGEN_NEXT) {
             PyObject *value, *exc;
             if (Py_TYPE(out) == &CorePark_Type) {

@@ -216,6 +216,7 @@ void core_unstore(struct core_proc *s, shm_gref gr, int how);
 /* life.c. The running G has ended with value (owned), or with the exception that is set (NULL).
  * -1: the exception ends the loop itself (Ctrl-C with procs=0). */
 int core_finish(struct core_proc *s, shm_gref gr, PyObject *value);
+void core_forked_end(void) __attribute__((noreturn, cold)); /* loop.c */
 /* A goroutine that was killed ends: none of its frames runs again. root, pk: owned, NULL if it was
  * not live here. */
 void core_killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *pk);

@@ -14,7 +14,10 @@
  * it runs anything (forget_parent): nothing of theirs that becomes garbage there is given back a
  * second time. The keeper and the workers come back by after_fork(True), and are nobody until
  * minit(). What the parent's loop holds in Python is not freed: dropping a parent's frames here
- * would run the parent's finalizers (a temporary directory would be gone under its feet).
+ * would run the parent's finalizers (a temporary directory would be gone under its feet). Any other
+ * child gives up the mapping (after_fork(False)), so that the segment does not live as long as it
+ * does; an array that it has from there keeps it. One that comes back to the loop it was forked
+ * under ends there, core_forked_end().
  *
  * The descriptor belongs to the Program from create() or attach() on: growing the heap needs it
  * (posix_fallocate), so it is open exactly as long as the mapping is there.
@@ -261,6 +264,7 @@ static PyObject *prog_after_fork(CoreProg *p, PyObject *args)
     p->forked = false;
     p->attached = stay;
     Py_XSETREF(p->tick, Py_NewRef(Py_None));
+    unmap(p);
     Py_RETURN_NONE;
 }
 
