@@ -11,7 +11,7 @@
  * a reference to it from within is refused.
  *
  * TWO MODES. A continuation *moves*: what it holds afterwards must be what it held before, so an
- * object that somebody outside also holds is not copied (INV unobservable, codec.c), and what
+ * object that somebody outside also holds is not copied (INV unobservable, encode.c), and what
  * cannot move pins the goroutine. A value *is copied*, as pickle copies; what cannot be is an
  * error. */
 #ifndef MPGORT_CODEC_H
@@ -214,6 +214,8 @@ struct enc {
 
 /* All enc_* take the write pointer and return it advanced, or NULL: E->status says why. */
 uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n);
+uint8_t *enc_limit(struct enc *E); /* where it has to ask for more room */
+int enc_memo_grow(struct enc *E);
 #define ROOM(n)                                                                                \
     do {                                                                                       \
         if (unlikely((size_t)(E->end - p) < (size_t)(n)) && (p = enc_grow(E, p, (n))) == NULL) \
@@ -237,7 +239,7 @@ int enc_pickle_all(struct enc *E, uint8_t **p);
 uint64_t enc_handle_word(struct enc *E, PyObject *o, const struct core_handle_type *h);
 uint8_t *enc_handle(struct enc *E, uint8_t *p, PyObject *o, const struct core_handle_type *h);
 int enc_handles_of(struct core_enc *out, const struct core_enc *part); /* part's are out's, too */
-int enc_run(struct enc *E, PyObject *root, uint8_t magic); /* codec.c: one blob into E->out */
+int enc_run(struct enc *E, PyObject *root, uint8_t magic); /* encode.c: one blob into E->out */
 struct enc *enc_take(struct core_enc *out, bool moving);
 void enc_give(struct enc *E);
 uint8_t *enc_fail(struct enc *E, int status); /* with the exception set: pinned or an error by it */

@@ -10,7 +10,7 @@
  * met, so that unpickling takes over as many references as were written. A large buffer is one too
  * (buffer.c).
  *
- * In a move the check for sharing (codec.c) covers what is inside of the pickle as well: the
+ * In a move the check for sharing (encode.c) covers what is inside of the pickle as well: the
  * pickler asks about an object once for each reference that it follows, and those are counted. What
  * a module's variable holds goes by its name here too, as the negative of its number.
  *

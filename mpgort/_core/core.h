@@ -16,7 +16,7 @@
 #include <stdint.h>
 #include "shm.h"
 
-/* ---- codec.c, frame.c: values and await chains <-> bytes ------------------------------------- */
+/* ---- encode.c, frame.c: values and await chains <-> bytes ------------------------------------- */
 
 /* A byte sink, reused from park to park by its M. `nh` runtime handles were written; their words
  * stand in `h`, to be stored with the bytes. They count as references from then on; until then the
