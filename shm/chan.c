@@ -37,7 +37,7 @@
 static struct shm_chan *chan_at(const struct shm_ctx *c, shm_off off)
 {
     struct shm_chan *ch = shm_at(c, off);
-    if (unlikely(off == 0 || ch->obj.kind != SHM_OBJ_CHAN))
+    if (unlikely(off == 0 || shm_kind(&ch->obj) != SHM_OBJ_CHAN))
         shm_throw("chan: %#llx is no channel", (unsigned long long)off);
     return ch;
 }
@@ -76,8 +76,7 @@ int shm_chan_make(struct shm_ctx *c, uint32_t cap, size_t bytes, shm_off *out)
     }
     struct shm_chan *ch = shm_at(c, off);
     memset(ch, 0, bytes);
-    ch->obj.kind = SHM_OBJ_CHAN;
-    store_rlx(&ch->obj.refs, 1); /* nobody else knows it yet */
+    shm_obj_init(&ch->obj, SHM_OBJ_CHAN, 1);
     ch->cap = cap;
     ch->id = add_rlx(&c->hdr->chanid, 1) + 1;
     ch->buf = buf;

@@ -100,7 +100,7 @@ struct block *check_mark(struct check *k, shm_off off, uint64_t n, const char *w
 /* What an object of its kind needs; UINT64_MAX: no such kind. */
 static uint64_t object_bytes(const struct check *k, shm_off off, const struct block *b)
 {
-    switch (((const struct shm_obj *)shm_at(k->c, off))->kind) {
+    switch (shm_kind(shm_at(k->c, off))) {
     case SHM_OBJ_CHAN:
         return b->usable >= sizeof(struct shm_chan) &&
                        ((const struct shm_chan *)shm_at(k->c, off))->timer
@@ -140,7 +140,7 @@ void check_mark_object(struct check *k, shm_off off, bool counted, const char *w
         return;
     const struct shm_obj *o = shm_at(k->c, off);
     if (b->usable < object_bytes(k, off, b)) {
-        check_say(k, "%s: object %#llx has kind %u in %llu bytes", what, LLU(off), o->kind,
+        check_say(k, "%s: object %#llx has kind %u in %llu bytes", what, LLU(off), shm_kind(o),
                   LLU(b->usable));
         return;
     }
@@ -186,8 +186,8 @@ static void follow(struct check *k)
 static bool looks_like_object(const struct check *k, const struct block *b)
 {
     const struct shm_obj *o = shm_at(k->c, b->off);
-    return b->usable >= sizeof *o && b->usable >= object_bytes(k, b->off, b) &&
-           load_acq(&o->refs) > 0 && load_acq(&o->refs) < 1U << 24;
+    return b->usable >= sizeof *o && b->usable >= object_bytes(k, b->off, b) && shm_refs(o) > 0 &&
+           shm_refs(o) < 1U << 24;
 }
 
 static void check_left(struct check *k)
@@ -208,8 +208,11 @@ static void check_left(struct check *k)
         else if (b->state == 2 && !b->marked)
             check_say(k, "block %#llx of %llu bytes is published, nothing names it", LLU(b->off),
                       LLU(b->usable));
-        if (b->object && load_acq(&o->refs) < b->found)
-            check_say(k, "object %#llx: %u references, found %u", LLU(b->off), load_acq(&o->refs),
+        if (b->object && SHM_OBJ_BY(load_acq(&o->word)))
+            check_say(k, "object %#llx: its references are in M %u's hands", LLU(b->off),
+                      SHM_OBJ_BY(load_acq(&o->word)) - 1);
+        if (b->object && shm_refs(o) < b->found)
+            check_say(k, "object %#llx: %u references, found %u", LLU(b->off), shm_refs(o),
                       b->found);
     }
     for (uint64_t i = 1; i < k->ng; i++) {

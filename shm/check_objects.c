@@ -73,8 +73,8 @@ static bool drained(const struct check *k, shm_off obj)
     for (uint32_t i = 0; i < load_acq(&k->c->hdr->max_m); i++) {
         shm_off named = load_acq(&k->c->mtab[i].inflight[SHM_IF_DRAIN]);
         /* A context's: its own channel, or one of a context below. */
-        if (named == obj || (named && check_block_at(k, named) &&
-                             ((struct shm_obj *)shm_at(k->c, named))->kind == SHM_OBJ_CONTEXT))
+        if (named == obj ||
+            (named && check_block_at(k, named) && shm_kind(shm_at(k->c, named)) == SHM_OBJ_CONTEXT))
             return true;
     }
     return false;
@@ -164,7 +164,7 @@ static void check_context(struct check *k, shm_off off)
     for (size_t n = 0; at; n++) {
         const struct block *b = check_block_at(k, at);
         const struct shm_context *y = shm_at(k->c, at);
-        if (!b || b->usable < sizeof *y || y->obj.kind != SHM_OBJ_CONTEXT || y->up != off ||
+        if (!b || b->usable < sizeof *y || shm_kind(&y->obj) != SHM_OBJ_CONTEXT || y->up != off ||
             y->prev != prev || n > k->nblocks) {
             check_say(k, "context %#llx: child %#llx is none of its own", LLU(off), LLU(at));
             return;
@@ -233,7 +233,7 @@ static uint64_t check_joins(struct check *k, shm_off off, shm_off first, shm_off
         check_mark_object(k, at, true, "join in a group");
         const struct block *b = check_block_at(k, at);
         const struct shm_join *j = shm_at(k->c, at);
-        if (!b || !b->object || j->obj.kind != SHM_OBJ_JOIN)
+        if (!b || !b->object || shm_kind(&j->obj) != SHM_OBJ_JOIN)
             return n;
         if (j->listed != listed || j->gprev != prev || (listed == 1 && j->group != off))
             check_say(k,
@@ -286,7 +286,7 @@ static void check_doneq(struct check *k, shm_off off)
     for (shm_off at = q->first; at && left; left--) {
         const struct shm_join *j = shm_at(k->c, at);
         check_mark_object(k, at, true, "ended goroutine");
-        if (!check_block_at(k, at) || j->obj.kind != SHM_OBJ_JOIN || j->dlisted != 1 ||
+        if (!check_block_at(k, at) || shm_kind(&j->obj) != SHM_OBJ_JOIN || j->dlisted != 1 ||
             j->doneq != off) {
             check_say(k, "doneq %#llx: %#llx in it is no join of it", LLU(off), LLU(at));
             return;
@@ -363,7 +363,7 @@ static void check_map(struct check *k, shm_off off)
 
 void check_object(struct check *k, shm_off off)
 {
-    switch (((const struct shm_obj *)shm_at(k->c, off))->kind) {
+    switch (shm_kind(shm_at(k->c, off))) {
     case SHM_OBJ_CHAN:
         check_chan(k, off);
         break;

@@ -40,7 +40,7 @@
 static struct shm_context *ctx_at(const struct shm_ctx *c, shm_off off)
 {
     struct shm_context *x = shm_at(c, off);
-    if (unlikely(off == 0 || x->obj.kind != SHM_OBJ_CONTEXT))
+    if (unlikely(off == 0 || shm_kind(&x->obj) != SHM_OBJ_CONTEXT))
         shm_throw("context: %#llx is no context", (unsigned long long)off);
     return x;
 }
@@ -106,8 +106,7 @@ static int make(struct shm_ctx *c, shm_off parent, shm_off *out)
         return e;
     struct shm_context *x = shm_at(c, *out), *above = parent ? ctx_at(c, parent) : NULL;
     memset(x, 0, sizeof *x);
-    x->obj.kind = SHM_OBJ_CONTEXT;
-    store_rlx(&x->obj.refs, 1); /* nobody else knows it yet */
+    shm_obj_init(&x->obj, SHM_OBJ_CONTEXT, 1);
     x->deadline_ns = above ? above->deadline_ns : UINT64_MAX;
     x->cause.tag = x->key.tag = x->value.tag = SHM_VAL_NONE;
     x->node.pi = shm_timers_p(c)->index;
@@ -121,8 +120,8 @@ static int make(struct shm_ctx *c, shm_off parent, shm_off *out)
 static void publish(struct shm_ctx *c, struct shm_context *x, shm_off parent)
 {
     if (parent)
-        shm_obj_ref(c, parent); /* before it is named: a death in between leaks it */
-    x->parent = parent;
+        shm_obj_ref_hand(c, parent);
+    x->parent = parent; /* from when it is not in the hand any more */
     shm_tx_begin(c);
     shm_obj_made(c, shm_offof(c, x));
     shm_tx_commit(c);
@@ -324,7 +323,7 @@ shm_off shm_context_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n
 {
     struct shm_context *x = of_node(n);
     shm_off off = shm_offof(c, x);
-    bool alive = load_acq(&x->obj.refs) > 0; /* 0: who frees it is on the way to this lock */
+    bool alive = shm_refs(&x->obj) > 0; /* 0: who frees it is on the way to this lock */
     shm_tx_begin(c);
     shm_timers_set(c, p, n, 0);
     if (alive) {
@@ -380,12 +379,8 @@ unsigned shm_context_state(const struct shm_ctx *c, shm_off off, shm_off *why)
 /* The tree locked. Its channel, with one more reference; 0: it has none, or one that goes. */
 static shm_off done_of(struct shm_ctx *c, struct shm_context *x)
 {
-    shm_off off = load_rlx(&x->done); /* under the lock */
-    struct shm_obj *ch = off ? shm_at(c, off) : NULL;
-    uint32_t refs = ch ? load_rlx(&ch->refs) : 0;
-    while (refs && !cas_acqrel(&ch->refs, &refs, refs + 1)) /* 0: its end waits for this lock */
-        ;
-    return refs ? off : 0;
+    shm_off off = load_rlx(&x->done);               /* under the lock */
+    return off && shm_obj_tryref(c, off) ? off : 0; /* 0: its end waits for this lock */
 }
 
 int shm_context_done(struct shm_ctx *c, shm_off off, shm_off *out)
@@ -407,11 +402,10 @@ int shm_context_done(struct shm_ctx *c, shm_off off, shm_off *out)
     shm_lock(c, tree(c, x));
     *out = done_of(c, x);
     if (*out == 0) {
-        if (load_rlx(&x->state))         /* under the lock */
-            store_rlx(&ch->closed, 1);   /* not yet reachable */
-        shm_obj_ref(c, shm_offof(c, x)); /* before it is named: a death in between leaks it */
-        ch->buf = shm_offof(c, x);
+        if (load_rlx(&x->state))       /* under the lock */
+            store_rlx(&ch->closed, 1); /* not yet reachable */
         ch->done = 1;
+        shm_obj_ref_as(c, shm_offof(c, x), &ch->buf, shm_offof(c, x));
         FAILPOINT("context.done.made");
         shm_tx_begin(c);
         shm_tx_store64(c, &x->done, fresh); /* the reference stays in the hand, for the caller */

@@ -27,7 +27,7 @@ static_assert(offsetof(struct shm_doneq, waiters_last) ==
 static struct shm_doneq *doneq_at(const struct shm_ctx *c, shm_off off)
 {
     struct shm_doneq *q = shm_at(c, off);
-    if (unlikely(off == 0 || q->obj.kind != SHM_OBJ_DONEQ))
+    if (unlikely(off == 0 || shm_kind(&q->obj) != SHM_OBJ_DONEQ))
         shm_throw("doneq: %#llx is no queue of ended goroutines", (unsigned long long)off);
     return q;
 }

@@ -25,7 +25,7 @@
 static struct shm_group *group_at(const struct shm_ctx *c, shm_off off)
 {
     struct shm_group *gr = shm_at(c, off);
-    if (unlikely(off == 0 || gr->obj.kind != SHM_OBJ_GROUP))
+    if (unlikely(off == 0 || shm_kind(&gr->obj) != SHM_OBJ_GROUP))
         shm_throw("group: %#llx is no group", (unsigned long long)off);
     return gr;
 }
@@ -112,9 +112,10 @@ int shm_group_enter(struct shm_ctx *c, shm_off off, shm_off parent)
     int e = SHM_EAGAIN;
     shm_lock(c, &gr->lock);
     if (load_rlx(&gr->state) == SHM_GR_NEW) { /* under the lock */
-        shm_obj_ref(c, parent);
+        shm_obj_ref_hand(c, parent);
         shm_obj_ref(c, off);
         shm_tx_begin(c);
+        shm_hand_given(c, parent);
         shm_tx_store64(c, &gr->parent, parent);
         shm_tx_store64(c, &gr->outer, j->owns);
         shm_tx_store32(c, &gr->depth, j->owns ? group_at(c, j->owns)->depth + 1 : 0);
@@ -134,13 +135,14 @@ int shm_group_add(struct shm_ctx *c, shm_off off, shm_off join)
 {
     struct shm_group *gr = group_at(c, off);
     int e = SHM_ECLOSED;
-    shm_obj_ref(c, join);
+    shm_obj_ref_hand(c, join);
     shm_lock(c, &gr->lock);
     uint32_t state = load_rlx(&gr->state), pending = load_rlx(&gr->pending); /* under the lock */
     if (!load_rlx(&gr->aborting) &&
         (state == SHM_GR_OPEN || (state == SHM_GR_EXITING && pending))) {
         shm_tx_begin(c);
         put(c, gr, KIDS, join);
+        shm_hand_given(c, join);
         if (gr->limit && gr->running < gr->limit)
             let_in(c, gr, join_at(c, join));
         else if (gr->limit && gr->next == 0)
@@ -155,6 +157,11 @@ int shm_group_add(struct shm_ctx *c, shm_off off, shm_off join)
     return e;
 }
 
+void shm_join_group(struct shm_ctx *c, shm_off join, shm_off off)
+{
+    shm_obj_ref_as(c, off, &join_at(c, join)->group, off); /* nobody else knows the join yet */
+}
+
 int shm_group_admit(struct shm_ctx *c, shm_off join, shm_gref r)
 {
     struct shm_join *j = join_at(c, join);
@@ -164,7 +171,7 @@ int shm_group_admit(struct shm_ctx *c, shm_off join, shm_gref r)
     if (gr == NULL || gr->limit == 0 ||
         load_acq(&j->admitted)) /* who let it in did so before it readied it */
         return e;
-    shm_obj_ref(c, off);
+    shm_obj_ref_hand(c, off);
     shm_lock(c, &gr->lock);
     if (!load_rlx(&j->admitted)) { /* under the lock */
         shm_sudog_park(c, r, SHM_OBJ_GROUP, off, SHM_WAITQ(&gr->queue_first), SHM_DIR_SEND, NULL,
@@ -216,7 +223,7 @@ static shm_off cancel_next(struct shm_ctx *c, struct shm_group *gr)
         shm_tx_commit(c);
     }
     if (off)
-        shm_obj_ref(c, off);
+        shm_obj_ref_hand(c, off);
     shm_unlock(c, &gr->lock);
     return off;
 }
@@ -224,15 +231,9 @@ static shm_off cancel_next(struct shm_ctx *c, struct shm_group *gr)
 static void cancelled(struct shm_ctx *c, struct shm_group *gr, shm_off off)
 {
     shm_lock(c, &gr->lock);
-    bool mine = gr->cancelling == off;
-    if (mine) {
-        shm_tx_begin(c);
-        shm_tx_store64(c, &gr->cancelling, 0);
-        shm_tx_commit(c);
-    }
+    if (gr->cancelling == off)
+        shm_obj_unref_word(c, &gr->cancelling); /* the list's; not the last, for there is ours */
     shm_unlock(c, &gr->lock);
-    if (mine)
-        shm_obj_unref(c, off); /* the list's */
     shm_obj_unref(c, off);
 }
 
@@ -249,7 +250,7 @@ static void cancel_parent(struct shm_ctx *c, struct shm_group *gr)
         shm_tx_commit(c);
     }
     if (parent)
-        shm_obj_ref(c, parent);
+        shm_obj_ref_hand(c, parent);
     shm_unlock(c, &gr->lock);
     if (parent == 0)
         return;
@@ -298,27 +299,37 @@ void shm_group_done(struct shm_ctx *c, shm_off join)
     if (off == 0)
         return;
     struct shm_group *gr = group_at(c, off);
-    bool bad = failed(j), listed = false, last;
-    shm_obj_ref(c, off); /* j's own goes under the lock */
+    bool bad = failed(j), kid, last;
+    shm_obj_ref_hand(c, off); /* as long as j's may go */
     shm_lock(c, &gr->lock);
     if (j->group == 0) { /* told by another, INV told-once */
         shm_unlock(c, &gr->lock);
         shm_obj_unref(c, off);
         return;
     }
-    if (bad)
-        shm_obj_ref(c, join);
+    shm_obj_unref(c, off);
+    /* From the children to the failures, or out of them: done again it is found done. */
+    kid = j->listed == KIDS;
+    if (bad && j->listed == 0)
+        shm_obj_ref_hand(c, join);
     shm_tx_begin(c);
-    if (j->listed) {
-        listed = true;
+    if (kid)
         take(c, gr, join);
-    }
-    if (bad)
+    if (bad && j->listed != ERRS)
         put(c, gr, ERRS, join);
+    if (bad)
+        shm_hand_given(c, join);
+    else if (kid)
+        shm_hand(c, join);
+    shm_tx_commit(c);
+    if (kid && !bad)
+        shm_obj_unref(c, join);
+    shm_tx_begin(c);
     shm_tx_store32(c, &gr->pending, load_rlx(&gr->pending) - 1); /* under the lock */
     if (load_rlx(&j->admitted))                                  /* under the lock */
         shm_tx_store32(c, &gr->running, gr->running - 1);
     shm_tx_store64(c, &j->group, 0);
+    shm_tx_store64(c, &c->m->hand_group, off);
     if (bad && !load_rlx(&gr->aborting))
         abort_locked(c, gr);
     /* What is left is the group's; for the reaper. Own word. */
@@ -334,10 +345,7 @@ void shm_group_done(struct shm_ctx *c, shm_off join)
     if (last || bad)
         shm_group_drain(c, off);
     store_rlx(&c->m->inflight[SHM_IF_DRAIN], drained);
-    if (listed)
-        shm_obj_unref(c, join);
-    shm_obj_unref(c, off);
-    shm_obj_unref(c, off); /* j's */
+    shm_obj_unref_word(c, &c->m->hand_group);
 }
 
 void shm_group_abort(struct shm_ctx *c, shm_off off)

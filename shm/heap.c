@@ -538,6 +538,14 @@ const uint64_t *shm_bytes_handles(const struct shm_ctx *c, shm_off off, uint32_t
     return handle_words(c, off);
 }
 
+/* One more handle word, before those that the block has; this M's own, with room for it. */
+void shm_bytes_hold(struct shm_ctx *c, shm_off off, uint64_t word)
+{
+    struct shm_blk *b = shm_blk(c, off);
+    handle_words(c, off)[-1] = word;
+    shm_obj_ref_as(c, SHM_HANDLE_OFF(word), b, blk_word(b->cls, 1, c->m1, b->user + 1));
+}
+
 static int bytes_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
                       const uint64_t *h, uint32_t nh, uint32_t cont)
 {
@@ -553,14 +561,8 @@ static int bytes_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32
         shm_tx_store64(c, &c->m->st.cont_allocs, load_rlx(&c->m->st.cont_allocs) + 1);
         shm_tx_commit(c);
     }
-    /* From the last one on, so that those that are counted are always the last of the block. */
-    uint64_t *words = (uint64_t *)((uint8_t *)shm_at(c, *off) + shm_usable(c, *off));
-    while (nh-- > 0) {
-        *--words = h[nh];
-        shm_obj_ref(c, SHM_HANDLE_OFF(h[nh]));
-        blk_set(b, b->cls, 1, c->m1, b->user + 1);
-        FAILPOINT("heap.word.counted");
-    }
+    while (nh > 0)
+        shm_bytes_hold(c, *off, h[--nh]);
     return SHM_OK;
 }
 
@@ -579,20 +581,13 @@ static bool val_leaves(struct shm_ctx *c, struct shm_val *v, shm_off *off)
     return heap;
 }
 
-/* Each handle word is counted off, and its reference in hand, before that is given back. */
-static void bytes_drop(struct shm_ctx *c, shm_off off)
+void shm_bytes_drop(struct shm_ctx *c, shm_off off)
 {
     struct shm_blk *b = live_blk(c, off, "drop");
     blk_set(b, b->cls, 1, c->m1, b->user);
-    while (nhandles(b)) {
-        shm_off obj = SHM_HANDLE_OFF(*handle_words(c, off));
-        shm_tx_begin(c);
-        shm_tx_store64(c, b, blk_word(b->cls, 1, c->m1, b->user - 1));
-        shm_hand(c, obj);
-        shm_tx_commit(c);
-        FAILPOINT("heap.drop.counted");
-        shm_obj_unref(c, obj);
-    }
+    while (nhandles(b))
+        shm_obj_unref_as(c, SHM_HANDLE_OFF(*handle_words(c, off)), b,
+                         blk_word(b->cls, 1, c->m1, b->user - 1));
     if (b->user) { /* SHM_BLK_CONT */
         shm_tx_begin(c);
         shm_tx_store64(c, b, blk_word(b->cls, 1, c->m1, 0));
@@ -642,7 +637,7 @@ void shm_val_drop(struct shm_ctx *c, struct shm_val *v)
 {
     shm_off off;
     if (val_leaves(c, v, &off))
-        bytes_drop(c, off);
+        shm_bytes_drop(c, off);
 }
 
 int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *from)
@@ -674,7 +669,7 @@ void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len)
     if (len > shm_usable(c, off) - 8ULL * nhandles(shm_blk(c, off)))
         shm_throw("drop: a continuation of %u bytes does not fit block %#llx", len,
                   (unsigned long long)off);
-    bytes_drop(c, off);
+    shm_bytes_drop(c, off);
 }
 
 void shm_gcont_set(struct shm_ctx *c, struct shm_g *g, shm_off off, uint32_t len)
@@ -823,6 +818,6 @@ void shm_heap_reap(struct shm_ctx *c, struct shm_m *dead)
         if (!whole)
             shm_throw("heap_reap: the runs do not tile the heap");
         for (uint32_t i = 0; i < r.n; i++)
-            bytes_drop(c, r.off[i]);
+            shm_bytes_drop(c, r.off[i]);
     } while (r.n > 0);
 }

@@ -156,6 +156,16 @@ uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj
 void shm_tx_linked(struct shm_ctx *c, struct shm_sudog *s, uint8_t linked);
 void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok);
 void shm_tx_byte(struct shm_ctx *c, void *word, unsigned i, uint8_t value);
+/* handle.c. One more reference on obj, and *where (this M's, or of what it owns) is value. */
+void shm_obj_ref_as(struct shm_ctx *c, shm_off obj, void *where, uint64_t value);
+void shm_bytes_hold(struct shm_ctx *c, shm_off off, uint64_t word); /* heap.c */
+void shm_bytes_drop(struct shm_ctx *c, shm_off off); /* frees it, gives its handles back */
+void shm_wait_holds(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off obj); /* sudog.c */
+/* One fewer, as above. */
+void shm_obj_unref_as(struct shm_ctx *c, shm_off obj, void *where, uint64_t value);
+bool shm_obj_tryref(struct shm_ctx *c, shm_off obj); /* false: it has none, who frees it waits */
+void shm_refs_reap(struct shm_ctx *c, struct shm_m *dead);
+void shm_wait_for_m(struct shm_ctx *c, uint32_t m1);   /* lock_futex.c */
 void shm_gcount(struct shm_ctx *c, struct shm_g *g);   /* g.c: spawned, in a tx */
 void shm_guncount(struct shm_ctx *c, struct shm_g *g); /* finished, if it was counted */
 void shm_tx_flags(struct shm_ctx *c, struct shm_g *g, uint8_t flags);

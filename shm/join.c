@@ -16,7 +16,7 @@
 static struct shm_join *join_at(const struct shm_ctx *c, shm_off off)
 {
     struct shm_join *j = shm_at(c, off);
-    if (unlikely(off == 0 || j->obj.kind != SHM_OBJ_JOIN))
+    if (unlikely(off == 0 || shm_kind(&j->obj) != SHM_OBJ_JOIN))
         shm_throw("join: %#llx is no join object", (unsigned long long)off);
     return j;
 }
@@ -32,7 +32,7 @@ int shm_join_new(struct shm_ctx *c, shm_off *out)
     if (e)
         return e;
     struct shm_join *j = shm_at(c, *out);
-    store_rlx(&j->obj.refs, 2); /* nobody else knows it yet */
+    shm_obj_init(&j->obj, SHM_OBJ_JOIN, 2);
     j->value.tag = SHM_VAL_NONE;
     shm_tx_begin(c);
     shm_obj_made(c, *out);

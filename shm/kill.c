@@ -219,18 +219,16 @@ shm_off shm_join_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n)
 {
     struct shm_join *j =
         (struct shm_join *)(void *)((uint8_t *)n - offsetof(struct shm_join, deadline));
-    uint32_t refs = load_rlx(&j->obj.refs);
-    while (refs && !cas_acqrel(&j->obj.refs, &refs, refs + 1)) /* 0: its end waits for this lock */
-        ;
+    bool alive = shm_obj_tryref(c, shm_offof(c, j)); /* else its end waits for this lock */
     shm_tx_begin(c);
     shm_timers_set(c, p, n, 0);
-    if (refs)
+    if (alive)
         shm_tx_store32(c, &j->kill, load_rlx(&j->kill) ? load_rlx(&j->kill) : SHM_K_TIMEOUT);
-    if (refs) /* for the reaper, until it is carried out */
+    if (alive) /* for the reaper, until it is carried out */
         shm_tx_store64(c, &c->m->inflight[SHM_IF_DRAIN], shm_offof(c, j));
     shm_tx_commit(c);
     FAILPOINT("kill.fire.out");
-    return refs ? shm_offof(c, j) : 0;
+    return alive ? shm_offof(c, j) : 0;
 }
 
 void shm_join_carry(struct shm_ctx *c, shm_off off)

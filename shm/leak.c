@@ -369,9 +369,10 @@ static void object(struct walk *w, uint32_t at)
         w->nodes[at].live = true;
         return;
     }
-    w->nodes[at].refs = load_acq(&o->refs); /* before what it holds; pairs with shm_obj_unref() */
-    sign(&w->nodes[at], (uint64_t)w->nodes[at].refs << 32 | o->kind);
-    switch (o->kind) {
+    uint64_t word = load_acq(&o->word); /* before what it holds; pairs with shm_obj_unref() */
+    w->nodes[at].refs = SHM_OBJ_REFS(word);
+    sign(&w->nodes[at], word);
+    switch (shm_kind(o)) {
     case SHM_OBJ_CHAN:
         chan(w, at, (const void *)o);
         break;

@@ -161,6 +161,15 @@ static void owner_died(struct shm_ctx *c, uint32_t m1)
         tell_keeper(c);
 }
 
+/* A while, for what that M does without a lock in a few instructions; if it has ended, as for its
+ * locks. */
+void shm_wait_for_m(struct shm_ctx *c, uint32_t m1)
+{
+    if (!shm_m_alive(c, m1))
+        owner_died(c, m1);
+    nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+}
+
 static void lock_slow(struct shm_ctx *c, shm_lockword *l)
 {
     uint32_t as = mine(c), v = load_rlx(l);

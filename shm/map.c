@@ -17,7 +17,7 @@
 static struct shm_map *map_at(const struct shm_ctx *c, shm_off off)
 {
     struct shm_map *m = shm_at(c, off);
-    if (unlikely(off == 0 || m->obj.kind != SHM_OBJ_MAP))
+    if (unlikely(off == 0 || shm_kind(&m->obj) != SHM_OBJ_MAP))
         shm_throw("map: %#llx is no map", (unsigned long long)off);
     return m;
 }

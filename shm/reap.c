@@ -36,9 +36,7 @@
  * a late push into this M's home queue would write to its slot. A waker that is dead itself has its
  * own part done first (steps locks and 1), so two deaths do not wait for each other.
  *
- * WHAT MAY BE LOST: a reference that the dead M had just taken on an object and written nowhere
- * (essay of handle.c). The count is then too high, never too low, and the object stays until the
- * program ends.
+ * WHAT MAY BE LOST: see the essay of handle.c. A count may be too high, never too low.
  *
  * Rejected: to let any M reap (two reapers of one corpse need a protocol of their own; a keeper is
  * there anyway and does nothing else), and to stop the others while it goes on. */
@@ -133,6 +131,7 @@ void shm_reap_locks(struct shm_ctx *c, struct shm_m *dead)
     if (!begin_locks(c, dead))
         return;
     shm_tx_rollback(c, dead);
+    shm_refs_reap(c, dead);
     wait_after_all(c, dead);
     arm(c, dead);
     rearm(c, dead, SHM_IF_READY);
@@ -361,12 +360,10 @@ static void drop_parts(struct shm_ctx *c, struct shm_m *dead, shm_gref r, bool r
         shm_select_done(c, r, &tag);
     else if (g->waitkind && g->waitkind != SHM_WAIT_SELECT)
         shm_sudog_unlink(c, r);
-    bool holds = g->waitkind && g->waitkind < SHM_WAIT_SELECT; /* the wait holds its object */
-    shm_off obj = g->waitobj;
+    if (g->waitkind && g->waitkind < SHM_WAIT_SELECT)
+        shm_wait_ends(c, g);
     store_rel((_Atomic uint8_t *)&g->waitkind, 0); /* first: who sets them sets it last */
     g->waitobj = 0;
-    if (holds)
-        shm_obj_unref(c, obj);
     FAILPOINT("reap.g.unlinked");
     /* Of one that ran: a block of its M's own is freed with the others of those (step 6). */
     if (ran && v->tag == SHM_VAL_HEAP && shm_blk(c, v->h.off)->state == 1 &&

@@ -226,10 +226,9 @@ int shm_retry_view(struct shm_ctx *c, shm_gref r)
         return e;
     g->value = v;
     g->ok = y->ok;
-    if (y->waitkind)
-        shm_obj_ref(c, y->waitobj);
     g->waitobj = y->waitobj;
-    store_rel((_Atomic uint8_t *)&g->waitkind, y->waitkind); /* after waitobj, for a reaper */
+    if (y->waitkind)
+        shm_wait_ended(c, g, y->waitkind, y->waitobj);
     return SHM_OK;
 }
 

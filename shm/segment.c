@@ -484,7 +484,7 @@ void shm_mexit(struct shm_ctx *c)
                   c->p ? (int)c->p->index : -1, (unsigned long long)load_rlx(&m->curg),
                   load_rlx(&m->held_n));
     shm_handles_drop(c);
-    m->hand = m->hand_join = 0;
+    m->hand = m->hand_join = m->hand_group = 0;
     shm_gfree_flush(c, m);
     shm_heap_flush(c);
     store_rlx(&m->tid, 0);

@@ -20,7 +20,8 @@
  *
  * INV touch-nothing holds from the arming on for the block too, so the order in which to unlock is
  * kept on the stack of the M. A channel stays as long as its locks are held: the wait has a
- * reference per case, pass 3 gives them back, and comes only after having had each lock.
+ * reference per case (the handle words of its block), pass 3 gives them back, and comes only after
+ * having had each lock.
  *
  * Two cases may name the same channel, in both directions too. It is locked once. A G never meets
  * itself: its own sudogs are linked only after pass 1.
@@ -109,7 +110,7 @@ static void plan(struct shm_ctx *c, const struct shm_case *cases, uint32_t n, sh
     p->lockset = s ? at : 0;
     p->order = s ? (uint16_t *)(s->word + n) : p->few_order;
     for (uint32_t i = 0; i < n; i++) {
-        if (unlikely(cases[i].ch == 0 || chan_at(c, cases[i].ch)->obj.kind != SHM_OBJ_CHAN))
+        if (unlikely(cases[i].ch == 0 || shm_kind(&chan_at(c, cases[i].ch)->obj) != SHM_OBJ_CHAN))
             shm_throw("select: case %u: %#llx is no channel", i, (unsigned long long)cases[i].ch);
         shm_chan_glance(c, chan_at(c, cases[i].ch));
         if (s)
@@ -257,12 +258,12 @@ int shm_select_park(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
     struct plan p;
     shm_gref peer = 0;
     shm_off blk;
-    int e = shm_alloc(c, blk_bytes(n) + plan_bytes(n), &blk);
+    int e = shm_alloc(c, blk_bytes(n) + plan_bytes(n) + n * sizeof(uint64_t), &blk);
     if (e)
         return e;
     plan(c, cases, n, blk + blk_bytes(n), &p);
     for (uint32_t i = 0; i < n; i++)
-        shm_obj_ref(c, cases[i].ch); /* the wait's; before anybody can end it */
+        shm_bytes_hold(c, blk, SHM_HANDLE(SHM_OBJ_CHAN, cases[i].ch)); /* before it can end */
     lock_plan(c, &p);
     e = pass1(c, cases, n, p.order, which, v, &peer);
     if (e == SHM_EAGAIN) {
@@ -272,11 +273,8 @@ int shm_select_park(struct shm_ctx *c, const struct shm_case *cases, uint32_t n,
     unlock_plan(c, &p);
     if (peer)
         shm_ready(c, peer, true);
-    if (e != SHM_PARKED) {
-        shm_free(c, blk);
-        for (uint32_t i = 0; i < n; i++)
-            shm_obj_unref(c, cases[i].ch);
-    }
+    if (e != SHM_PARKED)
+        shm_bytes_drop(c, blk);
     return e;
 }
 
@@ -336,9 +334,7 @@ int shm_select_done(struct shm_ctx *c, shm_gref r, uint32_t *tag)
     shm_tx_store64(c, &g->waitobj, *tag);
     shm_tx_byte(c, &g->home_m1, 3, 0); /* waitkind: done again from the start, or not at all */
     shm_tx_commit(c);
-    for (uint32_t i = 0; i < b->n; i++)
-        shm_obj_unref(c, b->cs[i].ch);
-    shm_free(c, off);
+    shm_bytes_drop(c, off);
     return winner;
 }
 

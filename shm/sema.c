@@ -54,7 +54,7 @@ static_assert(offsetof(struct shm_g, value) % 8 == 0, "a mark is a word");
 struct shm_sema *shm_sema_at(const struct shm_ctx *c, shm_off off, uint32_t what)
 {
     struct shm_sema *sy = shm_at(c, off);
-    if (unlikely(off == 0 || sy->obj.kind != SHM_OBJ_SEMA || (what && sy->what != what)))
+    if (unlikely(off == 0 || shm_kind(&sy->obj) != SHM_OBJ_SEMA || (what && sy->what != what)))
         shm_throw("sync: %#llx is no object of kind %u", (unsigned long long)off, what);
     return sy;
 }
@@ -100,7 +100,7 @@ int shm_sema_new(struct shm_ctx *c, uint32_t what, uint64_t n, shm_off mutex, sh
     store_rlx(&sy->word, n);
     sy->other = mutex;
     if (mutex)
-        shm_obj_ref(c, mutex);
+        shm_obj_ref_hand(c, mutex); /* until sy is there instead */
     shm_lock(c, &h->sema_lock);
     sy->next = h->sema_first;
     shm_tx_begin(c);

@@ -117,9 +117,25 @@ static_assert(sizeof(struct shm_val) == 16, "two words");
 
 /* First words of every shared object that handles refer to. */
 struct shm_obj {
-    uint32_t kind;         /* SHM_OBJ_* */
-    _Atomic uint32_t refs; /* live handles of all Ms + handles written in bytes */
+    /* References << 32 | M slot + 1 of who is just changing their number << 16 | SHM_OBJ_*; handle.c */
+    _Atomic uint64_t word;
 };
+#define SHM_OBJ(refs, by, kind) ((uint64_t)(refs) << 32 | (uint64_t)(by) << 16 | (kind))
+#define SHM_OBJ_REFS(w) ((uint32_t)((w) >> 32))
+#define SHM_OBJ_BY(w) ((uint32_t)((w) >> 16 & 0xffff))
+static inline uint32_t shm_kind(const struct shm_obj *o)
+{
+    return load_rlx(&o->word) & 0xffff; /* never changes */
+}
+static inline uint32_t shm_refs(const struct shm_obj *o)
+{
+    return SHM_OBJ_REFS(load_acq(&o->word)); /* pairs with who changed it: what he did before */
+}
+/* By who makes it: nobody else knows it yet. */
+static inline void shm_obj_init(struct shm_obj *o, uint32_t kind, uint32_t refs)
+{
+    store_rlx(&o->word, SHM_OBJ(refs, 0, kind)); /* published with what names it */
+}
 enum {
     SHM_OBJ_CHAN = 1, /* with ch->timer: a struct shm_timer */
     SHM_OBJ_JOIN = 2,
@@ -399,8 +415,13 @@ struct shm_m {
     /* handle.c: what this M's Python holds */
     shm_off handles_off; /* of the table: handles_own, or a block */
     uint32_t handles_n, handles_cap, handles_free, pad1_;
-    shm_off hand;      /* an object of which it has a reference that stands nowhere; by tx */
-    shm_off hand_join; /* a new join: the reference that its goroutine is to have; by tx */
+    /* The count that it is about to change: the object, what its word is then, and which word of the
+     * segment gets which value with it. */
+    _Atomic uint64_t ref_obj, ref_next;
+    uint64_t ref_where, ref_value;
+    shm_off hand;       /* an object of which it has a reference that stands nowhere; by tx */
+    shm_off hand_join;  /* a new join: the reference that its goroutine is to have; by tx */
+    shm_off hand_group; /* that of a child which has ended, while it goes on for the group; by tx */
     uint32_t going_n, pad3_;
     shm_off going[SHM_GOING]; /* objects whose last reference it gives back, one within the other */
     uint64_t handles_own[SHM_HANDLES_OWN]; /* its first table */
@@ -693,7 +714,13 @@ bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const s
 #define SHM_HANDLE(kind, off) ((uint64_t)(kind) << 56 | (off))
 #define SHM_HANDLE_OFF(h) ((h) & 0xffffffffffffffULL)
 void shm_obj_ref(struct shm_ctx *c, shm_off obj);
-void shm_obj_unref(struct shm_ctx *c, shm_off obj); /* the last one frees the object, by kind */
+/* The same, and it is in this M's hand: until it is stored (shm_handle_hold()), is that of a wait
+ * (the parks on an object take it over from the hand), or is dropped. */
+void shm_obj_ref_hand(struct shm_ctx *c, shm_off obj);
+/* The wait of a G that this M runs is over, and has a reference on obj that it was for. */
+void shm_wait_ended(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off obj);
+void shm_wait_ends(struct shm_ctx *c, struct shm_g *g); /* it gives that back */
+void shm_obj_unref(struct shm_ctx *c, shm_off obj);     /* the last one frees the object, by kind */
 /* The reference in *word is given back, and the word is 0. Not in a tx. */
 void shm_obj_unref_word(struct shm_ctx *c, shm_off *word);
 bool shm_obj_drop(struct shm_ctx *c, shm_off obj); /* true: it was the last, the caller frees */
@@ -1183,6 +1210,8 @@ void shm_group_free(struct shm_ctx *c, shm_off group); /* at the last unref */
 SHM_MUSTUSE int shm_group_enter(struct shm_ctx *c, shm_off group, shm_off parent);
 /* A child that is about to be made runnable. SHM_ECLOSED: not entered, aborting or finished. */
 SHM_MUSTUSE int shm_group_add(struct shm_ctx *c, shm_off group, shm_off join);
+/* A new join, not yet given to a goroutine, is to be one of this group's. */
+void shm_join_group(struct shm_ctx *c, shm_off join, shm_off group);
 /* Before the first turn of a running g: SHM_OK: it may begin. SHM_PARKED: queued at the limit, with
  * a reference on the group as a wait's. */
 SHM_MUSTUSE int shm_group_admit(struct shm_ctx *c, shm_off join, shm_gref g);

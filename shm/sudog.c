@@ -213,6 +213,37 @@ void shm_park_commit(struct shm_ctx *c, shm_gref r, unsigned reason, uint64_t ep
     store_rel(name, 0); /* after the arming, for the reaper */
 }
 
+/* In a tx. The reference on obj that is in this M's hand is the wait's; one that goes on
+ * (shm_mutex_again()) has its own. */
+void shm_wait_holds(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off obj)
+{
+    if (g->waitkind == kind && g->waitobj == obj)
+        return;
+    shm_tx_store64(c, &g->waitobj, obj);
+    shm_tx_byte(c, &g->home_m1, 3, kind); /* waitkind */
+    shm_hand_given(c, obj);
+}
+
+void shm_wait_ended(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off obj)
+{
+    uint64_t w;
+    g->waitobj = obj;
+    memcpy(&w, &g->home_m1, sizeof w);
+    memset((uint8_t *)&w + 3, kind, 1); /* waitkind */
+    shm_obj_ref_as(c, obj, &g->home_m1, w);
+}
+
+/* The wait, which is over, gives its reference back. */
+void shm_wait_ends(struct shm_ctx *c, struct shm_g *g)
+{
+    shm_off obj = g->waitobj;
+    uint64_t w;
+    memcpy(&w, &g->home_m1, sizeof w);
+    memset((uint8_t *)&w + 3, 0, 1); /* waitkind */
+    shm_obj_unref_as(c, obj, &g->home_m1, w);
+    g->waitobj = 0;
+}
+
 /* In a tx, the object's lock held. r's own sudog joins q, for the wait whose epoch is returned. */
 uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj,
                         struct shm_waitq *q, uint8_t linked, bool first)
@@ -221,8 +252,7 @@ uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj
     struct shm_sudog *s = &g->sudog;
     uint64_t epoch = shm_wait_next(g);
     g->value.tag = SHM_VAL_NONE;
-    g->waitobj = obj;
-    store_rel((_Atomic uint8_t *)&g->waitkind, kind); /* after waitobj, for a reaper */
+    shm_wait_holds(c, g, kind, obj);
     s->g = r;
     s->epoch = (uint32_t)epoch;
     s->isselect = 0; /* which is no case: shm_g_site() */
@@ -364,7 +394,7 @@ bool shm_wait_abort(struct shm_ctx *c, shm_gref r, uint64_t epoch, uint8_t ok)
 
 void shm_waiters_drain(struct shm_ctx *c, shm_off obj)
 {
-    switch (((struct shm_obj *)shm_at(c, obj))->kind) {
+    switch (shm_kind(shm_at(c, obj))) {
     case SHM_OBJ_CHAN: {
         struct shm_chan *ch = shm_at(c, obj);
         shm_lock(c, &ch->lock);

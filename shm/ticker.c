@@ -29,7 +29,7 @@ static_assert(sizeof(struct shm_timer) % 8 == 0 && offsetof(struct shm_timer, ch
 static struct shm_timer *timer_at(const struct shm_ctx *c, shm_off off)
 {
     struct shm_timer *t = shm_at(c, off);
-    if (unlikely(off == 0 || t->ch.obj.kind != SHM_OBJ_CHAN || !t->ch.timer))
+    if (unlikely(off == 0 || shm_kind(&t->ch.obj) != SHM_OBJ_CHAN || !t->ch.timer))
         shm_throw("timer: %#llx is no timer", (unsigned long long)off);
     return t;
 }
@@ -120,7 +120,7 @@ shm_gref shm_timer_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n,
     uint64_t when = load_rlx(&n->when_ns), next = 0; /* under the lock */
     shm_gref peer = 0;
     shm_lock(c, &t->ch.lock);
-    bool alive = load_acq(&t->ch.obj.refs) > 0; /* 0: who frees it is on the way to this lock */
+    bool alive = shm_refs(&t->ch.obj) > 0; /* 0: who frees it is on the way to this lock */
     struct shm_val v = tick(t, now_ns);
     struct shm_sudog *s = alive ? shm_sudog_claim(c, recvq(t)) : NULL;
     if (s) {
@@ -176,7 +176,7 @@ void shm_timer_poll(struct shm_ctx *c, struct shm_chan *ch)
 static struct shm_afterfunc *func_at(const struct shm_ctx *c, shm_off off)
 {
     struct shm_afterfunc *t = shm_at(c, off);
-    if (unlikely(off == 0 || t->obj.kind != SHM_OBJ_TIMER))
+    if (unlikely(off == 0 || shm_kind(&t->obj) != SHM_OBJ_TIMER))
         shm_throw("after_func: %#llx is no timer", (unsigned long long)off);
     return t;
 }
@@ -204,8 +204,7 @@ int shm_afterfunc_new(struct shm_ctx *c, shm_gref r, uint64_t when_ns, shm_off *
     }
     struct shm_afterfunc *t = shm_at(c, *out);
     memset(t, 0, sizeof *t);
-    t->obj.kind = SHM_OBJ_TIMER;
-    store_rlx(&t->obj.refs, 1); /* nobody else knows it yet */
+    shm_obj_init(&t->obj, SHM_OBJ_TIMER, 1);
     t->pi = shm_timers_p(c)->index;
     t->parent = g->parent;
     t->flags = g->flags;

@@ -84,7 +84,7 @@ static int send_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     struct shm_g *g = shm_g(c, gr);
     struct shm_val v;
     memcpy(&v, pk->u, sizeof v);
-    shm_obj_ref(c, ch->off);
+    shm_obj_ref_hand(c, ch->off);
     int r = shm_chan_send_park(c, ch->off, &v, gr);
     if (r == SHM_PARKED)
         return r;
@@ -136,7 +136,7 @@ static int recv_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     CoreHandle *ch = (CoreHandle *)pk->a;
     struct shm_g *g = shm_g(c, gr);
     struct shm_val v = {.tag = SHM_VAL_NONE};
-    shm_obj_ref(c, ch->off);
+    shm_obj_ref_hand(c, ch->off);
     int r = shm_chan_recv_park(c, ch->off, &v, gr);
     if (r == SHM_PARKED)
         return r;
@@ -371,7 +371,7 @@ static PyObject *view(CoreHandle *ch, uint8_t dir)
     struct shm_ctx *c = core_ctx(ch->prog);
     if (c == NULL)
         return NULL;
-    shm_obj_ref(c, ch->off);
+    shm_obj_ref_hand(c, ch->off);
     return core_handle_wrap(ch->prog, (uint8_t)(HANDLE_CHAN + dir), ch->off);
 }
 static PyObject *chan_send_only(CoreHandle *ch, PyObject *_)

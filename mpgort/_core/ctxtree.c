@@ -148,7 +148,7 @@ static PyObject *make(CoreProg *prog, shm_off parent, uint64_t deadline)
     }
     PyObject *x = core_handle_wrap(prog, HANDLE_CONTEXT, off), *cancel = NULL, *pair = NULL;
     if (x != NULL) {
-        shm_obj_ref(c, off);
+        shm_obj_ref_hand(c, off);
         cancel = core_handle_wrap(prog, HANDLE_CANCEL, off);
     }
     if (cancel != NULL)

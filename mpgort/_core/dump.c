@@ -244,7 +244,7 @@ static PyObject *waited_on(const struct shm_ctx *c, shm_off off)
     const struct shm_chan *ch = (const void *)o;
     const struct shm_sema *sy = (const void *)o;
     unsigned long long at = off, holder;
-    switch (o ? o->kind : 0) {
+    switch (o ? shm_kind(o) : 0) {
     case SHM_OBJ_CHAN:
         return PyUnicode_FromFormat("channel %llu with %u of %u values", (unsigned long long)ch->id,
                                     load_acq(&ch->qcount), ch->cap);

@@ -83,11 +83,9 @@ static int join_try(CorePark *pk, PyObject **result)
         return 0;
     if (core_preempt_due(s)) { /* as core_try_done(): the result is found by the wait's object */
         struct shm_g *g = core_g(s, s->curg);
-        shm_obj_ref(s->c, h->off);
         g->value.tag = SHM_VAL_NONE;
         g->ok = SHM_OK_VALUE;
-        g->waitobj = h->off;
-        g->waitkind = SHM_OBJ_JOIN;
+        shm_wait_ended(s->c, g, SHM_OBJ_JOIN, h->off);
         s->inhand = true;
         return 0;
     }
@@ -100,16 +98,14 @@ static int join_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
     CoreHandle *h = (CoreHandle *)pk->a;
     struct shm_g *g = shm_g(c, gr);
     g->value.tag = SHM_VAL_NONE;
-    shm_obj_ref(c, h->off);
+    shm_obj_ref_hand(c, h->off);
     int r = shm_join_park(c, h->off, gr);
     if (r == SHM_PARKED)
         return r;
-    if (r == SHM_OK) { /* ended meanwhile; the reference goes with the wait, as after a park */
+    shm_obj_unref(c, h->off);
+    if (r == SHM_OK) { /* ended meanwhile */
         g->ok = SHM_OK_VALUE;
-        g->waitobj = h->off;
-        store_rel((_Atomic uint8_t *)&g->waitkind, SHM_OBJ_JOIN); /* after it, for a reaper */
-    } else {
-        shm_obj_unref(c, h->off);
+        shm_wait_ended(c, g, SHM_OBJ_JOIN, h->off);
     }
     return r;
 }

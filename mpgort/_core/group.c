@@ -106,17 +106,15 @@ static int enter_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
         PyErr_SetString(PyExc_RuntimeError, "this Group has been entered already");
         return CORE_EXC;
     }
-    shm_obj_ref(c, h->off);
     g->ok = SHM_OK_VALUE;
     g->value.tag = SHM_VAL_NONE;
-    g->waitobj = h->off;
-    store_rel((_Atomic uint8_t *)&g->waitkind, SHM_OBJ_GROUP); /* after it, for a reaper */
+    shm_wait_ended(c, g, SHM_OBJ_GROUP, h->off);
     return SHM_OK;
 }
 
 static PyObject *enter_resume(CoreProg *prog, struct shm_ctx *c, struct shm_g *g)
 {
-    shm_obj_ref(c, g->waitobj);
+    shm_obj_ref_hand(c, g->waitobj);
     return core_handle_wrap(prog, HANDLE_GROUP, g->waitobj);
 }
 
@@ -177,7 +175,7 @@ static int wait_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
     CoreHandle *h = (CoreHandle *)pk->a;
     struct shm_g *g = shm_g(c, gr);
-    shm_obj_ref(c, h->off);
+    shm_obj_ref_hand(c, h->off);
     int r = shm_group_park(c, h->off, gr);
     if (r == SHM_PARKED)
         return r;

@@ -37,7 +37,8 @@ static bool timed(CoreProg *prog, const CoreHandle *h)
 {
     const struct shm_obj *o = shm_at(&prog->loop, h->off);
     const struct shm_chan *ch = (const struct shm_chan *)(const void *)o;
-    return o->kind == SHM_OBJ_CHAN ? ch->timer || ch->done : o->kind == SHM_OBJ_CONTEXT;
+    uint32_t kind = shm_kind(o);
+    return kind == SHM_OBJ_CHAN ? ch->timer || ch->done : kind == SHM_OBJ_CONTEXT;
 }
 
 static int handle_put(CoreProg *prog, uint64_t key, PyObject *o)
@@ -227,7 +228,7 @@ static PyObject *handle_make(uint8_t kind, uint64_t off)
     PyObject *known = handle_get(core_prog_cur, SHM_HANDLE(kind, off));
     if (c == NULL || known != NULL)
         return Py_XNewRef(known);
-    shm_obj_ref(c, off);
+    shm_obj_ref_hand(c, off);
     return core_handle_wrap(core_prog_cur, kind, off);
 }
 

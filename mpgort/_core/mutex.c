@@ -34,7 +34,7 @@ static int lock_try(CorePark *pk, PyObject **result)
 static int lock_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
     CoreHandle *h = (CoreHandle *)pk->a;
-    shm_obj_ref(c, h->off);
+    shm_obj_ref_hand(c, h->off);
     int r = shm_mutex_lock_park(c, h->off, gr);
     if (!core_sync_unparked(c, h, &r))
         return r;
@@ -48,7 +48,7 @@ static int lock_again(struct shm_ctx *c, shm_gref gr)
     if (g->ok != SHM_OK_COMPETE)
         return SHM_OK;
     shm_off off = g->waitobj; /* once it waits again, it may end elsewhere, and its hold with it */
-    shm_obj_ref(c, off);
+    shm_obj_ref_hand(c, off);
     int r = shm_mutex_again(c, gr);
     shm_obj_unref(c, off);
     return r;
@@ -71,7 +71,7 @@ static int cond_try(CorePark *pk, PyObject **result)
 static int cond_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
     CoreHandle *h = (CoreHandle *)pk->a;
-    shm_obj_ref(c, h->off);
+    shm_obj_ref_hand(c, h->off);
     int r = shm_cond_park(c, h->off, gr);
     if (r == SHM_PARKED)
         return r;
@@ -84,7 +84,7 @@ static int cond_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 static int cond_lock(struct shm_ctx *c, shm_gref gr, shm_off off, shm_off m)
 {
     struct shm_g *g = shm_g(c, gr);
-    shm_obj_ref(c, m);
+    shm_obj_ref_hand(c, m);
     int r = shm_mutex_lock_park(c, m, gr);
     shm_obj_unref(c, r == SHM_PARKED ? off : m);
     if (r == SHM_PARKED)
@@ -143,7 +143,7 @@ SYNC_CALL(rw_runlock, rw_end(c, h, SHM_SY_READ, "sync: RUnlock of unlocked RWMut
 
 static PyObject *handle_on(struct shm_ctx *c, CoreHandle *h, uint8_t kind, shm_off off)
 {
-    shm_obj_ref(c, off);
+    shm_obj_ref_hand(c, off);
     return core_handle_wrap(h->prog, kind, off);
 }
 SYNC_CALL(rw_reader, handle_on(c, h, HANDLE_READER, h->off))

@@ -38,7 +38,7 @@ static PyObject *take(CoreHandle *q, uint32_t most)
 static int doneq_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
     CoreHandle *q = (CoreHandle *)pk->a;
-    shm_obj_ref(c, q->off); /* the wait's; core_wait_end() gives it back */
+    shm_obj_ref_hand(c, q->off); /* the wait's; core_wait_end() gives it back */
     int r = shm_doneq_park(c, q->off, gr);
     if (r != SHM_PARKED)
         shm_obj_unref(c, q->off);

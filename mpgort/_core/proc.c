@@ -129,10 +129,7 @@ void core_wait_end(struct shm_ctx *c, struct shm_g *g)
     if (g->waitkind == SHM_WAIT_SELECT) { /* cancelled, timed out: no resume() has done it */
         shm_select_done(c, core_gref(c, g), &tag);
     } else if (g->waitkind != 0 && g->waitkind < SHM_WAIT_SELECT) {
-        shm_off o = g->waitobj;
-        g->waitkind = 0;
-        g->waitobj = 0;
-        shm_obj_unref(c, o);
+        shm_wait_ends(c, g);
     }
 }
 

@@ -133,10 +133,8 @@ PyObject *core_spawn_options(CoreProg *prog, PyObject *fn, PyObject *args, PyObj
         core_shm_error(prog, r);
         return NULL;
     }
-    if (group != 0) {
-        shm_obj_ref(c, group);
-        ((struct shm_join *)shm_at(c, off))->group = group;
-    }
+    if (group != 0)
+        shm_join_group(c, off, group);
     if (doneq != 0)
         shm_doneq_attach(c, doneq, off);
     /* The handle first: its reference stands in this M's table if the M dies after the start. */

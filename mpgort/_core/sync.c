@@ -112,7 +112,7 @@ static int sema_try(CorePark *pk, PyObject **result)
 static int sema_park(struct shm_ctx *c, CorePark *pk, shm_gref gr)
 {
     CoreHandle *h = (CoreHandle *)pk->a;
-    shm_obj_ref(c, h->off);
+    shm_obj_ref_hand(c, h->off);
     int r = shm_sema_park(c, h->off, (int)pk->u[0], pk->u[1], gr);
     if (!core_sync_unparked(c, h, &r))
         return r;

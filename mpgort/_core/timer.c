@@ -17,7 +17,7 @@ static struct shm_ctx *ctx_of(CoreHandle *t)
 
 static bool is_func(CoreHandle *t)
 {
-    return ((struct shm_obj *)shm_at(&t->prog->loop, t->off))->kind == SHM_OBJ_TIMER;
+    return shm_kind(shm_at(&t->prog->loop, t->off)) == SHM_OBJ_TIMER;
 }
 
 #define NEVER_S 9e9 /* 285 years */
@@ -101,7 +101,7 @@ static PyObject *timer_c(CoreHandle *t, void *_)
         return NULL;
     if (is_func(t))
         Py_RETURN_NONE;
-    shm_obj_ref(c, t->off);
+    shm_obj_ref_hand(c, t->off);
     return core_handle_wrap(t->prog, HANDLE_CHAN + 2, t->off); /* to receive only */
 }
 

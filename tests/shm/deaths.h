@@ -145,9 +145,7 @@ H_UNUSED static void d_wait_over(shm_gref r)
     if (g->waitkind == SHM_WAIT_SELECT) {
         shm_select_done(&w, r, &tag);
     } else if (g->waitkind && g->waitkind < SHM_WAIT_SELECT) {
-        shm_off obj = g->waitobj;
-        g->waitkind = 0;
-        shm_obj_unref(&w, obj);
+        shm_wait_ends(&w, g);
     }
 }
 
@@ -193,8 +191,7 @@ static bool d_round(const struct act *act, uint32_t n, bool (*reaper)(uint32_t s
     }
     CHECK_SEGMENT(&k);
     act->apart(died ? act->hands : 0);
-    /* A reaper that dies while it gives back has a few references in its hand. */
-    d_end((died ? act->lost : 0) + (d_reaper_died ? 4 : 0));
+    d_end(died ? act->lost : 0);
     return died;
 }
 

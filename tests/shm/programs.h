@@ -57,7 +57,7 @@ H_UNUSED static int op_send(struct turn *t, shm_off ch, struct shm_val v)
     int e = h_rand(t->c) % 2 ? shm_chan_trysend(t->c, ch, &v) : SHM_EAGAIN;
     bool park = e == SHM_EAGAIN;
     if (park) {
-        shm_obj_ref(t->c, ch);
+        shm_obj_ref_hand(t->c, ch);
         e = shm_chan_send_park(t->c, ch, &v, t->r);
     }
     if (e < 0)
@@ -71,7 +71,7 @@ H_UNUSED static int op_recv(struct turn *t, shm_off ch)
     int e = h_rand(t->c) % 2 ? shm_chan_tryrecv(t->c, ch, &v) : SHM_EAGAIN;
     bool park = e == SHM_EAGAIN;
     if (park) {
-        shm_obj_ref(t->c, ch);
+        shm_obj_ref_hand(t->c, ch);
         e = shm_chan_recv_park(t->c, ch, &v, t->r);
     }
     return p_tried(t, e, park ? ch : 0, &v);
@@ -95,7 +95,7 @@ H_UNUSED static int op_select(struct turn *t, struct shm_case *cs, uint32_t n)
 
 H_UNUSED static int op_join(struct turn *t, shm_off j)
 {
-    shm_obj_ref(t->c, j);
+    shm_obj_ref_hand(t->c, j);
     return p_tried(t, shm_join_park(t->c, j, t->r), j, NULL);
 }
 
@@ -104,14 +104,14 @@ H_UNUSED static int op_lock(struct turn *t, shm_off m)
     if (h_rand(t->c) % 2 && shm_mutex_trylock(t->c, m, t->g->goid) == SHM_OK)
         return p_done(t, SHM_OK_VALUE, NULL);
     t->g->op = OP_LOCK;
-    shm_obj_ref(t->c, m);
+    shm_obj_ref_hand(t->c, m);
     return p_tried(t, shm_mutex_lock_park(t->c, m, t->r), m, NULL);
 }
 
 H_UNUSED static int op_sema(struct turn *t, shm_off sy, int how, uint64_t want)
 {
     t->g->op = OP_SEMA;
-    shm_obj_ref(t->c, sy);
+    shm_obj_ref_hand(t->c, sy);
     return p_tried(t, shm_sema_park(t->c, sy, how, want, t->r), sy, NULL);
 }
 
@@ -119,19 +119,19 @@ H_UNUSED static int op_sema(struct turn *t, shm_off sy, int how, uint64_t want)
 H_UNUSED static int op_cond(struct turn *t, shm_off cond)
 {
     t->g->op = OP_COND;
-    shm_obj_ref(t->c, cond);
+    shm_obj_ref_hand(t->c, cond);
     return p_tried(t, shm_cond_park(t->c, cond, t->r), cond, NULL);
 }
 
 H_UNUSED static int op_group(struct turn *t, shm_off gr)
 {
-    shm_obj_ref(t->c, gr);
+    shm_obj_ref_hand(t->c, gr);
     return p_tried(t, shm_group_park(t->c, gr, t->r), gr, NULL);
 }
 
 H_UNUSED static int op_doneq(struct turn *t, shm_off q)
 {
-    shm_obj_ref(t->c, q);
+    shm_obj_ref_hand(t->c, q);
     return p_tried(t, shm_doneq_park(t->c, q, t->r), q, NULL);
 }
 
@@ -147,7 +147,7 @@ static int p_cond_again(struct turn *t)
         g->op = OP_COND_LOCK;
     shm_off m = sy->what == SHM_SY_COND ? sy->other : off;
     g->ok = SHM_OK_COMPETE;
-    shm_obj_ref(t->c, m);
+    shm_obj_ref_hand(t->c, m);
     int e = shm_mutex_lock_park(t->c, m, t->r);
     shm_obj_unref(t->c, e == SHM_PARKED ? off : m);
     if (e == SHM_OK)
@@ -166,8 +166,8 @@ static bool p_waits_on(struct turn *t)
         return false;
     t->epoch = shm_wait_next(g);
     if (g->ok == SHM_OK_COMPETE) {
-        shm_obj_ref(t->c,
-                    off); /* once it waits again, it may end elsewhere, and its hold with it */
+        shm_obj_ref_hand(t->c,
+                         off); /* once it waits again, it may end elsewhere, and its hold with it */
         e = shm_mutex_again(t->c, t->r);
         shm_obj_unref(t->c, off);
     } else if (g->op != OP_LOCK && (g->ok == SHM_OK_CANCELLED || g->op == OP_COND)) {
@@ -202,10 +202,8 @@ H_UNUSED static shm_off p_spawn(struct shm_ctx *c, const struct p_frame *f, shm_
     shm_off off;
     CHECK_EQ(shm_join_new(c, &off), SHM_OK);
     struct shm_join *j = shm_at(c, off);
-    if (group) {
-        shm_obj_ref(c, group);
-        j->group = group;
-    }
+    if (group)
+        shm_join_group(c, off, group);
     if (q)
         shm_doneq_attach(c, q, off);
     shm_gref r = p_gnew(c, f);
@@ -369,7 +367,6 @@ static void p_one(struct shm_ctx *c, int i, void *arg)
         if (p_o.outside == NULL)
             break;
         p_again_as(c, SHM_M_AUX);
-        add_seq(&c->hdr->externs, 1);
         r = o_new(c);
         p_o.outside(c, r);
         o_end(c, r);
@@ -397,6 +394,8 @@ H_UNUSED static void p_run(struct p_opts o)
     shm_calibrate(&c);
     CHECK_EQ(shm_minit(&c, SHM_M_AUX), SHM_OK);
     CHECK((c.kick_fd = eventfd(0, EFD_NONBLOCK)) >= 0);
+    if (o.outside) /* before the others can all wait for it, and find that nobody comes */
+        add_seq(&c.hdr->externs, 1);
     if (o.trace)
         CHECK_EQ(shm_trace_start(&c, 256), SHM_OK);
     h_ms(3 + (int)o.workers, p_one, NULL);

@@ -267,7 +267,7 @@ static void test_handles_in_values_keep_their_objects_until_the_value_is_read_or
     shm_obj_unref(&c, inner);
     CHECK_SEGMENT(&c);
     struct shm_chan *p = shm_at(&c, last);
-    CHECK_EQ(load_acq(&p->obj.refs), 1);
+    CHECK_EQ(shm_refs(&p->obj), 1);
     shm_obj_unref(&c, outer); /* and with it inner, and last */
     l_seg_end(&c);
 }
@@ -427,7 +427,7 @@ static uint64_t run_traffic(uint32_t cap, uint32_t senders, uint32_t receivers, 
     uint64_t cancelled = t->timeouts_send + t->timeouts_recv;
     CHECK_SEGMENT(&c);
     struct shm_chan *p = shm_at(&c, t->ch[1]);
-    CHECK_EQ(load_acq(&p->obj.refs), 1); /* no handle was lost or counted twice */
+    CHECK_EQ(shm_refs(&p->obj), 1); /* no handle was lost or counted twice */
     shm_obj_unref(&c, t->ch[0]);
     shm_obj_unref(&c, t->ch[1]);
     CHECK_QUIET(&c);

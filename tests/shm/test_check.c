@@ -154,7 +154,10 @@ static void test_a_block_that_nothing_names_or_that_is_named_and_free_is_found(v
     FINDS(c, g->cont_off, UINT64_MAX - 7, "no live block");
     FINDS(c, shm_blk(c, g->cont_off)->state, 1, "not published");
     FINDS(c, shm_g(c, s.sel)->waitobj, 64, "no live block");
-    FINDS(c, ((struct shm_obj *)shm_at(c, s.s1))->refs, 1, "1 references, found 2");
+    FINDS(c, ((struct shm_obj *)shm_at(c, s.s1))->word, SHM_OBJ(1, 0, SHM_OBJ_CHAN),
+          "1 references, found 3");
+    FINDS(c, ((struct shm_obj *)shm_at(c, s.s1))->word, SHM_OBJ(4, 1, SHM_OBJ_CHAN),
+          "its references are in M 0's hands");
     scene_end(&s);
 }
 

@@ -56,8 +56,7 @@ static shm_off child(struct shm_ctx *c, shm_off gr, shm_gref *r)
     shm_publish(c, g->cont_off);
     g->obj = off;
     j->g = *r;
-    shm_obj_ref(c, gr);
-    j->group = gr;
+    shm_join_group(c, off, gr);
     CHECK_EQ(shm_group_add(c, gr, off), SHM_OK);
     shm_newproc(c, *r);
     return off;
@@ -249,8 +248,7 @@ static void come_and_go(struct shm_ctx *c, int i, void *arg)
         struct shm_join *j = shm_at(c, off);
         j->g = r;
         shm_g(c, r)->obj = off;
-        shm_obj_ref(c, t->gr);
-        j->group = t->gr;
+        shm_join_group(c, off, t->gr);
         struct shm_val v = {.tag = SHM_VAL_NONE};
         if (shm_group_add(c, t->gr, off) != SHM_OK) {
             add_rlx(&t->refused, 1);

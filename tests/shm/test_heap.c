@@ -401,14 +401,13 @@ static shm_off new_obj(struct shm_ctx *c, uint32_t refs)
     shm_off off;
     CHECK_EQ(shm_alloc(c, sizeof(struct shm_obj), &off), SHM_OK);
     struct shm_obj *o = shm_at(c, off);
-    o->kind = SHM_OBJ_USER;
-    store_rlx(&o->refs, refs);
+    shm_obj_init(o, SHM_OBJ_USER, refs);
     return off;
 }
 
 static uint32_t refs(struct shm_ctx *c, shm_off obj)
 {
-    return load_acq(&((struct shm_obj *)shm_at(c, obj))->refs);
+    return shm_refs(shm_at(c, obj));
 }
 
 static void test_a_value_of_up_to_15_bytes_needs_no_block(void)
@@ -520,7 +519,7 @@ static void test_an_m_that_leaves_gives_back_every_handle_it_holds(void)
     seg_with_m(&c, 0);
     shm_off a = new_obj(&c, 1), b = new_obj(&c, 0);
     uint32_t slot[100];
-    store_rlx(&((struct shm_obj *)shm_at(&c, b))->refs, 100);
+    shm_obj_init(shm_at(&c, b), SHM_OBJ_USER, 100);
     for (int i = 0; i < 100; i++)
         CHECK_EQ(shm_handle_hold(&c, b, &slot[i]), SHM_OK);
     for (int i = 0; i < 100; i++)
@@ -551,7 +550,7 @@ static void test_the_first_handles_need_no_room(void)
     seg_with_m(&c, 4 << 20);
     shm_off a = new_obj(&c, 1), block;
     uint32_t slot[SHM_HANDLES_OWN];
-    store_rlx(&((struct shm_obj *)shm_at(&c, a))->refs, SHM_HANDLES_OWN + 1);
+    shm_obj_init(shm_at(&c, a), SHM_OBJ_USER, SHM_HANDLES_OWN + 1);
     uint64_t had = stats(&c).live_blocks;
     for (int i = 0; i < SHM_HANDLES_OWN * 3 / 4; i++)
         CHECK_EQ(shm_handle_hold(&c, a, &slot[i]), SHM_OK);

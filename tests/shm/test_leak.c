@@ -45,7 +45,7 @@ static shm_gref holding(shm_off a, shm_off b)
 static void receives(shm_gref r, shm_off ch)
 {
     struct shm_val v;
-    shm_obj_ref(&c, ch);
+    shm_obj_ref_hand(&c, ch);
     CHECK_EQ(shm_chan_recv_park(&c, ch, &v, r), SHM_PARKED);
 }
 
@@ -146,7 +146,7 @@ static void test_a_lock_can_be_reached_by_its_living_holder(void)
     shm_gref holder = l_new(&c); /* without a handle */
     CHECK_EQ(shm_mutex_trylock(&c, m, shm_g(&c, holder)->goid), SHM_OK);
     shm_gref r = holding(m, 0);
-    shm_obj_ref(&c, m);
+    shm_obj_ref_hand(&c, m);
     CHECK_EQ(shm_mutex_lock_park(&c, m, r), SHM_PARKED);
     shm_obj_unref(&c, m);
     CHECK_EQ(leaks(&on), 0);

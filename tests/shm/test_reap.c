@@ -45,7 +45,7 @@ static shm_gref light(struct shm_ctx *c)
 static void recv_on(struct shm_ctx *c, shm_off ch, shm_gref r)
 {
     struct shm_val v;
-    shm_obj_ref(c, ch);
+    shm_obj_ref_hand(c, ch);
     int e = shm_chan_recv_park(c, ch, &v, r);
     if (e == SHM_PARKED)
         return;
@@ -59,7 +59,7 @@ static void recv_on(struct shm_ctx *c, shm_off ch, shm_gref r)
 static void send_on(struct shm_ctx *c, shm_off ch, shm_gref r, uint64_t n)
 {
     struct shm_val v = v_ref(c, n, W->table);
-    shm_obj_ref(c, ch);
+    shm_obj_ref_hand(c, ch);
     int e = shm_chan_send_park(c, ch, &v, r);
     if (e == SHM_PARKED)
         return;
@@ -96,7 +96,7 @@ static void build(void)
         recv_on(c, W->closing, W->born[i] = light(c));
     for (int i = 0; i < 3; i++) {
         shm_gref r = light(c);
-        shm_obj_ref(c, W->join);
+        shm_obj_ref_hand(c, W->join);
         CHECK_EQ(shm_join_park(c, W->join, r), SHM_PARKED);
     }
     shm_gref sel = light(c);
@@ -288,7 +288,7 @@ static void do_handles(struct shm_ctx *c)
 {
     uint32_t slot[20];
     for (int i = 0; i < 20; i++) {
-        shm_obj_ref(c, W->table);
+        shm_obj_ref_hand(c, W->table);
         CHECK_EQ(shm_handle_hold(c, W->table, &slot[i]), SHM_OK);
     }
     for (int i = 0; i < 20; i += 3)
@@ -414,34 +414,34 @@ static void words_arrived(uint32_t hands)
 }
 
 static const struct act acts[] = {
-    {"send to a waiter", build, do_send, take_apart, 1, 16},
-    {"send into room", build, do_send_room, take_apart, 1, 16},
-    {"send to one at home", build, do_send_home, take_apart, 1, 16},
-    {"send to a select, park", build, do_send_park, take_apart, 2, 16},
-    {"recv from room", build, do_recv, take_apart, 1, 16},
-    {"recv from full", build, do_recv_full, take_apart, 1, 16},
-    {"recv parks", build, do_recv_park, take_apart, 0, 16},
-    {"recv from a select", build, do_recv_select, take_apart, 1, 16},
-    {"select", build, do_select, take_apart, 1, 16},
-    {"select parks", build, do_select_park, take_apart, 0, 16},
-    {"close with waiters", build, do_close, take_apart, 0, 16},
-    {"join finish", build, do_join, take_apart, 1, 16},
-    {"timers", build, do_timers, take_apart, 0, 16},
-    {"sleep", build, do_sleep, take_apart, 0, 16},
-    {"steal", build, do_steal, take_apart, 0, 16},
-    {"global queue", build, do_global, take_apart, 0, 16},
-    {"batch queue", build, do_batch, take_apart, 0, 16},
-    {"gosched", build, do_gosched, take_apart, 0, 16},
-    {"repark", build, do_repark, take_apart, 0, 16},
-    {"newproc", build, do_newproc, take_apart, 0, 16},
-    {"overflow", build, do_newprocs, take_apart, 0, 16},
-    {"exit", build, do_exit, take_apart, 0, 16},
-    {"cancel", build, do_cancel, take_apart, 0, 16},
-    {"give", build, do_give, take_apart, 1, 16},
-    {"handles", build, do_handles, take_apart, 0, 16},
-    {"heap", build, do_heap, take_apart, 0, 16},
-    {"schedule", build, do_idle, take_apart, 0, 16},
-    {"last words", build, do_words, words_arrived, 0, 16},
+    {"send to a waiter", build, do_send, take_apart, 1, 0},
+    {"send into room", build, do_send_room, take_apart, 1, 0},
+    {"send to one at home", build, do_send_home, take_apart, 1, 0},
+    {"send to a select, park", build, do_send_park, take_apart, 2, 0},
+    {"recv from room", build, do_recv, take_apart, 1, 0},
+    {"recv from full", build, do_recv_full, take_apart, 1, 0},
+    {"recv parks", build, do_recv_park, take_apart, 0, 0},
+    {"recv from a select", build, do_recv_select, take_apart, 1, 0},
+    {"select", build, do_select, take_apart, 1, 0},
+    {"select parks", build, do_select_park, take_apart, 0, 0},
+    {"close with waiters", build, do_close, take_apart, 0, 0},
+    {"join finish", build, do_join, take_apart, 1, 0},
+    {"timers", build, do_timers, take_apart, 0, 0},
+    {"sleep", build, do_sleep, take_apart, 0, 0},
+    {"steal", build, do_steal, take_apart, 0, 0},
+    {"global queue", build, do_global, take_apart, 0, 0},
+    {"batch queue", build, do_batch, take_apart, 0, 0},
+    {"gosched", build, do_gosched, take_apart, 0, 0},
+    {"repark", build, do_repark, take_apart, 0, 0},
+    {"newproc", build, do_newproc, take_apart, 0, 0},
+    {"overflow", build, do_newprocs, take_apart, 0, 0},
+    {"exit", build, do_exit, take_apart, 0, 0},
+    {"cancel", build, do_cancel, take_apart, 0, 0},
+    {"give", build, do_give, take_apart, 1, 0},
+    {"handles", build, do_handles, take_apart, 0, 0},
+    {"heap", build, do_heap, take_apart, 0, 0},
+    {"schedule", build, do_idle, take_apart, 0, 0},
+    {"last words", build, do_words, words_arrived, 0, 0},
 };
 
 #define N (sizeof acts / sizeof *acts)

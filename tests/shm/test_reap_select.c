@@ -140,12 +140,11 @@ static void apart(uint32_t hands)
     shm_obj_unref(&w, W->table);
 }
 
-/* lost: the references of the cases, taken or given back one by one (essay of handle.c). */
 static const struct act acts[] = {
-    {"a select of many cases parks", build, parks, apart, 0, CASES + 8},
+    {"a select of many cases parks", build, parks, apart, 0, 0},
     {"a select of many cases finds none", build, tries, apart, 0, 0},
-    {"a select of many cases finds one", build_parked, tries, apart, 1, 4},
-    {"a select of many cases is woken", build_parked, wakes, apart, 1, CASES + 8},
+    {"a select of many cases finds one", build_parked, tries, apart, 1, 0},
+    {"a select of many cases is woken", build_parked, wakes, apart, 1, 0},
     {"a select of many cases is cancelled", build_parked, cancels, apart, 0, 0},
 };
 #define N (sizeof acts / sizeof *acts)

@@ -51,7 +51,7 @@ static void build(void)
     for (int i = 0; i < KINDS; i++)
         for (int k = 0; i != COND_MUTEX && k < WAITERS; k++) {
             shm_gref r = l_new(c);
-            shm_obj_ref(c, S->sy[i]);
+            shm_obj_ref_hand(c, S->sy[i]);
             CHECK_EQ(wait_on(c, i, r), SHM_PARKED);
             S->gs[S->ngs++] = r;
         }
@@ -98,7 +98,7 @@ static void broadcast(struct shm_ctx *c)
 static void park(struct shm_ctx *c, int i)
 {
     shm_gref r = l_new(c);
-    shm_obj_ref(c, S->sy[i]);
+    shm_obj_ref_hand(c, S->sy[i]);
     if (wait_on(c, i, r) != SHM_PARKED)
         shm_obj_unref(c, S->sy[i]);
 }
@@ -207,22 +207,22 @@ static void apart(uint32_t hands)
 }
 
 static const struct act acts[] = {
-    {"unlock", build, unlock, apart, 0, 4},
-    {"end writing", build, wunlock, apart, 0, 4},
-    {"end reading", build, runlock, apart, 0, 4},
-    {"the last done", build, done, apart, 0, 4},
-    {"end a once", build, once_done, apart, 0, 4},
-    {"release", build, release, apart, 0, 4},
-    {"signal", build, signal_one, apart, 0, 4},
-    {"broadcast", build, broadcast, apart, 0, 4},
-    {"lock", build, lock, apart, 0, 4},
-    {"cond wait", build, cond_wait, apart, 0, 4},
-    {"wait to read", build, rlock, apart, 0, 4},
-    {"wait to write", build, wlock, apart, 0, 4},
-    {"wait for a waitgroup", build, wait_done, apart, 0, 4},
-    {"acquire", build, acquire, apart, 0, 4},
-    {"recover", build, recover, apart, 0, 4},
-    {"a waiter gives up", build, give_up, apart, 0, 4},
+    {"unlock", build, unlock, apart, 0, 0},
+    {"end writing", build, wunlock, apart, 0, 0},
+    {"end reading", build, runlock, apart, 0, 0},
+    {"the last done", build, done, apart, 0, 0},
+    {"end a once", build, once_done, apart, 0, 0},
+    {"release", build, release, apart, 0, 0},
+    {"signal", build, signal_one, apart, 0, 0},
+    {"broadcast", build, broadcast, apart, 0, 0},
+    {"lock", build, lock, apart, 0, 0},
+    {"cond wait", build, cond_wait, apart, 0, 0},
+    {"wait to read", build, rlock, apart, 0, 0},
+    {"wait to write", build, wlock, apart, 0, 0},
+    {"wait for a waitgroup", build, wait_done, apart, 0, 0},
+    {"acquire", build, acquire, apart, 0, 0},
+    {"recover", build, recover, apart, 0, 0},
+    {"a waiter gives up", build, give_up, apart, 0, 0},
 };
 #define N (sizeof acts / sizeof *acts)
 

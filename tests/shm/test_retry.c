@@ -70,7 +70,7 @@ static int on(struct shm_ctx *c, shm_off obj, int e) /* the wait holds its objec
 
 static int sema(struct shm_ctx *c, shm_off sy, int how, uint64_t want, shm_gref r)
 {
-    shm_obj_ref(c, sy);
+    shm_obj_ref_hand(c, sy);
     return on(c, sy, shm_sema_park(c, sy, how, want, r));
 }
 
@@ -95,11 +95,11 @@ static int carry_out(struct shm_ctx *c, char op, shm_gref r, uint64_t x, struct 
     int e;
     switch (op) {
     case 'r':
-        shm_obj_ref(c, W->a);
+        shm_obj_ref_hand(c, W->a);
         return on(c, W->a, shm_chan_recv_park(c, W->a, v, r));
     case 's':
         out = v_ref(c, x + 100, W->table);
-        shm_obj_ref(c, W->b);
+        shm_obj_ref_hand(c, W->b);
         return on(c, W->b, shm_chan_send_park(c, W->b, &out, r));
     case 'e':
         return select_(c, (struct shm_case[]){s_recv(W->e), s_recv(W->a)}, r, v);
@@ -107,12 +107,12 @@ static int carry_out(struct shm_ctx *c, char op, shm_gref r, uint64_t x, struct 
         return select_(
             c, (struct shm_case[]){s_recv(W->e), s_send(W->b, v_ref(c, x + 100, W->table))}, r, v);
     case 'l':
-        shm_obj_ref(c, W->mutex);
+        shm_obj_ref_hand(c, W->mutex);
         return on(c, W->mutex, shm_mutex_lock_park(c, W->mutex, r));
     case 'u':
         return shm_mutex_unlock(c, W->mutex);
     case 'w':
-        shm_obj_ref(c, W->cond);
+        shm_obj_ref_hand(c, W->cond);
         return on(c, W->cond, shm_cond_park(c, W->cond, r));
     case 'a':
         return sema(c, W->sema, SHM_SY_WRITE, 2, r);
@@ -126,12 +126,11 @@ static int carry_out(struct shm_ctx *c, char op, shm_gref r, uint64_t x, struct 
     case 'V':
         return shm_rwmutex_unlock(c, W->rw, op == 'v' ? SHM_SY_READ : SHM_SY_WRITE, g->goid);
     case 'j':
-        shm_obj_ref(c, W->other);
-        e = shm_join_park(c, W->other, r);
+        shm_obj_ref_hand(c, W->other);
+        e = on(c, W->other, shm_join_park(c, W->other, r));
         if (e == SHM_OK) {
             g->ok = 1;
-            g->waitobj = W->other;
-            store_rel((_Atomic uint8_t *)&g->waitkind, SHM_OBJ_JOIN);
+            shm_wait_ended(c, g, SHM_OBJ_JOIN, W->other);
         }
         return e;
     default:
@@ -141,11 +140,9 @@ static int carry_out(struct shm_ctx *c, char op, shm_gref r, uint64_t x, struct 
 
 static void wait_end(struct shm_ctx *c, struct shm_g *g)
 {
-    shm_off o = g->waitobj;
-    uint8_t kind = g->waitkind;
+    if (g->waitkind && g->waitkind < SHM_WAIT_SELECT)
+        shm_wait_ends(c, g);
     g->waitkind = 0;
-    if (kind && kind < SHM_WAIT_SELECT)
-        shm_obj_unref(c, o);
 }
 
 /* What the await gives, as resume(). */
@@ -214,7 +211,7 @@ static bool waits_on(struct shm_ctx *c, shm_gref r)
     c->retrying = r;
     if (sy && sy->what == SHM_SY_COND) {
         g->ok = SHM_OK_COMPETE;
-        shm_obj_ref(c, W->mutex);
+        shm_obj_ref_hand(c, W->mutex);
         e = shm_mutex_lock_park(c, W->mutex, r);
         shm_obj_unref(c, e == SHM_PARKED ? off : W->mutex);
     } else if (g->ok == SHM_OK_COMPETE) {
@@ -368,13 +365,13 @@ static void build(const struct script *s)
         if (i < s->acap) {
             CHECK_EQ(shm_chan_trysend(c, W->a, &v), SHM_OK);
         } else {
-            shm_obj_ref(c, W->a);
+            shm_obj_ref_hand(c, W->a);
             CHECK_EQ(shm_chan_send_park(c, W->a, &v, l_new(c)), SHM_PARKED);
         }
     }
     for (uint32_t i = 0; i < s->breceives; i++) {
         struct shm_val v;
-        shm_obj_ref(c, W->b);
+        shm_obj_ref_hand(c, W->b);
         W->receivers[i] = l_new(c);
         CHECK_EQ(shm_chan_recv_park(c, W->b, &v, W->receivers[i]), SHM_PARKED);
     }

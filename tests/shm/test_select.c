@@ -429,7 +429,7 @@ static void run(uint32_t cap, uint32_t each, bool cancel)
         CHECK_EQ(t->received, (uint64_t)PARTIES * each);
     CHECK_SEGMENT(&c);
     struct shm_chan *p = shm_at(&c, t->other);
-    CHECK_EQ(load_acq(&p->obj.refs), 1);
+    CHECK_EQ(shm_refs(&p->obj), 1);
     for (uint32_t i = 0; i < CHANS; i++)
         shm_obj_unref(&c, t->ch[i]);
     shm_obj_unref(&c, t->other);

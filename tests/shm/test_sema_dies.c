@@ -85,7 +85,7 @@ static void act(struct shm_ctx *c, int i, void *arg)
     if (s->op == LOCK || s->op == WAIT) {
         CHECK_EQ(shm_acquirep(c, 1), SHM_OK);
         r = l_new(c);
-        shm_obj_ref(c, s->sy); /* the wait's, as the binding takes it */
+        shm_obj_ref_hand(c, s->sy); /* the wait's, as the binding takes it */
         if (s->op == WAIT)
             CHECK_EQ(shm_mutex_trylock(c, s->m, shm_g(c, r)->goid), SHM_OK);
     }
@@ -168,7 +168,7 @@ static uint32_t set_up(struct shm_ctx *c, struct scene *s)
             SHM_OK);
     for (uint32_t i = 0; i < n; i++) {
         shm_gref r = l_new(c);
-        shm_obj_ref(c, s->sy);
+        shm_obj_ref_hand(c, s->sy);
         if (what == SHM_SY_COND) {
             CHECK_EQ(shm_mutex_trylock(c, s->m, shm_g(c, r)->goid), SHM_OK);
             CHECK_EQ(shm_cond_park(c, s->sy, r), SHM_PARKED);
@@ -225,10 +225,6 @@ static bool die_at(enum op op, const char *point, uint32_t nth)
                                           : shm_sema_try(&c, sy, SHM_SY_WRITE, 0, 5),
                      SHM_OK);
         }
-        /* A reference that the dead M had taken and written nowhere is lost. */
-        if (died && (op == LOCK || op == WAIT) && sy &&
-            load_acq(&((struct shm_obj *)shm_at(&c, sy))->refs) > 1)
-            shm_obj_unref(&c, sy);
         if (sy)
             shm_obj_unref(&c, sy);
     }
