@@ -86,6 +86,7 @@ static PyObject *prog_stats(CoreProg *p, PyObject *noargs)
         put(d, "large_bytes", hs.large_bytes) < 0 || put(d, "heap_bytes", c->hdr->heap_bytes) < 0 ||
         put(d, "deaths", load_acq(&c->hdr->deaths)) < 0 || /* as above */
         put(d, "replacements", load_acq(&c->hdr->replaced)) < 0 ||
+        put(d, "recoveries", load_acq(&c->hdr->reaped)) < 0 ||
         put(d, "recycled", load_acq(&c->hdr->recycled)) < 0 ||
         put(d, "procs", load_rlx(&c->hdr->nprocs)) < 0 ||
         put(d, "wake_cost_ns", c->hdr->wake_cost_ns) < 0)

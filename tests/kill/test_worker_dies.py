@@ -67,6 +67,7 @@ def test_however_a_worker_ends_the_handle_says_how_and_the_others_go_on(program,
 def test_several_waiters_and_a_thread_learn_of_the_death(program):
     r = program("""
         import os
+        import time
         import mpgort
         from mpgort import spawn
 
@@ -90,9 +91,11 @@ def test_several_waiters_and_a_thread_learn_of_the_death(program):
             except mpgort.MDied as e:
                 print(e.exitcode, [w.result(timeout=20) for w in waiters])
             stats = rt.stats()
-            print(stats["deaths"])
+            while rt.stats()["recoveries"] == 0:      # the handle is told before all is done
+                time.sleep(0.001)
+            print(stats["deaths"], rt.stats()["recoveries"])
     """)
-    assert (r.status, r.out) == (0, "7 [7, 7, 7, 7, 7]\n1\n"), r.err
+    assert (r.status, r.out) == (0, "7 [7, 7, 7, 7, 7]\n1 1\n"), r.err
 
 
 def test_under_go_a_death_is_a_panic_with_it_as_its_cause(program):
