@@ -70,6 +70,7 @@ void shm_tx_commit(struct shm_ctx *c)
     FAILPOINT("undo.commit");
     uint32_t n = load_rlx(&c->m->undo_n);
     store_rel(&c->m->undo_n, 0); /* after every new value; read by the reaper */
+    FAILPOINT("undo.emptied");
     if (unlikely(c->hdr->scrub)) /* old values may be what nobody is to find any more */
         memset(c->m->undo, 0, n * sizeof *c->m->undo);
     c->in_tx = false;
@@ -93,6 +94,8 @@ void shm_tx_rollback(struct shm_ctx *c, struct shm_m *dead)
         FAILPOINT("undo.restored");
         store_rel(&dead->undo_n, n - 1); /* after the old value is back; read by a next reaper */
     }
+    if (unlikely(c->hdr->scrub)) /* what it had emptied, too */
+        memset(dead->undo, 0, sizeof dead->undo);
     if (dead == c->m)
         c->in_tx = false;
 }
