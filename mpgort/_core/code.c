@@ -24,65 +24,6 @@
 uint32_t codes_epoch = 1;
 Py_ssize_t code_extra_at;
 
-/* ---- the process-local table: what core_codes is before a segment is attached ---------------- */
-
-static struct local_entry {
-    uint8_t hash[16];
-    PyObject *payload;
-} *local;
-static uint32_t n_local, local_cap;
-static PyObject *local_ids; /* hash bytes -> id */
-
-static uint32_t local_intern(const uint8_t hash[16], const void *payload, size_t n)
-{
-    PyObject *key = PyBytes_FromStringAndSize((const char *)hash, 16);
-    if (key == NULL || (local_ids == NULL && (local_ids = PyDict_New()) == NULL)) {
-        Py_XDECREF(key);
-        return 0;
-    }
-    PyObject *id = PyDict_GetItemWithError(local_ids, key);
-    if (id != NULL || PyErr_Occurred()) {
-        Py_DECREF(key);
-        return id != NULL ? (uint32_t)PyLong_AsUnsignedLong(id) : 0;
-    }
-    if (n_local == local_cap) {
-        uint32_t cap = local_cap ? local_cap * 2 : 64;
-        struct local_entry *t = PyMem_Realloc(local, cap * sizeof *t);
-        if (t == NULL)
-            goto fail;
-        local = t;
-        local_cap = cap;
-    }
-    PyObject *bytes = PyBytes_FromStringAndSize(payload, (Py_ssize_t)n);
-    id = bytes != NULL ? PyLong_FromUnsignedLong(n_local + 1) : NULL;
-    if (id == NULL || PyDict_SetItem(local_ids, key, id) < 0) {
-        Py_XDECREF(bytes);
-        Py_XDECREF(id);
-        goto fail;
-    }
-    Py_DECREF(id);
-    Py_DECREF(key);
-    memcpy(local[n_local].hash, hash, 16);
-    local[n_local].payload = bytes;
-    return ++n_local;
-fail:
-    Py_DECREF(key);
-    if (!PyErr_Occurred())
-        PyErr_NoMemory();
-    return 0;
-}
-
-static const void *local_payload(uint32_t id, size_t *n, uint8_t hash[16])
-{
-    if (id == 0 || id > n_local)
-        return NULL;
-    memcpy(hash, local[id - 1].hash, 16);
-    *n = (size_t)PyBytes_GET_SIZE(local[id - 1].payload);
-    return PyBytes_AS_STRING(local[id - 1].payload);
-}
-
-struct core_codes core_codes = {local_intern, local_payload};
-
 /* ---- number -> what it stands for ------------------------------------------------------------ */
 
 /* Where a name leads: dict[key], and from there by attributes. All strong; rest may be NULL. */
@@ -583,46 +524,7 @@ PyObject *global_by_id(uint32_t id)
     return o;
 }
 
-/* ---- the local table between processes (tests) ----------------------------------------------- */
-
-static PyObject *codes_dump(PyObject *mod, PyObject *none)
-{
-    PyObject *all = PyList_New(0);
-    for (uint32_t i = 0; all != NULL && i < n_local; i++) {
-        PyObject *pair = Py_BuildValue("(y#O)", local[i].hash, (Py_ssize_t)16, local[i].payload);
-        if (pair == NULL || PyList_Append(all, pair) < 0)
-            Py_CLEAR(all);
-        Py_XDECREF(pair);
-    }
-    PyObject *bytes = all != NULL ? PyObject_CallMethod(core_code_py, "pack", "O", all) : NULL;
-    Py_XDECREF(all);
-    return bytes;
-}
-
-static PyObject *codes_load(PyObject *mod, PyObject *bytes)
-{
-    PyObject *all = PyObject_CallMethod(core_code_py, "unpack", "O", bytes);
-    if (all == NULL)
-        return NULL;
-    for (uint32_t i = 0; i < n_local; i++)
-        Py_DECREF(local[i].payload);
-    n_local = 0;
-    if (local_ids != NULL)
-        PyDict_Clear(local_ids);
-    core_codes_changed();
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(all); i++) {
-        const char *hash, *payload;
-        Py_ssize_t n_hash, n_payload;
-        if (!PyArg_ParseTuple(PyList_GET_ITEM(all, i), "y#y#", &hash, &n_hash, &payload,
-                              &n_payload) ||
-            local_intern((const uint8_t *)hash, payload, (size_t)n_payload) == 0) {
-            Py_DECREF(all);
-            return NULL;
-        }
-    }
-    Py_DECREF(all);
-    Py_RETURN_NONE;
-}
+/* ---- for tests ------------------------------------------------------------------------------- */
 
 static PyObject *code_info(PyObject *mod, PyObject *arg)
 {
@@ -646,8 +548,6 @@ static PyObject *code_info(PyObject *mod, PyObject *arg)
 }
 
 static PyMethodDef methods[] = {
-    {"codes_dump", codes_dump, METH_NOARGS, "The process-local table of codes and names as bytes."},
-    {"codes_load", codes_load, METH_O, "Replaces the process-local table by a dumped one."},
     {"code_info", code_info, METH_O, "What is known of a function's code: id, hash, points."},
     {NULL},
 };
@@ -657,5 +557,7 @@ int core_code_init(PyObject *mod)
     if ((core_code_py = PyImport_ImportModule("mpgort._code")) == NULL)
         return -1;
     code_extra_at = code_extra_index(NULL);
-    return code_extra_at < 0 ? -1 : PyModule_AddFunctions(mod, methods);
+    if (code_extra_at < 0 || PyModule_AddFunctions(mod, methods) < 0)
+        return -1;
+    return core_codes_local_init(mod);
 }

@@ -153,6 +153,7 @@ uint32_t variable_id(PyObject *o);
 uint32_t variable_known(PyObject *o);      /* the same, but only what was asked for before: cheap */
 PyObject *code_payload_tuple(uint32_t id); /* the unmarshalled payload */
 int core_code_init(PyObject *mod);
+int core_codes_local_init(PyObject *mod); /* codes_local.c */
 
 /* ---- encoding -------------------------------------------------------------------------------- */
 
