@@ -230,6 +230,8 @@ def blame(
                 continue
             path = ""
             for _ in range(50):
+                if _refuses(o):
+                    break
                 for step, part in _parts(o, known):
                     inner = _error(part, moving, known, counts)
                     if inner is not None:
@@ -243,6 +245,18 @@ def blame(
         # This frame is in their tracebacks: with them in it, all that is refused would live on,
         # in a cycle, and seem to be shared with somebody at the next try.
         del exc, error, inner
+
+
+def _refuses(o: Any) -> bool:
+    """Whether its own reducer says that it cannot be sent: then it is the culprit."""
+    kind: Any = type(o)
+    if kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
+        return False
+    try:
+        o.__reduce_ex__(5)
+    except Exception:
+        return True
+    return False
 
 
 def _reason(o: object, error: BaseException) -> str:

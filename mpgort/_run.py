@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, NoReturn, Unpack
 
 from mpgort import _core, _keeper, _m, _service
 from mpgort._errors import Deadlock, GoroutinePanic, Killed
@@ -106,6 +106,9 @@ class Runtime:
             watch_sigquit()
             if opts.procs == 0:
                 start_loop_thread(self._host)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Runtime cannot be sent; a goroutine starts others with mpgort.spawn")
 
     def _program(self) -> _core.Program:
         if self._host.stopped:

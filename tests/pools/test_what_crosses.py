@@ -139,6 +139,26 @@ def test_a_handle_for_another_runtime_is_said_once_and_where() -> None:
             assert str(info.value) == f"args[0]{path}: {text}"
 
 
+class Service:
+    def __init__(self, **parts: Any) -> None:
+        self.__dict__ |= parts
+
+    def ask(self) -> None:
+        pass
+
+
+def test_a_method_of_an_object_that_holds_a_pool_is_refused_by_the_pools_name() -> None:
+    with mpgort.Runtime(0) as rt, mpgort.Executor(1) as ex, mpgort.Pool(1) as pool:
+        for what, text in (
+            (Service(rt=rt), ".rt: Runtime: TypeError: a Runtime cannot be sent"),
+            (Service(pool=pool), ".pool: Pool: NotImplementedError: pool objects cannot be passed"),
+            (Service(ex=ex), ".ex: an executor"),
+        ):
+            with pytest.raises(mpgort.SerializationError) as info:
+                rt.spawn(what.ask)
+            assert str(info.value).startswith(f"fn.__self__{text}")
+
+
 # ---- no room -------------------------------------------------------------------------------------
 
 
