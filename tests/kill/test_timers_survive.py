@@ -1,7 +1,7 @@
 """What stands in a timer heap, and the trees of contexts, when workers are killed.
 
 A timer belongs to no process: it fires for whoever waits, also when the worker that made it, on
-whose P it stands, is gone. tests/shm/test_timer.c and test_context.c kill at every store of a
+whose P it stands, is gone. tests/shm/test_ticker.c and test_context.c kill at every store of a
 firing, a stop, a reset and a cancel; these are whole programs."""
 
 from __future__ import annotations
