@@ -12,11 +12,11 @@ static struct PyModuleDef core_module = {
 };
 
 static int (*const parts[])(PyObject *) = {
-    core_park_init,    core_codec_init,     core_error_init,  core_pdeath_init, core_prog_init,
-    core_chan_init,    core_goroutine_init, core_spawn_init,  core_group_init,  core_thread_init,
-    core_select_init,  core_sync_init,      core_mutex_init,  core_map_init,    core_timer_init,
-    core_ctxtree_init, core_pool_init,      core_buffer_init, core_gm_init,     core_runtime_init,
-    core_dump_init,    core_trace_init,     core_guard_init,
+    core_park_init,    core_codec_init,     core_error_init, core_pdeath_init,    core_prog_init,
+    core_chan_init,    core_goroutine_init, core_spawn_init, core_group_init,     core_thread_init,
+    core_select_init,  core_sync_init,      core_mutex_init, core_atomicint_init, core_map_init,
+    core_timer_init,   core_ctxtree_init,   core_pool_init,  core_buffer_init,    core_gm_init,
+    core_runtime_init, core_dump_init,      core_trace_init, core_guard_init,
 };
 
 PyMODINIT_FUNC PyInit__core(void)

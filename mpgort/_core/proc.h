@@ -350,6 +350,7 @@ bool core_thread_rest(struct core_proc *s);
 int core_thread_init(PyObject *mod);
 int core_sync_init(PyObject *mod);
 int core_mutex_init(PyObject *mod); /* after that */
+int core_atomicint_init(PyObject *mod);
 int core_map_init(PyObject *mod);
 int core_group_init(PyObject *mod);
 int core_timer_init(PyObject *mod);

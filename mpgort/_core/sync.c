@@ -1,5 +1,5 @@
-/* sync.c — the faces of sync: WaitGroup, Once, Semaphore, AtomicInt, and what they share with the
- * locks (mutex.c, sync.h).
+/* sync.c — the faces of sync: WaitGroup, Once, Semaphore, and what they share with the locks
+ * (mutex.c, sync.h). AtomicInt is in atomicint.c.
  *
  * What they are stands in shm/sema.c; this file says how they are typed and which exception an
  * outcome is. All are handles of one counted object (handle.c). What waits is an awaitable, a park
@@ -333,64 +333,6 @@ static PyObject *sem_release(CoreHandle *h, PyObject *args, PyObject *kw)
                              "semaphore: released more than held");
 }
 
-/* ---- AtomicInt ------------------------------------------------------------------------------- */
-
-static _Atomic int64_t *cell(CoreHandle *h)
-{
-    struct shm_ctx *c = core_ctx(h->prog);
-    return c ? &((struct shm_atomic *)shm_at(c, h->off))->value : NULL;
-}
-
-static bool int64_of(PyObject *o, int64_t *v)
-{
-    *v = PyLong_AsLongLong(o);
-    return *v != -1 || !PyErr_Occurred();
-}
-
-/* All are sequentially consistent, as Go's sync/atomic. */
-static PyObject *atomic_load_(CoreHandle *h, PyObject *_)
-{
-    _Atomic int64_t *a = cell(h);
-    return a ? PyLong_FromLongLong(load_seq(a)) : NULL;
-}
-static PyObject *atomic_store_(CoreHandle *h, PyObject *arg)
-{
-    _Atomic int64_t *a = cell(h);
-    int64_t v;
-    if (a == NULL || !int64_of(arg, &v))
-        return NULL;
-    store_seq(a, v);
-    Py_RETURN_NONE;
-}
-static PyObject *atomic_add_(CoreHandle *h, PyObject *arg)
-{
-    _Atomic int64_t *a = cell(h);
-    int64_t v;
-    if (a == NULL || !int64_of(arg, &v))
-        return NULL;
-    return PyLong_FromLongLong((int64_t)((uint64_t)add_seq(a, v) + (uint64_t)v));
-}
-static PyObject *atomic_swap_(CoreHandle *h, PyObject *arg)
-{
-    _Atomic int64_t *a = cell(h);
-    int64_t v;
-    if (a == NULL || !int64_of(arg, &v))
-        return NULL;
-    return PyLong_FromLongLong(xchg_seq(a, v));
-}
-static PyObject *atomic_cas_(CoreHandle *h, PyObject *const *args, Py_ssize_t n)
-{
-    _Atomic int64_t *a = cell(h);
-    int64_t old, new;
-    if (n != 2) {
-        PyErr_SetString(PyExc_TypeError, "cas takes two numbers, old and new");
-        return NULL;
-    }
-    if (a == NULL || !int64_of(args[0], &old) || !int64_of(args[1], &new))
-        return NULL;
-    return PyBool_FromLong(cas_seq(a, &old, new));
-}
-
 /* ---- making and showing them ----------------------------------------------------------------- */
 
 PyObject *core_sync_in(CoreProg *prog, uint8_t kind, uint32_t what, uint64_t n, shm_off mutex)
@@ -450,32 +392,11 @@ static PyObject *semaphore_new(PyTypeObject *t, PyObject *args, PyObject *kw)
     return core_sync_make("Semaphore()", HANDLE_SEMAPHORE, SHM_SY_SEMAPHORE, (uint64_t)n, NULL);
 }
 
-static PyObject *atomic_new(PyTypeObject *t, PyObject *args, PyObject *kw)
-{
-    static char *names[] = {"value", NULL};
-    long long value = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "|L:AtomicInt", names, &value))
-        return NULL;
-    CoreProg *prog = core_current("AtomicInt()");
-    struct shm_ctx *c = prog ? core_ctx(prog) : NULL;
-    shm_off off;
-    if (c == NULL)
-        return NULL;
-    int r = shm_atomic_new(c, value, &off);
-    if (r < 0) {
-        core_shm_error(prog, r);
-        return NULL;
-    }
-    return core_handle_wrap(prog, HANDLE_ATOMIC, off);
-}
-
 PyObject *core_sync_repr(CoreHandle *h)
 {
     const char *name = Py_TYPE(h)->tp_name;
     if (!h->prog->attached)
         return PyUnicode_FromFormat("<%s of an ended runtime>", name);
-    if (h->kind == HANDLE_ATOMIC)
-        return PyUnicode_FromFormat("<%s %lld>", name, (long long)load_seq(cell(h)));
     const struct shm_sema *sy = sync_sema(h);
     unsigned long long word = load_acq(&sy->word), n = sy->n; /* a glance, as len() of a channel */
     switch (sy->what) {
@@ -539,18 +460,6 @@ static PyMethodDef semaphore_methods[] = {
     CORE_HANDLE_REDUCE,
     {NULL},
 };
-static PyMethodDef atomic_methods[] = {
-    M("load", atomic_load_, METH_NOARGS, "load()\n--\n\nThe value."),
-    M("store", atomic_store_, METH_O, "store($self, value, /)\n--\n\nSets it."),
-    M("add", atomic_add_, METH_O,
-      "add($self, n, /)\n--\n\nAdds n, wrapping as 64 bits do, and returns the new value."),
-    M("swap", atomic_swap_, METH_O, "swap($self, value, /)\n--\n\nSets it, returns the old one."),
-    M("cas", atomic_cas_, METH_FASTCALL,
-      "cas($self, old, new, /)\n--\n\nSets it to new if it is old; True if so."),
-    CORE_HANDLE_REDUCE,
-    {NULL},
-};
-
 static PyTypeObject types[] = {
     SYNC_TYPE("WaitGroup",
               "WaitGroup()\n--\n\nWaits for a number of goroutines to end. Source: Go "
@@ -562,17 +471,11 @@ static PyTypeObject types[] = {
               "Semaphore(n)\n--\n\nn tokens, taken some at a time: `async with s`, or acquire and "
               "release.\n\nSource: golang.org/x/sync/semaphore.",
               semaphore_methods, NULL),
-    SYNC_TYPE(
-        "AtomicInt",
-        "AtomicInt(value=0)\n--\n\nA 64-bit number that all goroutines may change. Source: Go "
-        "atomic.Int64.",
-        atomic_methods, NULL),
 };
 static const struct sync_made made[] = {
     {HANDLE_WAITGROUP, waitgroup_new},
     {HANDLE_ONCE, once_new},
     {HANDLE_SEMAPHORE, semaphore_new},
-    {HANDLE_ATOMIC, atomic_new},
 };
 
 int core_sync_types(PyObject *mod, PyTypeObject *types, const struct sync_made *made, size_t n)

@@ -1,5 +1,5 @@
-/* sync.h — what the faces of sync have in common: mutex.c (Mutex, RWMutex, Cond) and sync.c (the
- * rest).
+/* sync.h — what the faces of sync have in common: mutex.c (Mutex, RWMutex, Cond), atomicint.c and
+ * sync.c (the rest).
  *
  * A method has one of two shapes. It is one call on the shared object, whose outcome is a value or
  * an exception (SYNC_CALL); or it makes an awaitable, a park request of one of the families of
