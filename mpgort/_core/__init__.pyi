@@ -37,7 +37,7 @@ default: Default
 
 def select(*cases: Any) -> Awaitable[tuple[int, Any]]: ...
 
-# sync.c
+# mutex.c, sync.c, atomicint.c, map.c
 class Mutex:
     def lock(self) -> Awaitable[None]: ...
     def unlock(self) -> None: ...
@@ -252,7 +252,7 @@ class FrozenBuffer(SharedBuffer): ...
 
 def shared_buffer(prog: Program, bytes: int, zero: bool, /) -> SharedBuffer: ...
 
-# runtime.c
+# gm.c, runtime.c
 class G:
     goid: int
     status: int
@@ -396,7 +396,7 @@ def _hooks(
     /,
 ) -> None: ...
 
-# frame.c, codec.c: private, for tests and for the dump
+# park.c, expose.c, codes_local.c: private, for tests and for the dump
 class Park:
     def __await__(self) -> Generator[Any, Any, Any]: ...
 

@@ -353,7 +353,14 @@ async def pinned_main(path: str) -> tuple[list[Any], str]:
     gate = chan()
     h = spawn(holds_a_file, path, gate)
     await until(lambda: h.status() == "chan receive")
-    dump = mpgort._traceback.dump(mpgort._core.current())
+    dump = ""
+
+    def answered() -> bool:  # a dump waits 0.1 s for its home
+        nonlocal dump
+        dump = mpgort._traceback.dump(mpgort._core.current())
+        return "holds_a_file(...)" in dump
+
+    await until(answered)
     await gate.send(None)
     return await h, dump
 
