@@ -165,6 +165,7 @@ PROGRAM = """
 """
 
 
+@pytest.mark.timeout(3600 if STORM else 120)
 def test_dev_shm_full_at_any_commit_is_an_error_there_and_nothing_else_is_touched(program, short):
     word = program.folder / "word"
     env = {"SHORT_FILE": str(word), "LD_PRELOAD": str(short / "full.so")}
