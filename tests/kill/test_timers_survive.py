@@ -56,6 +56,7 @@ def test_what_a_killed_worker_had_set_fires_for_the_others(program, procs):
     assert (r.status, r.out) == (0, "all fired\n"), r.err
 
 
+@pytest.mark.timeout(120 + 3 * STORM_S)
 @pytest.mark.parametrize("migrate", ("auto", "always"))
 def test_timers_and_contexts_are_whole_however_many_workers_die(program, migrate):
     """Workers are killed at random while they set, stop, cancel and wait."""
