@@ -132,6 +132,7 @@ static void info_free(struct code_info *ci)
     Py_XDECREF(ci->spec);
     PyMem_Free(ci->points);
     PyMem_Free(ci->point_at);
+    PyMem_Free(ci->how_at);
     PyMem_Free(ci->const_at);
     PyMem_Free(ci);
 }
@@ -167,7 +168,8 @@ static int info_points(struct code_info *ci, PyObject *points)
     ci->spec = Py_NewRef(points);
     ci->points = PyMem_Calloc((size_t)n + 1, sizeof *ci->points);
     ci->point_at = PyMem_Malloc(((size_t)units + 1) * sizeof *ci->point_at);
-    if (ci->points == NULL || ci->point_at == NULL || n > INT16_MAX)
+    ci->how_at = PyMem_Calloc((size_t)(code->co_nlocalsplus + code->co_stacksize) + 1, 1);
+    if (ci->points == NULL || ci->point_at == NULL || ci->how_at == NULL || n > INT16_MAX)
         return -1;
     memset(ci->point_at, 0xff, ((size_t)units + 1) * sizeof *ci->point_at);
     for (Py_ssize_t i = 0; i < n; i++) {

@@ -248,6 +248,7 @@ int enc_note(struct enc *E, PyObject *o, uint8_t flags)
     if (unlikely(E->n_memo == E->memo_cap) && enc_memo_grow(E) < 0)
         return -1;
     uint32_t i = E->n_memo++;
+    E->seen |= seen_bit(o);
     E->memo[i] = (struct memo_entry){o, 0, 0, E->cur_frame, E->cur_slot, flags};
     if (i == MEMO_FEW)
         memo_index_all(E);
@@ -301,7 +302,7 @@ static inline uint8_t *put_bytes(struct enc *E, uint8_t *p, uint8_t tag, const v
     return p + n;
 }
 
-static uint8_t *enc_long(struct enc *E, uint8_t *p, PyObject *o)
+uint8_t *enc_long(struct enc *E, uint8_t *p, PyObject *o)
 {
     long v;
     uint8_t memo;

@@ -111,6 +111,7 @@ struct code_info {          /* hangs on the code object (co_extra), made once, n
     int n_points;
     struct resume_point *points;
     int16_t *point_at;   /* by code unit: index in points, or -1 */
+    uint8_t *how_at;     /* by slot: where in type_hows its type was found last */
     PyObject *spec;      /* owns what the points point into */
     uint32_t const_mask; /* table of co_consts by address: index + 1, 0 empty */
     uint16_t *const_at;
@@ -190,6 +191,7 @@ struct enc {
         uint32_t epoch, index;
     } *table; /* by address: index in memo; a place of another epoch is empty */
     uint32_t table_mask, table_epoch;
+    uint64_t seen; /* a bit by address of each that is remembered: most are met once */
     PyGenObject **gens;
     uint32_t n_gens, gens_cap;
     uint32_t cur_frame;
@@ -223,6 +225,7 @@ int enc_memo_grow(struct enc *E);
             return NULL;                                                                       \
     } while (0)
 uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o);
+uint8_t *enc_long(struct enc *E, uint8_t *p, PyObject *o);      /* with room for 32 bytes */
 uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g);    /* frame.c */
 uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o);     /* codec_types.c */
 uint8_t *enc_rangeiter(struct enc *E, uint8_t *p, PyObject *o); /* codec_iter.c */
@@ -248,18 +251,25 @@ uint8_t *enc_fail(struct enc *E, int status); /* with the exception set: pinned 
  * needs TAG_MEMO. Only for objects with a reference count above 1. */
 enum { MET_FIRST, MET_AGAIN, MET_FAILED };
 #define MEMO_FEW 8 /* up to so many are looked through; the table is made when there are more */
+static inline uint64_t seen_bit(PyObject *o)
+{
+    return 1ull << ((uintptr_t)o >> 4 & 63);
+}
 int enc_met(struct enc *E, uint8_t **p, uint32_t i); /* the i-th remembered, again */
 int enc_meet_many(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at);
 static inline int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flags, uint32_t *at)
 {
     uint32_t n = E->n_memo;
+    uint64_t bit = seen_bit(o);
     if (unlikely(n >= MEMO_FEW))
         return enc_meet_many(E, p, o, flags, at);
-    for (uint32_t i = 0; i < n; i++)
-        if (E->memo[i].o == o)
-            return enc_met(E, p, i);
+    if (unlikely(E->seen & bit))
+        for (uint32_t i = 0; i < n; i++)
+            if (E->memo[i].o == o)
+                return enc_met(E, p, i);
     *at = n;
     E->n_memo = n + 1;
+    E->seen |= bit;
     E->memo[n] = (struct memo_entry){o, 1, 0, E->cur_frame, E->cur_slot, flags};
     return MET_FIRST;
 }
@@ -347,6 +357,17 @@ static inline const struct type_how *how_of(PyTypeObject *type)
 {
     uint32_t i = hash_address(type) % N_TYPE_HOWS;
     return likely(type_hows[i].type == type) ? &type_hows[i] : type_how_ask(type, i);
+}
+/* The same in a place that mostly has an object of one type: *at is where it was found last. What
+ * comes next does not wait for the object then. */
+static inline const struct type_how *how_again(PyTypeObject *type, uint8_t *at)
+{
+    const struct type_how *k = &type_hows[*at];
+    if (unlikely(k->type != type)) {
+        k = how_of(type);
+        *at = (uint8_t)(k - type_hows);
+    }
+    return k;
 }
 
 static inline uint8_t *put_varint(uint8_t *p, uint64_t v)

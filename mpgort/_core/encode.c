@@ -36,12 +36,18 @@ struct enc *enc_take(struct core_enc *out, bool moving)
     return E;
 }
 
-void enc_give(struct enc *E)
+/* What a try has gathered, before the next one. */
+static void enc_forget(struct enc *E)
 {
-    Py_CLEAR(E->by_pickle);
-    Py_CLEAR(E->ghosts);
     Py_CLEAR(E->pickled);
     Py_CLEAR(E->inner);
+    Py_CLEAR(E->ghosts);
+}
+
+void enc_give(struct enc *E)
+{
+    enc_forget(E);
+    Py_CLEAR(E->by_pickle);
     Py_CLEAR(E->cause);
     E->next = enc_free;
     enc_free = E;
@@ -54,14 +60,11 @@ static void enc_begin(struct enc *E, size_t from)
     E->status = ENC_OK;
     E->depth = 0;
     E->mutables = E->n_memo = E->n_gens = 0;
-    Py_CLEAR(E->pickled);
-    Py_CLEAR(E->inner);
-    Py_CLEAR(E->ghosts);
+    E->seen = 0;
     E->cur_frame = 0;
     E->cur_slot = 0;
     E->park_met = E->again = E->located = E->words = false;
     E->path[0] = E->why[0] = 0;
-    Py_CLEAR(E->ghosts);
 }
 
 /* The function behind one of the frames that has this cell in its closure; borrowed, or NULL. */
@@ -148,6 +151,7 @@ int enc_run(struct enc *E, PyObject *root, uint8_t magic)
         core_enc_let(out, nh);
         if (!E->again)
             break;
+        enc_forget(E);
     }
     PyOS_snprintf(out->reason, sizeof out->reason, "%.170s%s%s", E->path, E->path[0] ? ": " : "",
                   E->why);

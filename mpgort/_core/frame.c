@@ -166,12 +166,12 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
     for (int i = 0; i < n; i++) {
         PyObject *o = f->localsplus[i];
         long v;
-        ROOM(2 * VARINT_MAX + 2);
+        ROOM(32);
         if (o == NULL) {
             *p++ = TAG_NULL;
             continue;
         }
-        const struct type_how *k = how_of(Py_TYPE(o));
+        const struct type_how *k = how_again(Py_TYPE(o), &ci->how_at[i]);
         switch (k->how) {
         case HOW_NONE:
             *p++ = TAG_NONE;
@@ -217,8 +217,14 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g)
     value:
         E->cur_frame = frame;
         E->cur_slot = (uint16_t)i;
-        if (k->how == HOW_HANDLE && likely(E->by_pickle == NULL))
+        if (unlikely(E->by_pickle != NULL))
+            p = enc_value(E, p, o);
+        else if (k->how == HOW_HANDLE)
             p = enc_handle(E, p, o, k->handle);
+        else if (k->how == HOW_INT)
+            p = enc_long(E, p, o);
+        else if (k->how == HOW_RANGEITER)
+            p = enc_rangeiter(E, p, o);
         else
             p = enc_value(E, p, o);
         if (p == NULL) {
