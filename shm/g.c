@@ -84,8 +84,8 @@ static bool legal(unsigned old, unsigned to)
 }
 
 /* Found `w` instead of old. Returns if it is worth another look. */
-static void casgstatus_slow(struct shm_ctx *c, shm_gref r, unsigned old, unsigned to, uint64_t w,
-                            unsigned spins)
+SHM_COLD static void casgstatus_slow(struct shm_ctx *c, shm_gref r, unsigned old, unsigned to,
+                                     uint64_t w, unsigned spins)
 {
     unsigned found = SHM_ST_STATUS(w);
     bool parking = old == Gwaiting && found == Grunning;
@@ -221,7 +221,7 @@ static int refill_from_fresh(struct shm_ctx *c)
     return SHM_OK;
 }
 
-static int refill(struct shm_ctx *c)
+SHM_COLD static int refill(struct shm_ctx *c)
 {
     int e = SHM_OK;
     shm_lock(c, &c->hdr->g_lock);

@@ -18,8 +18,9 @@ void shm_failpoint_hit(const char *name);
 #define FAILPOINT(name) ((void)0)
 #endif
 
-#define likely(x) __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
+/* Told for certain: what is unlikely goes to another section, and the rest fits into the cache. */
+#define likely(x) __builtin_expect_with_probability(!!(x), 1, 1.0)
+#define unlikely(x) __builtin_expect_with_probability(!!(x), 0, 1.0)
 
 /* Parts of shm_seg_create and shm_mexit that belong to the file that owns the structure. */
 uint64_t shm_code_table_bytes(void);      /* code.c: reserved for the whole table */
@@ -210,7 +211,7 @@ SHM_MUSTUSE int shm_chan_make(struct shm_ctx *c, uint32_t cap, size_t bytes, shm
 shm_gref shm_timer_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n, uint64_t now_ns,
                         unsigned slot);
 void shm_timer_forget(struct shm_ctx *c, shm_off t); /* at the channel's end */
-void shm_timer_poll(struct shm_ctx *c, struct shm_chan *ch);
+SHM_COLD void shm_timer_poll(struct shm_ctx *c, struct shm_chan *ch);
 /* context.c. In a heap's lock: to be carried out after it; 0: nothing. */
 shm_off shm_context_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n);
 void shm_context_carry(struct shm_ctx *c, shm_off x);
@@ -239,7 +240,8 @@ static inline void shm_val_adopt(struct shm_ctx *c, const struct shm_val *v)
 /* In the tx of an operation that ends at once: the goroutine it is for has this outcome, with the
  * commit (note: where a wait has its object). False: it is nobody's with retries, and of no select
  * that is revived. */
-bool shm_retry_done_(struct shm_ctx *c, uint8_t ok, const struct shm_val *v, uint64_t note);
+SHM_COLD bool shm_retry_done_(struct shm_ctx *c, uint8_t ok, const struct shm_val *v,
+                              uint64_t note);
 static inline bool shm_retry_done(struct shm_ctx *c, uint8_t ok, const struct shm_val *v,
                                   uint64_t note)
 {

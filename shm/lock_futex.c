@@ -170,7 +170,7 @@ void shm_wait_for_m(struct shm_ctx *c, uint32_t m1)
     nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
 }
 
-static void lock_slow(struct shm_ctx *c, shm_lockword *l)
+SHM_COLD static void lock_slow(struct shm_ctx *c, shm_lockword *l)
 {
     uint32_t as = mine(c), v = load_rlx(l);
     if (unlikely((v & ~WAITERS) == as))

@@ -68,6 +68,8 @@
 #define SHM_REASON_BYTES 64 /* the text of one, with its final zero; at reason_off, in order */
 #define SHM_CACHELINE 64
 #define SHM_MUSTUSE __attribute__((warn_unused_result))
+/* Hardly ever called: the compiler lays the branches that lead to it apart from those that go on. */
+#define SHM_COLD __attribute__((cold))
 
 typedef uint64_t shm_off;
 typedef uint64_t shm_gref;
@@ -91,7 +93,7 @@ enum {
     SHM_EOWNER = -13,    /* the holder of the lock died with its M */
 };
 const char *shm_strerror(int err);
-_Noreturn void shm_throw(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void shm_throw(const char *fmt, ...) __attribute__((cold, format(printf, 1, 2)));
 /* Called by shm_throw with the finished text instead of writing it to stderr and abort(). */
 extern void (*shm_throw_hook)(const char *text);
 
@@ -628,8 +630,9 @@ void shm_unlock(struct shm_ctx *c, shm_lockword *l);
 void shm_lock_reap(struct shm_ctx *c, struct shm_m *dead);
 /* Is the M that this lock word (or slot, epoch) names still alive? By pid, conservatively. */
 bool shm_m_alive(struct shm_ctx *c, uint32_t m1);
-int shm_futex_wait(_Atomic uint32_t *w, uint32_t val, int64_t timeout_ns); /* <0: no limit */
-int shm_futex_wake(_Atomic uint32_t *w, int n);
+SHM_COLD int shm_futex_wait(_Atomic uint32_t *w, uint32_t val,
+                            int64_t timeout_ns); /* <0: no limit */
+SHM_COLD int shm_futex_wake(_Atomic uint32_t *w, int n);
 /* A note is Go's one-shot 0->1 event, on a shared futex; waking nobody costs no system call. */
 void shm_noteclear(_Atomic uint32_t *note);
 void shm_notewakeup(_Atomic uint32_t *note);
@@ -1152,20 +1155,23 @@ uint32_t shm_join_uncancel(struct shm_ctx *c, shm_off j, uint64_t once);
 
 /* All but new and drop: by the M that runs the goroutine r, which has g->retries. */
 SHM_MUSTUSE int shm_retry_new(struct shm_ctx *c, shm_off join, uint32_t n);
-struct shm_retry *shm_retry_of(const struct shm_ctx *c, const struct shm_g *g); /* NULL: none */
+SHM_COLD struct shm_retry *shm_retry_of(const struct shm_ctx *c,
+                                        const struct shm_g *g);      /* NULL: none */
 bool shm_retry_live(const struct shm_ctx *c, const struct shm_g *g); /* it is what is believed */
 /* What g says (continuation, op, ok, value, wait) is the checkpoint from here on. */
-void shm_retry_take(struct shm_ctx *c, shm_gref r);
+SHM_COLD void shm_retry_take(struct shm_ctx *c, shm_gref r);
 /* A cancel that is due is the outcome of the await that g has the continuation of. */
-void shm_retry_cancelled(struct shm_ctx *c, shm_gref r);
+SHM_COLD void shm_retry_cancelled(struct shm_ctx *c, shm_gref r);
 /* Fills g for resume() from the checkpoint, with a value and a reference of its own. */
-SHM_MUSTUSE int shm_retry_view(struct shm_ctx *c, shm_gref r);
+SHM_COLD SHM_MUSTUSE int shm_retry_view(struct shm_ctx *c, shm_gref r);
 /* Before r becomes runnable without a wait: g says where it is. */
-void shm_retry_leave_(struct shm_ctx *c, shm_gref r);
-void shm_retry_stay(struct shm_ctx *c,
-                    shm_gref r); /* it ran on live: the checkpoint is as it was */
-void shm_retry_give(struct shm_ctx *c, shm_gref r, bool died); /* to g; died: one re-run less */
-void shm_retry_settle(struct shm_ctx *c); /* frees what an operation's checkpoint has replaced */
+SHM_COLD void shm_retry_leave_(struct shm_ctx *c, shm_gref r);
+SHM_COLD void shm_retry_stay(struct shm_ctx *c,
+                             shm_gref r); /* it ran on live: the checkpoint is as it was */
+SHM_COLD void shm_retry_give(struct shm_ctx *c, shm_gref r,
+                             bool died); /* to g; died: one re-run less */
+SHM_COLD void
+shm_retry_settle(struct shm_ctx *c); /* frees what an operation's checkpoint has replaced */
 void shm_retry_drop(struct shm_ctx *c, shm_off join); /* it has ended */
 
 /* ---- kill.c ---------------------------------------------------------------------------------- */
@@ -1381,7 +1387,8 @@ static_assert(sizeof(struct shm_event) == 32, "two a cache line");
 /* SHM_EAGAIN: a trace is on already (start), or none is (stop). cap: events an M keeps. */
 SHM_MUSTUSE int shm_trace_start(struct shm_ctx *c, uint32_t cap);
 SHM_MUSTUSE int shm_trace_stop(struct shm_ctx *c);
-void shm_trace(struct shm_ctx *c, unsigned what, uint64_t goid, unsigned reason, uint32_t arg);
+SHM_COLD void shm_trace(struct shm_ctx *c, unsigned what, uint64_t goid, unsigned reason,
+                        uint32_t arg);
 /* Copies M's events since the start to out (room for hdr->trace_cap), in order; how many. */
 size_t shm_trace_read(const struct shm_ctx *c, uint32_t m, struct shm_event *out);
 /* Go's SCHED line (schedtrace.go) of the program now; returns the length written. */
@@ -1403,11 +1410,11 @@ SHM_MUSTUSE int shm_leaks(struct shm_ctx *c, struct shm_leak **leaks, size_t *n)
 
 /* ---- shake.c --------------------------------------------------------------------------------- */
 
-void shm_shake_now(struct shm_ctx *c);
+SHM_COLD void shm_shake_now(struct shm_ctx *c);
 /* Here the M may stand still for a moment, if the program is shaken. */
 static inline void shm_shake(struct shm_ctx *c)
 {
-    if (__builtin_expect(c->shake != 0, 0))
+    if (__builtin_expect_with_probability(c->shake != 0, 0, 1.0))
         shm_shake_now(c);
 }
 

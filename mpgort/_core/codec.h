@@ -131,7 +131,7 @@ static inline struct code_info *code_info_known(PyCodeObject *code)
     return code_extra(code, code_extra_at);
 }
 /* Its number in the shared table; 0 with an exception set. */
-uint32_t code_info_intern(struct code_info *ci);
+SHM_COLD uint32_t code_info_intern(struct code_info *ci);
 static inline uint32_t code_info_id(struct code_info *ci)
 {
     return likely(ci->epoch == codes_epoch) ? ci->id : code_info_intern(ci);
@@ -216,7 +216,7 @@ struct enc {
 };
 
 /* All enc_* take the write pointer and return it advanced, or NULL: E->status says why. */
-uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n);
+SHM_COLD uint8_t *enc_grow(struct enc *E, uint8_t *p, size_t n);
 uint8_t *enc_limit(struct enc *E); /* where it has to ask for more room */
 int enc_memo_grow(struct enc *E);
 #define ROOM(n)                                                                                \
@@ -246,7 +246,8 @@ int enc_handles_of(struct core_enc *out, const struct core_enc *part); /* part's
 int enc_run(struct enc *E, PyObject *root, uint8_t magic); /* encode.c: one blob into E->out */
 struct enc *enc_take(struct core_enc *out, bool moving);
 void enc_give(struct enc *E);
-uint8_t *enc_fail(struct enc *E, int status); /* with the exception set: pinned or an error by it */
+SHM_COLD uint8_t *enc_fail(struct enc *E,
+                           int status); /* with the exception set: pinned or an error by it */
 /* Whether o was met before: then the reference is written at *p. Else it is remembered, and its tag
  * needs TAG_MEMO. Only for objects with a reference count above 1. */
 enum { MET_FIRST, MET_AGAIN, MET_FAILED };
@@ -261,9 +262,9 @@ static inline int enc_meet(struct enc *E, uint8_t **p, PyObject *o, uint8_t flag
 {
     uint32_t n = E->n_memo;
     uint64_t bit = seen_bit(o);
-    if (unlikely(n >= MEMO_FEW))
+    if (n >= MEMO_FEW)
         return enc_meet_many(E, p, o, flags, at);
-    if (unlikely(E->seen & bit))
+    if (E->seen & bit)
         for (uint32_t i = 0; i < n; i++)
             if (E->memo[i].o == o)
                 return enc_met(E, p, i);
@@ -292,11 +293,12 @@ uint8_t *enc_variable(struct enc *E, uint8_t *p, uint32_t id);
         if (unlikely(name_ != 0))                                                             \
             return enc_variable(E, p, name_);                                                 \
     } while (0)
-uint8_t *enc_heavy(struct enc *E);
-uint8_t *enc_fail_by_exception(struct enc *E);       /* blames the object, if it can be blamed */
-int enc_dropped_with(struct enc *E, PyGenObject *o); /* frame.c: has a part in the drop */
-uint8_t *enc_refuse(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-void enc_path(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+SHM_COLD uint8_t *enc_heavy(struct enc *E);
+SHM_COLD uint8_t *enc_fail_by_exception(struct enc *E); /* blames the object, if it can be blamed */
+int enc_dropped_with(struct enc *E, PyGenObject *o);    /* frame.c: has a part in the drop */
+SHM_COLD uint8_t *enc_refuse(struct enc *E, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+SHM_COLD void enc_path(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 uint8_t *enc_dict_items(struct enc *E, uint8_t *p, PyObject *o);
 struct memo_entry *enc_find(struct enc *E, PyObject *o); /* NULL: not remembered */
 int enc_note(struct enc *E, PyObject *o, uint8_t flags); /* remembers it, without a tag */
@@ -305,7 +307,7 @@ Py_ssize_t enc_inner_refs(struct enc *E, PyObject *o);   /* codec_pickle.c */
  * collector's own means: a type's __reduce__ need not show each. */
 Py_ssize_t enc_refs_from(PyObject *x, PyObject *o, bool frames);
 bool enc_must_pickle(struct enc *E, PyObject *o);
-void enc_locate(struct enc *E, uint32_t frame, int slot);
+SHM_COLD void enc_locate(struct enc *E, uint32_t frame, int slot);
 Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o); /* codec_exc.c */
 const char *enc_kind_name(PyObject *o);                /* "an open file (_io.TextIOWrapper)" */
 int is_plain_instance(PyTypeObject *type);             /* -1: exception */
@@ -456,7 +458,7 @@ PyObject *dec_exception(struct dec *D, bool memo);
 /* codec_pickle.c: the list of objects */
 PyObject *dec_pickle(const char *p, size_t n, bool handles, struct core_words *W);
 PyObject *dec_traceback(struct dec *D, bool memo);
-void *dec_bad(const char *fmt, ...); /* BadContinuation, returns NULL */
+SHM_COLD void *dec_bad(const char *fmt, ...); /* BadContinuation, returns NULL */
 int dec_varint(struct dec *D, uint64_t *v);
 int dec_count(struct dec *D, size_t each, Py_ssize_t *n); /* bounded by the bytes that are left */
 /* o may be NULL: then it is set with dec_complete(). at may be NULL. */

@@ -16,6 +16,15 @@
 #include <stdint.h>
 #include "shm.h"
 
+/* To fail is cold, too. */
+SHM_COLD PyObject *PyErr_Format(PyObject *, const char *, ...);
+SHM_COLD PyObject *PyErr_NoMemory(void);
+SHM_COLD void PyErr_SetString(PyObject *, const char *);
+SHM_COLD void PyErr_SetObject(PyObject *, PyObject *);
+SHM_COLD void PyErr_SetNone(PyObject *);
+SHM_COLD void PyErr_Clear(void);
+SHM_COLD PyObject *PyErr_Occurred(void);
+
 /* ---- encode.c, frame.c: values and await chains <-> bytes ------------------------------------- */
 
 /* A byte sink, reused from park to park by its M. `nh` runtime handles were written; their words
@@ -225,9 +234,9 @@ extern CORE_TLS CoreProg *core_prog_cur;
 struct shm_ctx *core_ctx(CoreProg *prog);
 /* Sets the exception for a negative SHM_E code: OutOfSharedMemory with figures and the option to
  * raise, and so on. Always returns -1. */
-int core_shm_error(CoreProg *prog, int err); /* error.c */
-int core_detached(void); /* the same for a program that is not mapped any more */
-int core_bad_segment(const char *why);
+SHM_COLD int core_shm_error(CoreProg *prog, int err); /* error.c */
+SHM_COLD int core_detached(void); /* the same for a program that is not mapped any more */
+SHM_COLD int core_bad_segment(const char *why);
 
 /* ---- loop.c: the M's loop -------------------------------------------------------------------- */
 

@@ -39,8 +39,9 @@
 #include "internal/pycore_interp.h"
 #endif
 
-#define likely(x) __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
+/* As in shm/internal.h. */
+#define likely(x) __builtin_expect_with_probability(!!(x), 1, 1.0)
+#define unlikely(x) __builtin_expect_with_probability(!!(x), 0, 1.0)
 
 /* ---- dicts ----------------------------------------------------------------------------------- */
 

@@ -41,7 +41,7 @@ static int park_clear(CorePark *pk)
 }
 
 /* `ch.send(v)` alone does nothing, which a program may take long to notice; as with a coroutine. */
-static void never_awaited(const CorePark *pk)
+SHM_COLD static void never_awaited(const CorePark *pk)
 {
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);

@@ -205,7 +205,7 @@ enum { GONE = 0, GO_ON = 1 };
 
 /* The operation of a goroutine with retries, its continuation stored: SHM_OK: its outcome is the
  * checkpoint. Else as park(). */
-static int park_retry(struct core_proc *s, shm_gref gr, CorePark *pk, struct shm_join *j)
+SHM_COLD static int park_retry(struct core_proc *s, shm_gref gr, CorePark *pk, struct shm_join *j)
 {
     struct shm_ctx *c = s->c;
     struct shm_g *g = core_g(s, gr);

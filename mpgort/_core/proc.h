@@ -139,7 +139,7 @@ struct core_proc {
 struct core_proc *core_proc_get(CoreProg *prog); /* made on first use; NULL: exception */
 
 /* The program of the calling goroutine, or RuntimeError "... outside a goroutine". */
-CoreProg *core_current(const char *what);
+SHM_COLD CoreProg *core_current(const char *what);
 static inline struct shm_g *core_g(struct core_proc *s, shm_gref g)
 {
     return shm_g(s->c, g);
@@ -163,7 +163,6 @@ void core_leave(struct core_entered e);
 /* The program's sink for values, or `spare` while that is in use: a reducer may itself send. */
 struct core_enc *core_venc_take(struct core_proc *s, struct core_enc *spare);
 void core_venc_give(struct core_proc *s, struct core_enc *e);
-/* Gives back the references of handles in bytes that will not be stored. */
 int core_exc_store(CoreProg *prog, PyObject *exc, struct shm_val *val);
 /* Encodes v for prog into *val (references of its handles taken). -1: exception set. */
 int core_val_encode(CoreProg *prog, PyObject *v, struct shm_val *val);
@@ -219,7 +218,7 @@ int core_finish(struct core_proc *s, shm_gref gr, PyObject *value);
 void core_forked_end(void) __attribute__((noreturn, cold)); /* loop.c */
 /* A goroutine that was killed ends: none of its frames runs again. root, pk: owned, NULL if it was
  * not live here. */
-void core_killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *pk);
+SHM_COLD void core_killed(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *pk);
 /* proc.c. Runs root (owned) from `res`/`out` on until it parks or ends. */
 int core_drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult res, PyObject *out);
 int core_run_g(struct core_proc *s, shm_gref gr); /* gr is running, and this M's: its turn */
@@ -312,8 +311,9 @@ extern struct core_err {
     PyObject *await_it; /* async def f(x): return await x */
     PyObject *make_panic, *make_death, *make_deadlock; /* mpgort._traceback: the texts */
 } core_err;
-PyObject *core_take_exc(void); /* the exception that is set, with its traceback, as an object */
-int core_raise(PyObject *exc); /* sets it (owned; NULL: nothing); always -1 */
+SHM_COLD PyObject *
+core_take_exc(void); /* the exception that is set, with its traceback, as an object */
+SHM_COLD int core_raise(PyObject *exc); /* sets it (owned; NULL: nothing); always -1 */
 /* What ended the program from elsewhere (a panic, a dead worker) as an exception object, or
  * NULL. */
 PyObject *core_failure(CoreProg *prog);
@@ -325,7 +325,7 @@ PyObject *core_park_for(int op, PyObject *a);
 PyObject *core_park_forever(unsigned reason);
 
 /* dump.c: leaves the frames of this M's home goroutines where a dump finds them; frees one's. */
-void core_dump_asked(struct core_proc *s);
+SHM_COLD void core_dump_asked(struct core_proc *s);
 /* dump.c: the number of the line that runs in this thread (shm_g_site), 0: none. */
 uint32_t core_site(struct core_proc *s);
 void core_sites_free(struct core_proc *s);
@@ -334,7 +334,7 @@ PyObject *core_live_frames(PyObject *root);
 uint32_t core_intern(struct shm_ctx *c, const char *kind, PyObject *what);
 PyObject *core_named(struct shm_ctx *c, uint32_t id);
 /* trace.c: the next event of this M has the stack of root, which is about to park in pk. */
-void core_trace_stack(struct shm_ctx *c, PyObject *root, CorePark *pk);
+SHM_COLD void core_trace_stack(struct shm_ctx *c, PyObject *root, CorePark *pk);
 void core_home_note_free(struct core_proc *s, struct shm_g *g);
 
 /* chan.c, for select: which operation of which channel this bound method is. PK_SEND, PK_RECV,
