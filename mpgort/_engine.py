@@ -27,25 +27,29 @@ ends by itself when its Executor is garbage, and at the interpreter's exit, befo
 functions (as concurrent.futures does). An engine that is broken (the initializer failed, a
 goroutine started by `go` panicked) fails all its tasks with that as the cause.
 
+The collector is a second thread, but no reason not to start the next program by fork: whoever does
+so takes all turns first (`stand_still`).
+
 A forked child has none of its parent's engines: `alive` is False there."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from typing import Any, Protocol
 
-from mpgort import _core
+from mpgort import _core, _host
 from mpgort._errors import Killed
 from mpgort._exc import _RemoteTraceback as RemoteTraceback
-from mpgort._options import Given, check_method
+from mpgort._options import Given, check_method, collectors
 from mpgort._run import Runtime
 
 SLICE_S = 0.1  # the collector looks at keeper and reports this often
@@ -138,9 +142,11 @@ class Engine:
         self.terminating = False
         self.terminate_at_exit = terminate_at_exit
         self.broken: BaseException | None = None
+        self.leader = 0  # the thread that leads
         self.teller = 0  # the thread that tells tasks just now: callbacks run in it
         self.thread = threading.Thread(target=self.collect, name="mpgort-collector", daemon=True)
         _engines.add(self)
+        collectors.add(self.thread)
         self.thread.start()
 
     @property
@@ -206,7 +212,7 @@ class Engine:
     def lead(self, done: Callable[[], bool], deadline: float | None) -> None:
         """Reads the queue until done(), if nobody else does; returns at the deadline at the latest.
         The caller looks afterwards whether it is done, and waits if not."""
-        token = object()
+        token, leads = object(), False
         self.wanted = True
         try:
             if not self.has_turn(token):
@@ -218,6 +224,7 @@ class Engine:
                         break
                 else:
                     return
+            leads, self.leader = True, threading.get_ident()
             while not done() and self.broken is None:
                 self.led = time.monotonic()
                 left = SLICE_S
@@ -233,6 +240,8 @@ class Engine:
                     self.break_down(e)
         finally:
             self.turns.pop(token, None)  # first and in one step: see CTRL-C
+            if leads:
+                self.leader = 0
             self.led = time.monotonic()
 
     def is_broken(self) -> bool:
@@ -340,6 +349,28 @@ class Engine:
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _exiting = False
+
+
+@contextlib.contextmanager
+def stand_still() -> Iterator[None]:
+    """Holds the turn of every engine, so that no collector runs a callback, which may hold any
+    lock: then this process can be forked. Gives up waiting for another thread that leads: where
+    there is one, it was told to fork all the same."""
+    token, me = object(), threading.get_ident()
+    deadline = time.monotonic() + 3 * SLICE_S
+    engines = [e for e in list(_engines) if e.pid == os.getpid() and e.leader != me != e.teller]
+    try:
+        for engine in engines:
+            engine.wanted = True
+            while not engine.has_turn(token) and time.monotonic() < deadline:
+                time.sleep(DOZE_S)
+        yield
+    finally:
+        for engine in engines:
+            engine.turns.pop(token, None)
+
+
+_host.stand_still = stand_still
 
 
 def at_exit() -> None:

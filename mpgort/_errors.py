@@ -157,7 +157,8 @@ class BadContinuation(ValueError):
 
 
 class CodeMismatch(RuntimeError):
-    """This process has other code, or none, under the name that a continuation runs."""
+    """A process has other code, or none, under a name that it was sent or that a continuation
+    runs."""
 
 
 class BadSegment(RuntimeError):

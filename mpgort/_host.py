@@ -33,7 +33,8 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ KEEPER_PATIENCE_S = 2.0  # a keeper that is stopped, or swapped out, is killed a
 hosts: weakref.WeakSet[Host] = weakref.WeakSet()  # those of this process that have not ended
 _numbers = itertools.count()
 _becoming: Host | None = None  # the host whose keeper is being forked
+# In the block the threads of Executors and Pools hold no lock: _engine.py.
+stand_still: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 # ---- signals ---------------------------------------------------------------------------------
@@ -240,7 +243,8 @@ class Host:
             with warnings.catch_warnings():
                 # Threads of C libraries do not take part in Python's locks, nor in our children.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                pid = os.fork()
+                with stand_still():
+                    pid = os.fork()
             if pid == 0:
                 try:
                     _keeper.keep(self.prog, self.wires, self.opts.plan, self.pid)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -200,6 +202,14 @@ def check_options(who: str, procs: int | None, given: Given) -> Options:
     )
 
 
+# Threads of ours that hold no lock while Host.fork_keeper() has them stand still (_engine.py).
+collectors: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
 def default_method() -> str:
-    """fork where this process has one Python thread: no other can hold a lock at that moment."""
-    return "fork" if len(sys._current_frames()) == 1 else "forkserver"
+    """fork where this is the one Python thread of the process, but for collectors: no other can
+    hold a lock at that moment."""
+    me = threading.get_ident()
+    ours = {t.ident for t in list(collectors) if t.is_alive()}
+    alone = me not in ours and sys._current_frames().keys() - ours == {me}
+    return "fork" if alone else "forkserver"

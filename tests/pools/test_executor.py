@@ -186,8 +186,13 @@ def test_a_task_that_was_cancelled_before_it_began_never_runs(tmp_path: Path) ->
 
 
 def test_of_a_cancel_and_a_start_exactly_one_wins(tmp_path: Path) -> None:
+    gate = str(tmp_path / "gate")
     with mpgort.Executor(2) as ex:
+        held = [ex.submit(wait_for, gate) for _ in range(2)]
+        while not all(f.running() for f in held):
+            time.sleep(0.001)
         futures = [ex.submit(double, i) for i in range(2000)]
+        mark(gate)  # now both go for them
         cancelled = [f.cancel() for f in futures]
     assert any(cancelled)
     for i, (f, was) in enumerate(zip(futures, cancelled, strict=True)):

@@ -171,3 +171,43 @@ def test_no_more_tasks_run_at_once_than_there_are_workers_also_when_they_block(n
             assert max(sum(b <= at < e for b, e in spans) for at, _ in spans) <= n
         assert ex._engine is not None
         assert ex._engine.runtime.stats()["workers"] == n
+
+
+def test_a_pool_beside_others_is_started_by_fork_as_the_first_was(program: Any) -> None:
+    """So it finds what the main block has made, as that of concurrent.futures does."""
+    done = program("""
+        import threading, time
+        import mpgort
+
+        def task(x):
+            return x, made
+
+        async def main():
+            return await mpgort.spawn(task, 4)
+
+        if __name__ == "__main__":
+            made, lock = "here", threading.Lock()
+            one = mpgort.Executor(1)
+            print(one.submit(task, 1).result())
+            two = mpgort.Executor(1)
+            for _ in range(100):  # the collector is at it
+                one.submit(int).add_done_callback(lambda _: lock.acquire() and lock.release())
+            print(two.submit(task, 2).result())
+            with mpgort.Pool(1) as pool:
+                print(pool.apply(task, (3,)), mpgort.run(main, procs=1))
+            done = threading.Event()  # in a callback there is another thread: the main one
+            late = []
+            def begins(f):
+                with mpgort.Executor(1) as ex:
+                    late.append(ex._start().runtime._host.opts.method)
+                done.set()
+            one.submit(time.sleep, 0.1).add_done_callback(begins)
+            print(done.wait(30), late)
+    """)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        "(1, 'here')",
+        "(2, 'here')",
+        "(3, 'here') (4, 'here')",
+        "True ['forkserver']",
+    ]
