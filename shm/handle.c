@@ -27,7 +27,7 @@
  * stands there, others wait: a few instructions. A reaper that finds the dead M's name there stores
  * the word for it; if he does not, the count was not changed yet, or all is done. Rejected: to leave
  * the gap (now and then an object would stay for ever), and to count the references anew after a
- * death (the others would have to stop).
+ * death (the others would have to stop). Searched to its end: model/refs.pml.
  *
  * THE LAST reference. Who finds that it is his names the object in m->going, then moves refs from 1
  * to 0 by CAS: so a named one with refs 0 is his to free, with refs above 0 he still has his
@@ -82,8 +82,10 @@ static bool move(struct shm_ctx *c, struct shm_obj *o, uint64_t *w, int by, void
     store_rlx(&m->ref_next, next | SHM_OBJ(0, c->m1, 0));
     store_rel(&m->ref_obj, shm_offof(c, o)); /* after those; for the reaper, as all below */
     FAILPOINT("handle.move.named");
-    if (!cas_acqrel(&o->word, w, next | SHM_OBJ(0, c->m1, 0)))
+    if (unlikely(!cas_acqrel(&o->word, w, next | SHM_OBJ(0, c->m1, 0)))) {
+        store_rel(&m->ref_obj, 0);
         return false;
+    }
     FAILPOINT("handle.move.counted");
     store_rel((_Atomic uint64_t *)where, value);
     FAILPOINT("handle.move.stored");
