@@ -198,11 +198,14 @@ static PyMethodDef methods[] = {
 
 /* ---- may frames move? ------------------------------------------------------------------------ */
 
+/* A Ctrl-C is no answer: it stays raised. */
 static void not_ok(const char *what)
 {
+    frames_ok = false;
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
+        return;
     PyObject *exc = PyErr_Occurred() ? take_exception() : NULL;
     PyObject *text = exc != NULL ? PyObject_Str(exc) : NULL;
-    frames_ok = false;
     PyOS_snprintf(frames_reason, sizeof frames_reason, "%.60s%s%.80s", what, text ? ": " : "",
                   text != NULL ? PyUnicode_AsUTF8(text) : "");
     Py_XDECREF(text);
@@ -272,6 +275,14 @@ int core_expose_init(PyObject *mod)
         PyModule_AddObjectRef(mod, "Heavy", Heavy) < 0 || PyModule_AddFunctions(mod, methods) < 0)
         return -1;
     self_test(mod);
+    if (PyErr_Occurred()) {
+        PyObject *type, *value, *tb;
+        PyErr_Fetch(&type, &value, &tb);
+        if (PyDict_DelItemString(PyImport_GetModuleDict(), "mpgort._core") < 0)
+            PyErr_Clear();
+        PyErr_Restore(type, value, tb);
+        return -1;
+    }
     return PyModule_AddObjectRef(mod, "frames_ok", frames_ok ? Py_True : Py_False) < 0 ||
                    PyModule_AddStringConstant(mod, "frames_reason", frames_reason) < 0
                ? -1

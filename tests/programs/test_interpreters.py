@@ -132,3 +132,22 @@ def test_the_interpreters_that_it_is_made_for_pass(program: Programs) -> None:
     """)
     assert (r.status, r.out) == (0, "True ''\n"), r.err
     assert (3, 11) <= sys.version_info < (3, 14)
+
+
+def test_a_ctrl_c_in_the_self_test_of_the_import_is_a_ctrl_c(program: Programs) -> None:
+    """It was taken for the self-test's answer: the program went on, all its goroutines at home."""
+    r = program("""
+        import sys
+
+        def interrupt(frame, event, arg):
+            if frame.f_code.co_name == "self_test":
+                raise KeyboardInterrupt
+
+        sys.settrace(interrupt)
+        try:
+            import mpgort
+        except KeyboardInterrupt:
+            sys.settrace(None)
+            print("interrupted", "mpgort._core" in sys.modules)
+    """)
+    assert (r.status, r.out) == (0, "interrupted False\n"), r.err
