@@ -196,9 +196,9 @@ int shm_chan_recv_locked(struct shm_ctx *c, struct shm_chan *ch, struct shm_val 
     uint32_t x = ch->recvx;
     shm_tx_store32(c, &ch->recvx, after(ch, x));
     shm_tx_store32(c, &ch->qcount, n - 1);
-    shm_tx_commit(c);
     if (unlikely(c->hdr->scrub)) /* no one reads the slot any more */
-        memset(slot(c, ch, x), 0, sizeof(struct shm_val));
+        shm_tx_val(c, slot(c, ch, x), &(struct shm_val){.tag = SHM_VAL_NONE});
+    shm_tx_commit(c);
     return SHM_OK;
 }
 
