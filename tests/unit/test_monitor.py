@@ -43,10 +43,12 @@ def waiting(program: Programs) -> Any:
     p = program.start(WAITING)
     assert p.line() == "up"
     seen = _monitor.choose(str(p.pid))
-    wait_until(
-        "four goroutines wait",
-        lambda: _monitor.view(seen.prog, p.pid).waiting["chan receive"] == 4,
-    )
+
+    def rests() -> bool:  # one worker may have run all, while the other comes up
+        v = _monitor.view(seen.prog, p.pid)
+        return v.waiting["chan receive"] == 4 and len(v.ms) == 4
+
+    wait_until("four goroutines wait, and all Ms are there", rests)
     yield seen
     seen.prog.detach()
     p.end()
