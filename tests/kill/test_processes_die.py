@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import Programs, wait_until
+from conftest import Programs, Running, wait_until
 
 STORM = os.environ.get("MPGORT_STORM", "0") not in ("", "0")
 KILLS = int(os.environ.get("MPGORT_KILLS", "100" if STORM else "10"))
@@ -285,6 +285,17 @@ def pidfds(pid: int) -> int:
         return 0
 
 
+def another_adopts(p: Running, begun: Path, adopted: Path) -> None:
+    """Once a worker has begun its keeper is killed. It is told when another has taken it over."""
+    assert p.line() == "up"
+    wait_until("a worker", begun.exists)
+    keeper = p.keeper()
+    assert keeper is not None
+    os.kill(keeper.pid, signal.SIGKILL)
+    wait_until("adopted", lambda: (k := p.keeper()) and k.pid != keeper.pid and pidfds(k.pid) >= 2)
+    adopted.touch()
+
+
 def test_workers_killed_at_their_start_under_a_keeper_that_has_adopted_them_are_replaced(
     program, tmp_path
 ):
@@ -356,13 +367,7 @@ def test_a_worker_that_leaves_since_its_keeper_died_at_its_start_is_replaced_by_
         str(begun),
         str(adopted),
     )
-    assert p.line() == "up"
-    wait_until("a worker", begun.exists)
-    keeper = p.keeper()
-    assert keeper is not None
-    os.kill(keeper.pid, signal.SIGKILL)
-    wait_until("adopted", lambda: (k := p.keeper()) and k.pid != keeper.pid and pidfds(k.pid) >= 2)
-    adopted.touch()
+    another_adopts(p, begun, adopted)
     r = p.wait(20)
     assert (r.status, r.out) == (0, "up\n1024\n"), r.err
 
@@ -414,13 +419,7 @@ def test_a_worker_that_dies_at_its_start_unseen_by_any_keeper_is_no_news_for_eve
         str(adopted),
         str(dead),
     )
-    assert p.line() == "up"
-    wait_until("a worker", begun.exists)
-    keeper = p.keeper()
-    assert keeper is not None
-    os.kill(keeper.pid, signal.SIGKILL)
-    wait_until("another", lambda: (k := p.keeper()) and k.pid != keeper.pid and pidfds(k.pid) >= 2)
-    adopted.touch()
+    another_adopts(p, begun, adopted)
     r = p.wait(20)
     assert (r.status, r.out) == (0, "up\n1024\ndeadlock\n"), r.err
 
