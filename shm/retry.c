@@ -181,14 +181,8 @@ void shm_retry_take(struct shm_ctx *c, shm_gref r)
     shm_tx_commit(c);
     FAILPOINT("retry.taken");
     shm_retry_settle(c);
-    if (g->waitkind) {
-        shm_off obj = g->waitobj;
-        shm_tx_begin(c);
-        shm_tx_byte(c, &g->home_m1, 3, 0); /* waitkind */
-        shm_hand(c, obj);
-        shm_tx_commit(c);
-        shm_obj_unref(c, obj);
-    }
+    if (g->waitkind)
+        shm_wait_ends(c, g);
 }
 
 bool shm_retry_done_(struct shm_ctx *c, uint8_t ok, const struct shm_val *v, uint64_t note)

@@ -224,23 +224,25 @@ void shm_wait_holds(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off ob
     shm_hand_given(c, obj);
 }
 
-void shm_wait_ended(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off obj)
+/* The word of g that waitkind is in, with this one. */
+static uint64_t with_waitkind(const struct shm_g *g, uint8_t kind)
 {
     uint64_t w;
-    g->waitobj = obj;
     memcpy(&w, &g->home_m1, sizeof w);
-    memset((uint8_t *)&w + 3, kind, 1); /* waitkind */
-    shm_obj_ref_as(c, obj, &g->home_m1, w);
+    memset((uint8_t *)&w + 3, kind, 1);
+    return w;
+}
+
+void shm_wait_ended(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off obj)
+{
+    g->waitobj = obj; /* it counts with waitkind */
+    shm_obj_ref_as(c, obj, &g->home_m1, with_waitkind(g, kind));
 }
 
 /* The wait, which is over, gives its reference back. */
 void shm_wait_ends(struct shm_ctx *c, struct shm_g *g)
 {
-    shm_off obj = g->waitobj;
-    uint64_t w;
-    memcpy(&w, &g->home_m1, sizeof w);
-    memset((uint8_t *)&w + 3, 0, 1); /* waitkind */
-    shm_obj_unref_as(c, obj, &g->home_m1, w);
+    shm_obj_unref_as(c, g->waitobj, &g->home_m1, with_waitkind(g, 0));
     g->waitobj = 0;
 }
 
