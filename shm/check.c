@@ -231,11 +231,9 @@ static void check_left(struct check *k)
         check_say(k, "heap: %zu live blocks, counted %llu", k->nblocks, LLU(s.live_blocks));
     if (s.live_conts != k->conts)
         check_say(k, "heap: %zu continuations, counted %llu", k->conts, LLU(s.live_conts));
-    uint64_t counted = 0;
-    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) /* pairs with shm_minit() */
-        counted += load_rlx(&c->mtab[i].st.spawned) - load_rlx(&c->mtab[i].st.finished);
-    if (counted != k->gs)
-        check_say(k, "%llu goroutines are counted, there are %llu", LLU(counted), LLU(k->gs));
+    if (shm_gcounted(c) != k->gs)
+        check_say(k, "%llu goroutines are counted, there are %llu", LLU(shm_gcounted(c)),
+                  LLU(k->gs));
 }
 
 int shm_check(struct shm_ctx *c, bool quiet, void (*out)(void *, const char *), void *arg)

@@ -358,6 +358,17 @@ void shm_guncount(struct shm_ctx *c, struct shm_g *g)
     shm_tx_commit(c);
 }
 
+uint64_t shm_gcounted(const struct shm_ctx *c)
+{
+    uint64_t n = 0, max_m = load_acq(&c->hdr->max_m); /* pairs with shm_minit() */
+    for (uint64_t i = 0; i < max_m; i++)
+        n -= load_acq(
+            &c->mtab[i].st.finished); /* before the loads below; pairs with shm_tx_store64() */
+    for (uint64_t i = 0; i < max_m; i++)
+        n += load_rlx(&c->mtab[i].st.spawned);
+    return n;
+}
+
 /* ---- wait reasons ---------------------------------------------------------------------------- */
 
 static char *user_reason(const struct shm_ctx *c, uint32_t i)

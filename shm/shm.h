@@ -737,6 +737,8 @@ void shm_handle_reap(struct shm_ctx *c, struct shm_m *dead); /* gives back what 
 /* A fresh G in Gidle with a new generation and goid, named in m->inflight[SHM_IF_NEW]. */
 SHM_MUSTUSE int shm_gnew(struct shm_ctx *c, shm_gref *g);
 void shm_gfree(struct shm_ctx *c, shm_gref g); /* Gdead -> free list */
+/* Goroutines that have begun and not ended: of about now, never too few; exact at rest. */
+uint64_t shm_gcounted(const struct shm_ctx *c);
 /* The move old -> to by CAS; on a legal race it spins as Go's; throws on an illegal move. False:
  * the generation is another (stale gref). */
 bool shm_casgstatus(struct shm_ctx *c, shm_gref g, unsigned old, unsigned to);

@@ -341,13 +341,7 @@ static PyObject *mod_num_goroutine(PyObject *mod, PyObject *_)
     CoreProg *prog = core_current("num_goroutine()");
     if (prog == NULL)
         return NULL;
-    struct shm_ctx *c = prog->proc->c;
-    uint64_t n = 0;
-    for (uint32_t i = 0; i < load_acq(&c->hdr->max_m); i++) { /* pairs with shm_minit() */
-        struct shm_m *m = &c->mtab[i];
-        n += load_rlx(&m->st.spawned) - load_rlx(&m->st.finished); /* counters: a glance */
-    }
-    return PyLong_FromUnsignedLongLong(n);
+    return PyLong_FromUnsignedLongLong(shm_gcounted(prog->proc->c));
 }
 
 static PyObject *mod_gomaxprocs(PyObject *mod, PyObject *args)

@@ -256,17 +256,6 @@ static void victim(struct turn *t)
     DONE(t);
 }
 
-/* Goroutines that have not ended, of about now. */
-static uint64_t live(struct shm_ctx *c)
-{
-    uint64_t n = 0, max_m = load_acq(&c->hdr->max_m); /* pairs with shm_minit() */
-    for (uint32_t i = 0; i < max_m; i++)              /* ends first: never too few */
-        n -= load_acq(&c->mtab[i].st.finished);
-    for (uint32_t i = 0; i < max_m; i++)
-        n += load_rlx(&c->mtab[i].st.spawned);
-    return n;
-}
-
 /* Some before they have begun, some where they wait, some that run and wait next. */
 static void killer(struct turn *t)
 {
@@ -291,7 +280,7 @@ static void killer(struct turn *t)
         }
         JOIN_CREW(t, f->a[1], SHM_J_KILLED);
     }
-    while (live(t->c) > 1) /* a killed one's join ends before its frame is dropped */
+    while (shm_gcounted(t->c) > 1) /* a killed one's join ends before its frame is dropped */
         AWAIT(t, op_sleep(t, 20000));
     shm_obj_unref(t->c, w->sem);
     DONE(t);
