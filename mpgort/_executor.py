@@ -328,8 +328,9 @@ class Executor(concurrent.futures.Executor):
             size=1 if coro and chunksize is None else chunksize,
             limit=buffersize,
             coro=coro,
+            cause=_RemoteTraceback,
         )
-        return results(job, deadline)
+        return _core.Drain(given_out(job, deadline))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """No more tasks are taken; those that were are run, or taken back with cancel_futures.
@@ -359,10 +360,12 @@ class Executor(concurrent.futures.Executor):
         self.terminate_workers()
 
 
-def results(job: Job, deadline: float | None) -> Iterator[Any]:
+def given_out(job: Job, deadline: float | None) -> Iterator[list[Any]]:
+    """The results in lists. As with concurrent.futures an exception ends it; what has not begun is
+    taken back when nobody can ask for it any more."""
     job.deadline = deadline
     try:
-        yield from job.items()
+        yield from job
     finally:
         job.cancel()
 

@@ -15,20 +15,26 @@ however little. So an iterable that waits for results of its own earlier items g
 
 WHO READS THE ITERABLE: Executor.map reads it all at the call, as concurrent.futures does, or with
 `limit` (buffersize) as much as that allows, at the call and in next(). Pool.imap reads in a thread
-of its own (`feed_from`), because the iterable may block, or be endless."""
+of its own (`feed_from`), because the iterable may block, or be endless. No lock is held while it is
+read: it may wait for other results of this pool, and these are told under the lock.
+
+WHAT AN ITEM COSTS THE CALLER is what bounds a map of trivial calls, since all items pass through
+one process. So there is no step of Python per item between the iterable and the reader: items are
+cut off in slices (`Buffer`), a range goes as a range, and results are given out of their chunk's
+list by C (`_core.Drain`)."""
 
 from __future__ import annotations
 
 import collections
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from itertools import chain, islice, repeat
+from itertools import islice
 from typing import Any
 
 from mpgort import _core
-from mpgort._engine import Engine, Handle
+from mpgort._engine import Engine, Handle, recast
 
 TARGET_NS = 2_000_000
 GROWTH = 16
@@ -46,13 +52,43 @@ class Failure:
         self.exc = exc
 
 
+class Buffer:
+    """Items that have come and are not sent. Those of a range are made where they are used."""
+
+    __slots__ = ("items", "gone")
+
+    def __init__(self, items: list[Any] | range) -> None:
+        self.items = items
+        self.gone = 0  # of the first: taken
+
+    def __len__(self) -> int:
+        return len(self.items) - self.gone
+
+    def extend(self, source: Iterable[Any]) -> None:
+        """One by one, each to be taken as soon as it is here, also while source blocks."""
+        assert isinstance(self.items, list)
+        self.items.extend(source)
+
+    def take(self, n: int) -> Sequence[Any]:
+        taken = self.items[self.gone : self.gone + n]
+        self.gone += len(taken)
+        if isinstance(self.items, list) and 2 * self.gone > len(self.items):
+            del self.items[: self.gone]  # in place: somebody may be in extend()
+            self.gone = 0
+        return taken
+
+    def clear(self) -> None:
+        self.take(len(self))
+
+
 def run_items(
-    fn: Callable[..., Any], items: list[Any], star: bool, each: bool
+    fn: Callable[..., Any], given: Sequence[Any], star: bool, each: bool
 ) -> tuple[int, list[Any], list[tuple[int, bytes]], list[Any]]:
     """On a worker: (ns, results, failures as (index, exception), items not reached).
 
     each: items after one that failed are run too."""
     started = clock()
+    items = list(given)
     out: list[Any] = []
     failures: list[tuple[int, bytes]] = []
     at = 0
@@ -71,7 +107,7 @@ def run_items(
 
 
 async def await_items(
-    fn: Callable[..., Any], items: list[Any], star: bool, each: bool
+    fn: Callable[..., Any], items: Sequence[Any], star: bool, each: bool
 ) -> tuple[int, list[Any], list[tuple[int, bytes]], list[Any]]:
     """The same where fn makes coroutines: one after the other."""
     started = clock()
@@ -111,7 +147,8 @@ class Chunk:
 
 
 class Job:
-    """A map. `items()` gives the results; `whole` is set when all are there."""
+    """A map. Iterating gives lists of results as they come; a failure is raised at its place, and
+    may be gone on after. `on_whole` is called when all are there."""
 
     def __init__(
         self,
@@ -126,8 +163,11 @@ class Job:
         limit: int | None = None,
         coro: bool = False,
         lazy: bool = False,
+        late: type[Exception] = TimeoutError,
+        cause: type[Exception],
         on_whole: Callable[[Job], None] | None = None,
     ) -> None:
+        """late: raised past the deadline. cause: what a remote exception's cause is here."""
         self.engine = engine
         self.fn = fn
         self.run: Callable[..., Any] = await_items if coro else run_items
@@ -136,14 +176,17 @@ class Job:
         self.size = size
         self.ordered = ordered
         self.limit = None if limit is None else limit * (size or 1)
+        self.late = late
+        self.cause = cause
         self.on_whole = on_whole
         self.deadline: float | None = None
         self.lock = threading.RLock()
         self.cond = threading.Condition(self.lock)
         self.room = threading.Condition(self.lock)  # for the feeder
-        self.buffer: collections.deque[Any] = collections.deque()
-        self.again: collections.deque[tuple[int, list[Any]]] = collections.deque()  # sent back
+        self.buffer = Buffer([])
+        self.again: collections.deque[tuple[int, Sequence[Any]]] = collections.deque()  # sent back
         self.source: Iterator[Any] | None = None  # not read to its end
+        self.reading = False  # with a limit: somebody is
         self.flying: set[Chunk] = set()
         self.next_base = 0
         self.at = 0  # results given out (ordered: which is next)
@@ -154,7 +197,19 @@ class Job:
         self.last_size = 1
         self.feeding = False
         self.stopped: BaseException | None = None
-        if lazy:
+        if self.limit is not None:
+            self.source = iter(source)
+            self.read_ahead()
+        elif isinstance(source, range) or not lazy:
+            if isinstance(source, range):
+                self.buffer = Buffer(source)
+            else:
+                self.buffer.extend(source)
+            if self.buffer:
+                engine.jobs.add(self)
+            self.feed()
+            self.look_whole()
+        else:
             self.source = iter(source)
             engine.jobs.add(self)
             if hasattr(source, "__len__"):
@@ -162,15 +217,6 @@ class Job:
             else:
                 name = "mpgort-feeder"
                 threading.Thread(target=self.feed_from, name=name, daemon=True).start()
-        elif self.limit is not None:
-            self.source = iter(source)
-            self.read_ahead()
-        else:
-            self.buffer.extend(source)
-            if self.buffer:
-                engine.jobs.add(self)
-            self.feed()
-            self.look_whole()
 
     # ---- giving out ----------------------------------------------------------------------------
 
@@ -204,15 +250,14 @@ class Job:
                         base, items = self.again.popleft()
                         if len(items) > n:
                             self.again.appendleft((base + n, items[n:]))
-                            del items[n:]
+                            items = items[:n]
                     else:
                         short = len(self.buffer) < n and self.source is not None
                         if short and (self.size is not None or out >= procs):
                             break
-                        n = min(n, len(self.buffer))
-                        items = list(map(collections.deque.popleft, repeat(self.buffer, n)))
+                        n = self.last_size = min(n, len(self.buffer))
                         base, self.next_base = self.next_base, self.next_base + n
-                        self.last_size = n
+                        items = self.buffer.take(n)
                     self.send(base, items)
                     del items
                 self.room.notify()
@@ -221,7 +266,7 @@ class Job:
             if not self.buffer and not self.again and self.source is None:
                 self.engine.jobs.discard(self)
 
-    def send(self, base: int, items: list[Any]) -> None:
+    def send(self, base: int, items: Sequence[Any]) -> None:
         chunk = Chunk(self, base, len(items))
         self.flying.add(chunk)
         started = clock()
@@ -237,36 +282,37 @@ class Job:
         reader of the results."""
         assert self.limit is not None
         with self.lock:
-            if self.source is None or self.stopped is not None:
-                return
+            source = self.source
             n = self.limit - (self.next_base + len(self.buffer) - self.at)
-            before = len(self.buffer)
-            self.buffer.extend(islice(self.source, max(0, n)))
-            if len(self.buffer) - before < n:
+            if source is None or self.stopped is not None or self.reading or n <= 0:
+                return
+            self.reading = True
+        try:
+            items = list(islice(source, n))
+        finally:
+            self.reading = False
+        with self.lock:
+            if len(items) < n:
                 self.source = None
-            self.feed()
+            if self.stopped is None:
+                self.buffer.extend(items)
+        self.feed()
 
     def feed_from(self) -> None:
-        """The feeder's thread. Items can be sent as soon as they stand in the buffer: the deque is
-        filled one by one, also while the iterable blocks in the middle of a batch."""
+        """The feeder's thread."""
         assert self.source is not None
         source = self.watched(self.source)
-        while self.stopped is None:
-            with self.lock:
-                while len(self.buffer) >= self.ahead() and self.stopped is None:
-                    self.room.wait(1.0)
-            try:
-                n = max(1, min(self.next_size(), 256))
-                before = self.next_base + len(self.buffer)
+        try:
+            while self.source is not None and self.stopped is None:
+                with self.lock:
+                    while len(self.buffer) >= self.ahead() and self.stopped is None:
+                        self.room.wait(1.0)
+                    n = max(1, min(self.next_size(), 256))
                 self.buffer.extend(islice(source, n))
-                if self.next_base + len(self.buffer) - before < n:
-                    break
-            except BaseException as e:
-                self.source_ended(e)
-                return
-            if len(self.flying) < WINDOW * self.engine.procs:
-                self.feed()
-        self.source_ended(None)
+                if len(self.flying) < WINDOW * self.engine.procs:
+                    self.feed()
+        except BaseException as e:
+            self.source_ended(e)
 
     def watched(self, source: Iterator[Any]) -> Iterator[Any]:
         """Before source may block, what it gave so far is sent if workers are idle. (If they are
@@ -276,6 +322,7 @@ class Job:
             yield item
             if len(self.flying) < procs:
                 self.feed()
+        self.source_ended(None)
 
     def ahead(self) -> int:
         return AHEAD * WINDOW * self.engine.procs * self.next_size()
@@ -293,10 +340,8 @@ class Job:
         it has cut short, as with multiprocessing)."""
         with self.lock:
             if exc is not None and self.stopped is None:
-                if self.size is not None:
-                    for _ in range(len(self.buffer) % self.size):
-                        self.buffer.pop()
-                items = list(self.buffer)
+                n = len(self.buffer)
+                items = self.buffer.take(n - n % self.size if self.size else n)
                 self.buffer.clear()
                 if items:
                     self.again.append((self.next_base, items))
@@ -350,56 +395,56 @@ class Job:
         self.cond.notify_all()
 
     def look_whole(self) -> None:
-        if self.on_whole is not None and self.is_whole():
-            with self.lock:
+        tell = None
+        with self.lock:
+            if self.on_whole is not None and self.is_whole():
                 tell, self.on_whole = self.on_whole, None
-            if tell is not None:
-                tell(self)
+        if tell is not None:
+            tell(self)
 
     def is_whole(self) -> bool:
+        """The lock held."""
         return self.got == self.next_base and not self.buffer and self.source is None
 
     # ---- who reads -----------------------------------------------------------------------------
 
     def ready(self) -> bool:
-        if self.ordered:
-            if self.at in self.out:
-                return True
-        elif self.out:
-            return True
-        return self.stopped is not None or (
-            self.at == self.next_base and not self.buffer and self.source is None
-        )
+        """Whether next() would not wait."""
+        with self.lock:
+            there = self.at in self.out if self.ordered else self.out
+            return bool(there or self.parts) or self.stopped is not None or self.given()
+
+    def given(self) -> bool:
+        """Whether nothing is left to give out. The lock held."""
+        return self.at == self.next_base and not self.buffer and self.source is None
 
     def __iter__(self) -> Job:
         return self
 
-    def __next__(self) -> Iterator[Any]:
-        """The next results that are there, as an iterator that forgets what it has given."""
-        while not self.parts:
+    def __next__(self) -> list[Any]:
+        while True:
             if self.limit is not None:
                 self.read_ahead()
-            if not self.ready():
-                self.wait()
             with self.lock:
-                if self.ordered:
-                    entry = self.out.pop(self.at, None)
-                else:
-                    entry = self.out.pop(next(iter(self.out))) if self.out else None
-                if entry is not None:
-                    self.at += entry[0]
-                    self.parts.extend(entry[1])
-                elif self.stopped is not None:
+                if not self.parts and self.out:
+                    base = self.at if self.ordered else next(iter(self.out))
+                    n, parts = self.out.pop(base, (0, []))
+                    self.at += n
+                    self.parts.extend(parts)
+                if self.parts:
+                    part: list[Any] | Failure = self.parts.popleft()
+                    break
+                if self.stopped is not None:
                     raise self.stopped
-                else:
+                if self.given():
                     raise StopIteration
-        part = self.parts.popleft()
+            self.wait()
         if isinstance(part, Failure):
-            raise part.exc
-        return map(list.pop, repeat(part, len(part)))
+            raise recast(part.exc, self.cause)
+        return part
 
     def wait(self) -> None:
-        """Until ready. Raises TimeoutError past the deadline."""
+        """Until ready. Raises `late` past the deadline."""
         while not self.ready():
             self.engine.lead(self.ready, self.deadline)
             with self.cond:
@@ -407,11 +452,8 @@ class Job:
                     return
                 left = None if self.deadline is None else self.deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise TimeoutError
+                    raise self.late
                 self.cond.wait(left)
-
-    def items(self) -> Iterator[Any]:
-        return chain.from_iterable(self)
 
     # ---- the end -------------------------------------------------------------------------------
 
@@ -438,17 +480,16 @@ class Job:
 
 
 def pieces(results: list[Any], failures: list[tuple[int, BaseException]], each: bool) -> list[Any]:
-    """Lists of results, last first, with a Failure between where an item failed."""
+    """Lists of results, with a Failure between where an item failed."""
     if not failures:
-        results.reverse()
         return [results] if results else []
     parts: list[Any] = []
     at = 0
     for i, exc in failures:
         if i > at:
-            parts.append(results[at:i][::-1])
+            parts.append(results[at:i])
         parts.append(Failure(exc))
         at = i + 1
     if each and at < len(results):
-        parts.append(results[at:][::-1])
+        parts.append(results[at:])
     return parts

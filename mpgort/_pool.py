@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
@@ -106,46 +106,23 @@ class MapResult(AsyncResult):
                 if isinstance(part, Failure):
                     self._set(None, part.exc)
                     return
-                part.reverse()
                 values.extend(part)
         self._set(values, None)
 
 
-class IMapIterator:
+class IMapIterator(_core.Drain[Any]):
     """What imap() returns. An item that failed raises at its place; next() may go on after it."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._items = job.items()
-
-    def __iter__(self) -> Iterator[Any]:
-        """For loops: what next() does, with less between two items."""
-        try:
-            yield from self._items
-        except BaseException as e:
-            raise self._failed(e) from e.__cause__
 
     def next(self, timeout: float | None = None) -> Any:
         """The next value; raises multiprocessing.TimeoutError after `timeout` seconds."""
         self._job.deadline = None if timeout is None else time.monotonic() + timeout
         try:
             return self.__next__()
-        except TimeoutError:
-            raise multiprocessing.TimeoutError from None
         finally:
             self._job.deadline = None  # it was for this item
-
-    def __next__(self) -> Any:
-        try:
-            return next(self._items)
-        except StopIteration:
-            raise
-        except BaseException as e:
-            raise self._failed(e) from e.__cause__
-
-    def _failed(self, e: BaseException) -> BaseException:
-        self._items = self._job.items()  # an exception has ended that one
-        return recast(e, RemoteTraceback)
 
 
 class Worker:
@@ -331,7 +308,8 @@ class Pool:
         coro = is_async(func)
         if coro and size is None:
             size = 1
-        return Job(self._engine, func, source, size=size, coro=coro, **how)
+        raised = {"late": multiprocessing.TimeoutError, "cause": RemoteTraceback}
+        return Job(self._engine, func, source, size=size, coro=coro, **raised, **how)
 
     # ---- the end -----------------------------------------------------------------------------
 

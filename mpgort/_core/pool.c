@@ -1,4 +1,5 @@
-/* pool.c — what the pools (_engine.py) need of C: a queue of ended goroutines, and a chunk's loop.
+/* pool.c — what the pools (_engine.py) need of C: a queue of ended goroutines, a chunk's loop, and
+ * the way out of its results.
  *
  * A DoneQueue starts goroutines (`spawn`) and gives their handles back as they end (`take`): the
  * very objects that spawn returned, so whoever took part finds them in a dict. See shm/doneq.c for
@@ -7,7 +8,11 @@
  * RUN_CHUNK is map()'s inner loop on a worker: one call per item with nothing between two calls but
  * a look at the preempt request. The length of a chunk is a guess from the items before it; where
  * the guess was bad, the request (after 10 ms) ends the chunk early, and the rest is sent back to
- * be dealt out anew. */
+ * be dealt out anew.
+ *
+ * A DRAIN gives the reader of a map one item after the other out of the lists that chunks have sent
+ * (_job.py), and holds none that it has given: a result may be large. In Python, a generator over a
+ * chain over list.pop, it cost more than all else that its process does for an item. */
 #include "proc.h"
 #include <stddef.h>
 
@@ -156,6 +161,110 @@ static PyObject *mod_run_chunk(PyObject *mod, PyObject *args)
     return PyLong_FromSsize_t(i);
 }
 
+typedef struct {
+    PyObject_HEAD PyObject *parts; /* an iterator: lists */
+    PyObject *list;                /* or NULL: its items [at, ...) are still to be given */
+    Py_ssize_t at;
+} Drain;
+
+static PyObject *drain_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+    PyObject *parts;
+    if (!PyArg_ParseTuple(args, "O:Drain", &parts))
+        return NULL;
+    if (!PyIter_Check(parts))
+        return PyErr_Format(PyExc_TypeError, "an iterator is needed, not %R", parts);
+    Drain *d = (Drain *)type->tp_alloc(type, 0);
+    if (d != NULL)
+        d->parts = Py_NewRef(parts);
+    return (PyObject *)d;
+}
+
+/* Another thread may have been here while this one waited for its list: both lists count. */
+static int drain_more(Drain *d)
+{
+    PyObject *parts = Py_XNewRef(d->parts);
+    PyObject *list = parts ? Py_TYPE(parts)->tp_iternext(parts) : NULL;
+    int r = 0;
+    Py_XDECREF(parts);
+    if (list == NULL)
+        return -1;
+    if (!PyList_CheckExact(list)) {
+        PyErr_Format(PyExc_TypeError, "a list is needed, not %R", list);
+        r = -1;
+    } else if (d->list == NULL) {
+        d->list = Py_NewRef(list);
+        d->at = 0;
+    } else {
+        Py_ssize_t end = PyList_GET_SIZE(d->list);
+        r = PyList_SetSlice(d->list, end, end, list);
+    }
+    Py_DECREF(list);
+    return r;
+}
+
+static PyObject *drain_next(Drain *d)
+{
+    while (d->list == NULL || d->at == PyList_GET_SIZE(d->list)) {
+        Py_CLEAR(d->list);
+        if (drain_more(d) < 0)
+            return NULL;
+    }
+    PyObject *item = PyList_GET_ITEM(d->list, d->at);
+    PyList_SET_ITEM(d->list, d->at++, Py_NewRef(Py_None));
+    return item;
+}
+
+static PyObject *drain_close(Drain *d, PyObject *unused)
+{
+    Py_CLEAR(d->list);
+    return PyObject_CallMethod(d->parts, "close", NULL);
+}
+
+static int drain_traverse(Drain *d, visitproc visit, void *arg)
+{
+    Py_VISIT(d->parts);
+    Py_VISIT(d->list);
+    return 0;
+}
+
+static int drain_clear(Drain *d)
+{
+    Py_CLEAR(d->parts);
+    Py_CLEAR(d->list);
+    return 0;
+}
+
+static void drain_dealloc(Drain *d)
+{
+    PyObject_GC_UnTrack(d);
+    drain_clear(d);
+    Py_TYPE(d)->tp_free(d);
+}
+
+static PyMethodDef drain_methods[] = {
+    {"close", (PyCFunction)drain_close, METH_NOARGS,
+     "close()\n--\n\nNothing more is given: closes parts, a generator."},
+    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
+    {NULL},
+};
+
+static PyTypeObject Drain_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "mpgort._core.Drain",
+    .tp_doc =
+        "Drain(parts)\n--\n\nThe items of the lists that the iterator `parts` gives, each "
+        "forgotten as it\nis given. An exception of parts is raised; the next call asks again.",
+    .tp_basicsize = sizeof(Drain),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_new = drain_new,
+    .tp_dealloc = (destructor)drain_dealloc,
+    .tp_traverse = (traverseproc)drain_traverse,
+    .tp_clear = (inquiry)drain_clear,
+    .tp_iter = PyObject_SelfIter,
+    .tp_iternext = (iternextfunc)drain_next,
+    .tp_methods = drain_methods,
+};
+
 /* What exc_encode() has made on a worker: its numbers are those of the program's table. */
 static PyObject *mod_exc_from(PyObject *mod, PyObject *args)
 {
@@ -206,8 +315,10 @@ static PyMethodDef functions[] = {
 
 int core_pool_init(PyObject *mod)
 {
-    if (PyType_Ready(&DoneQueue_Type) < 0 || PyModule_AddFunctions(mod, functions) < 0 ||
-        PyModule_AddObjectRef(mod, "DoneQueue", (PyObject *)&DoneQueue_Type) < 0)
+    if (PyType_Ready(&DoneQueue_Type) < 0 || PyType_Ready(&Drain_Type) < 0 ||
+        PyModule_AddFunctions(mod, functions) < 0 ||
+        PyModule_AddObjectRef(mod, "DoneQueue", (PyObject *)&DoneQueue_Type) < 0 ||
+        PyModule_AddObjectRef(mod, "Drain", (PyObject *)&Drain_Type) < 0)
         return -1;
     core_park_ops[PK_DONEQ] = (struct core_park_op){doneq_park, doneq_resume, NULL};
     return core_handle_kind(&DoneQueue_Type, HANDLE_DONEQ);

@@ -254,10 +254,18 @@ def test_map_with_a_buffer_reads_no_further_than_it_may(ex: mpgort.Executor) -> 
     assert list(results) == list(range(100, 2000, 2))
 
 
+def test_map_with_a_buffer_may_read_what_waits_for_other_results(ex: mpgort.Executor) -> None:
+    """The iterable was read under a lock that the thread which brings results needs."""
+    for _ in range(5):
+        items = (ex.submit(double, i).result(timeout=100) for i in range(400))
+        assert list(ex.map(double, items, buffersize=3)) == list(range(0, 1600, 4))
+
+
 def test_map_stops_giving_out_when_its_reader_has_gone(ex: mpgort.Executor) -> None:
     results = ex.map(double, range(1_000_000))
     assert next(results) == 0
-    results.close()  # type: ignore[attr-defined]
+    results.close()
+    assert next(results, None) is None
     assert ex.submit(double, 1).result(timeout=30) == 2
     assert ex._engine is not None and not ex._engine.jobs
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 import multiprocessing
 import os
 import queue
+import sys
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -81,6 +84,61 @@ def test_the_timeout_of_next_is_for_one_item(pool: mpgort.Pool) -> None:
 def late(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
+
+
+def raises_timeout(x: int) -> None:
+    raise TimeoutError(f"the task's own, {x}")
+
+
+def test_a_task_s_own_timeout_error_is_not_taken_for_that_of_next(pool: mpgort.Pool) -> None:
+    with pytest.raises(TimeoutError, match="the task's own, 7"):
+        pool.imap(raises_timeout, [7]).next(timeout=60)
+
+
+def of_many_threads(n: int, do: Callable[[], object]) -> None:
+    """n threads do it, switching as often as they can; raises what one of them raised."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(n) as threads:
+            for f in [threads.submit(do) for _ in range(n)]:
+                f.result(timeout=100)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_generator_s_items_all_come_however_threads_switch(pool: mpgort.Pool) -> None:
+    """An iterable counted as read to its end while another thread was just sending the last that
+    it had given: those after were never read."""
+
+    def map_some() -> None:
+        for n in [1000, 50] * 10:
+            assert sorted(pool.imap_unordered(double, iter(range(n)))) == list(range(0, 2 * n, 2))
+            assert list(pool.imap(double, range(7))) == list(range(0, 14, 2))
+
+    of_many_threads(4, map_some)
+
+
+def test_threads_that_share_an_iterator_get_each_result_once(pool: mpgort.Pool) -> None:
+    items, got = pool.imap(double, iter(range(20_000))), []
+    of_many_threads(4, lambda: got.extend(items))
+    assert sorted(got) == list(range(0, 40_000, 2))
+
+
+class Result:
+    pass
+
+
+def make(x: int) -> Result:
+    return Result()
+
+
+def test_a_result_is_forgotten_when_it_has_been_given(pool: mpgort.Pool) -> None:
+    before: weakref.ref[Result] | None = None
+    for result in pool.imap(make, range(3000)):
+        assert before is None or before() is None
+        before = weakref.ref(result)
+        del result
 
 
 def test_an_iterable_that_waits_for_its_own_results_goes_on(pool: mpgort.Pool) -> None:
