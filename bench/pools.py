@@ -31,6 +31,7 @@ from figures import machine, quantity
 
 ROUNDS = 5
 LIMIT_S = 60.0
+LATE = f"over {LIMIT_S:.0f} s"  # it is not asked again
 SIZES = (1, 10, 100, 1000, 10_000)
 clock = time.perf_counter
 
@@ -393,7 +394,7 @@ def measured(work: Work, kind: type[Contender], procs: int, scale: int) -> tuple
         value, note = json.loads(line)
         return value, note + ("; then its end hangs" if late else "")
     if late:
-        return None, f"hangs (over {LIMIT_S:.0f} s)"
+        return None, LATE
     return None, "fails: " + (err.strip().splitlines() or ["?"])[-1][:100]
 
 
@@ -407,6 +408,7 @@ class Cell:
     note: str = ""
     ratio: float | None = None  # to mpgort's
     rounds: list[float] = field(default_factory=list)
+    late: bool = False
 
 
 @dataclass
@@ -426,9 +428,10 @@ def compare(work: Work, kinds: list[type[Contender]], procs: int, scale: int, n:
                 cell.note = kind.cannot[work.key]
             elif work.among and kind.name not in work.among:
                 cell.note = "not measured"
-            else:
+            elif not cell.late:
                 value, note = measured(work, kind, procs, scale)
                 cell.note = note or cell.note
+                cell.late = note == LATE
                 if value is not None:
                     cell.rounds.append(value)
     for cell in cells:
