@@ -89,6 +89,7 @@ class Known:
         self.rebinds = rebinds
         self.uses: dict[int, tuple[Any, list[str]]] = {}  # by id: the object, and what it names
         self.left_out: dict[int, dict[str, Any]] = {}  # new values that cannot cross, by function
+        self.specs = {n: getattr(m, "__spec__", None) for n, m in list(sys.modules.items())}
 
     @classmethod
     def now(cls, method: str, initializer: Any) -> Known:
@@ -105,8 +106,16 @@ class Known:
         if name not in self.names:
             return False
         was = self.names[name]
+        if isinstance(value, types.ModuleType) and self.loaded_anew(value):
+            return False
         defines = self.rebinds or isinstance(was, _CODE) or isinstance(value, _CODE)
         return was is value or not defines
+
+    def loaded_anew(self, module: types.ModuleType) -> bool:
+        """Whether it was imported again (or a module that was imported since the start, again since
+        it was first sent): each time gives it another spec. Workers may have what it was."""
+        name, spec = module.__name__, getattr(module, "__spec__", None)
+        return sys.modules.get(name) is module and self.specs.setdefault(name, spec) is not spec
 
     def lacks(self, o: Any) -> bool:
         """Whether a function, class or code would find other globals there than here."""
@@ -114,6 +123,8 @@ class Known:
         names = self.names_used(o) if entry is None or entry[0] is not o else entry[1]
         g, left_out = main_dict(), self.left_out.get(id(o), {})
         for name in names:
+            if "." in name and name in sys.modules and self.loaded_anew(sys.modules[name]):
+                return True
             if name in g and not self.has(name, g[name]):
                 if name not in left_out or left_out[name] is not g[name]:
                     return True
@@ -130,7 +141,8 @@ class Known:
         return was if isinstance(was, _CODE) and main_dict().get(name) is not was else None
 
     def names_used(self, o: Any) -> list[str]:
-        """The globals that it names, and those that what the workers know of them names."""
+        """The globals that it names, and those that what the workers know of them names; and the
+        submodules that it reaches from those."""
         found: dict[str, None] = {}
         seen: set[int] = set()
         todo, g, whole = [o], main_dict(), True
@@ -144,6 +156,7 @@ class Known:
                 continue
             for name in cp._extract_code_globals(x):
                 found[name] = None
+                found.update((m.__name__, None) for m in _submodules(x, g.get(name)))
                 if name in g and self.has(name, g[name]):
                     todo.append(g[name])
                 elif name in g:
@@ -161,6 +174,16 @@ class Known:
         new = [n for n in self.names_used(o) if n in g and n not in self.names]
         self.left_out[id(o)] = {n: g[n] for n in new if not crosses(g[n])}  # known, so kept
         return not self.lacks(o)
+
+
+def _submodules(code: types.CodeType, package: Any) -> Iterator[types.ModuleType]:
+    """`a.b` and `a.b.c`, if this is the package a and the code says a.b.c.f."""
+    if isinstance(package, types.ModuleType) and hasattr(package, "__path__"):
+        for name in code.co_names:
+            inner = sys.modules.get(f"{package.__name__}.{name}")
+            if inner is not None:
+                yield inner
+                yield from _submodules(code, inner)
 
 
 def _inside(x: Any, g: dict[str, Any]) -> Iterator[Any]:
@@ -462,7 +485,8 @@ def _taken(known: Known | None, code: types.CodeType, g: dict[str, Any]) -> dict
             continue
         value = g[name]
         if known is not None and g is main_dict() and known.has(name, value):
-            if not isinstance(value, _CODE) or not known.lacks(value):
+            anew = any(map(known.loaded_anew, _submodules(code, value)))
+            if not anew and (not isinstance(value, _CODE) or not known.lacks(value)):
                 continue
         taken[name] = value
     return taken

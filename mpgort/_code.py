@@ -12,6 +12,8 @@ who finds other code under that name refuses it: the module was edited, or reloa
 only. What the import of its module gives is compared, so a wrapper is looked through
 (`__wrapped__`: somebody traces calls on one side), and of a class the methods that it defines on
 both sides. Rejected: to send the new code along. It would run beside the rest of the old module.
+A module itself goes by its bare name, until M0 has imported it again (`Known.loaded_anew`): then
+the digests of all that it defines go along, and what refers to it crosses by value.
 """
 
 from __future__ import annotations
@@ -291,12 +293,15 @@ def check_content(o: object, name: str, qualname: str, content: dict[str, bytes]
     here = content_of(o, name) if content else {}
     other = [n for n in content if n in here and content[n] != here[n]]
     if other:
-        culprit = ".".join(filter(None, (name, qualname, other[0])))
-        raise CodeMismatch(
-            f"{culprit}: process {os.getpid()} has other code under that name. A module that was "
-            "edited or reloaded needs new workers: Runtime.recycle() under spawn, else a new "
-            "Runtime, Executor or Pool"
-        )
+        raise _mismatch(".".join(filter(None, (name, qualname, other[0]))), "other code")
+
+
+def _mismatch(culprit: str, what: str) -> CodeMismatch:
+    return CodeMismatch(
+        f"{culprit}: process {os.getpid()} has {what} under that name. A module that was edited or "
+        "reloaded needs new workers: Runtime.recycle() under spawn, else a new Runtime, Executor "
+        "or Pool"
+    )
 
 
 def resolve(
@@ -352,6 +357,27 @@ def import_module(name: str) -> types.ModuleType:
         return importlib.import_module(name)
     except ImportError as e:
         raise CodeMismatch(f"this process cannot import {name}: {e}") from e
+
+
+def module_content(module: types.ModuleType) -> dict[str, dict[str, bytes]]:
+    """content_of() all functions and classes that a module, which was loaded anew, defines."""
+    name = module.__name__
+    found = {
+        n: content_of(o, name)
+        for n, o in list(vars(module).items())
+        if isinstance(o, (types.FunctionType, type)) and o.__module__ == name
+    }
+    return {n: content for n, content in found.items() if content}
+
+
+def module_named(name: str, content: dict[str, dict[str, bytes]]) -> types.ModuleType:
+    """The module, if what it has under these names here is the same."""
+    module = import_module(name)
+    for n, theirs in content.items():
+        if n not in vars(module):
+            raise _mismatch(f"{name}.{n}", "nothing")
+        check_content(vars(module)[n], name, n, theirs)
+    return module
 
 
 # ---- context variables: by the module and the global that lead to them --------------------------

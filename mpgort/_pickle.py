@@ -163,6 +163,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif isinstance(o, functools._lru_cache_wrapper):
             by_name = _code.name_of(o, self.known) is not None
             return NotImplemented if by_name else _byvalue.cached(o)
+        elif isinstance(o, types.ModuleType):
+            if self.known is not None and self.known.loaded_anew(o):
+                return _code.module_named, (o.__name__, _code.module_content(o))
         elif self.mark is not None and isinstance(o, types.CodeType):
             return _byvalue.marshalled(o)  # cloudpickle's would lose the file's name
         if type(o) is memoryview:

@@ -308,13 +308,38 @@ PyObject *codes_known(void)
     return core_prog_cur != NULL ? core_prog_cur->known : Py_None;
 }
 
-/* Its version if this is the dict of __main__ in an M0, else 0: then nothing can be new in it. */
+/* Another number after each import; a reload, too, puts the module into sys.modules again. */
+static uint64_t modules_version(void) { return dict_version(PyImport_GetModuleDict()); }
+
+/* Of the dict of __main__ in an M0 its version (and that of sys.modules: each only grows), else 0:
+ * then nothing can be new in it, nor in a module that it names. */
 static uint64_t main_version(PyObject *dict)
 {
     if (codes_known() == Py_None)
         return 0;
     PyObject *main = PyImport_AddModule("__main__"); /* borrowed */
-    return main != NULL && PyModule_GetDict(main) == dict ? dict_version(dict) : 0;
+    bool is = main != NULL && PyModule_GetDict(main) == dict;
+    return is ? dict_version(dict) + modules_version() : 0;
+}
+
+int module_is_new(PyObject *module)
+{
+    static PyObject *last; /* compared only: sys.modules has it */
+    static uint64_t last_version, last_known;
+    uint64_t version = modules_version();
+    if (codes_known() == Py_None || (module == last && version == last_version &&
+                                     core_prog_cur->known_id == last_known))
+        return 0;
+    PyObject *r = PyObject_CallMethod(codes_known(), "loaded_anew", "O", module);
+    if (r == NULL)
+        return -1;
+    Py_DECREF(r);
+    if (r == Py_True)
+        return 1;
+    last = module;
+    last_version = version;
+    last_known = core_prog_cur->known_id;
+    return 0;
 }
 
 int code_by_value(struct code_info *ci)
@@ -388,7 +413,7 @@ static PyObject *spec_of(PyObject *dict) /* borrowed, or NULL */
 static inline bool named_holds(struct named *n)
 {
     uint64_t version = dict_version(n->at.dict);
-    if (unlikely(n->version != 0) && n->version != version)
+    if (unlikely(n->version != 0) && n->version != version + modules_version())
         return false;
     if (unlikely(n->seen != version)) {
         if (n->spec != spec_of(n->at.dict))

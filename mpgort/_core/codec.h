@@ -139,6 +139,9 @@ static inline uint32_t code_info_id(struct code_info *ci)
 /* Whether a function with this code goes by value: its program's workers have other globals for it,
  * or it names some that they have not (_byvalue.py). 1, 0, -1: exception. */
 int code_by_value(struct code_info *ci);
+/* Whether the workers of the current program may have what this module was before a reload; the
+ * same answers. */
+int module_is_new(PyObject *module);
 /* What the workers of the current program have as __main__,
  * for _code.py and _pickle.py; borrowed. */
 PyObject *codes_known(void);

@@ -238,6 +238,11 @@ static uint8_t *enc_module(struct enc *E, uint8_t *p, PyObject *o)
         return enc_refuse(E, "a module that is not in sys.modules");
     }
     Py_DECREF(found);
+    int anew = module_is_new(o);
+    if (anew != 0) {
+        Py_DECREF(name);
+        return anew < 0 ? enc_fail(E, ENC_ERROR) : enc_pickled(E, p, o);
+    }
     Py_ssize_t n;
     const char *text = PyUnicode_AsUTF8AndSize(name, &n);
     if (text == NULL) {

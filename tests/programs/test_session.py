@@ -453,3 +453,76 @@ def test_code_of_a_module_that_was_reloaded_is_refused_by_name_until_there_are_n
     said = [line.split() for line in lines(r)]
     again = [newer] if method == "spawn" else []
     assert said == [old, refused, ["old"], *again, newer, ["same", "edited.f"]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_who_refers_to_a_module_that_was_reloaded_is_refused_until_there_are_new_workers(
+    program: Programs, method: str
+) -> None:
+    """Functions that the workers know, lambdas, closures, methods, and the module itself; it is
+    reloaded, or taken out of sys.modules and imported again; a submodule, too."""
+    r = program(f"""
+        import importlib, pathlib, sys
+        import mpgort
+
+        here = pathlib.Path(__file__).parent
+
+        def write(word):
+            (here / "edited.py").write_text(f"def same(): return 's'\\ndef f(): return {{word!r}}")
+            (here / "package").mkdir(exist_ok=True)
+            (here / "package" / "sub.py").write_text(f"def f(): return {{word!r}}")
+
+        if __name__ == "__main__":
+            sys.dont_write_bytecode = True
+            write("old")
+        import edited, package.sub
+
+        def known(): return edited.f()
+        def uses_known(): return known()
+        async def co():
+            await mpgort.sleep(0.001)
+            return edited.f()
+        class K:
+            def m(self): return edited.f()
+        def takes(m): return m.f()
+        def sub(): return package.sub.f()
+
+        def calls():
+            m = edited
+            async def local():
+                await mpgort.sleep(0.001)
+                return m.f()
+            return [(known,), (uses_known,), (co,), (K().m,), (takes, m), (lambda: edited.f(),),
+                    (lambda: m.f(),), (local,), (sub,), (lambda: package.sub.f(),)]
+
+        def ask(rt, *call):
+            try:
+                return rt.spawn(*call).result(30)
+            except mpgort.CodeMismatch as e:
+                return str(e).partition(": process")[0]
+
+        def main():
+            with mpgort.Runtime(1, start_method="{method}") as rt:
+                print(*[ask(rt, *c) for c in calls()])
+                write("newer")
+                importlib.reload(edited), importlib.reload(package.sub)
+                print(*[ask(rt, *c) for c in calls()])
+                if "{method}" == "spawn":
+                    rt.recycle()
+                    print(*[ask(rt, *c) for c in calls()])
+                else:
+                    write("old")
+                    importlib.reload(edited), importlib.reload(package.sub)
+                    print(*[ask(rt, *c) for c in calls()])
+                write("newest")
+                del sys.modules["edited"]
+                globals()["edited"] = importlib.import_module("edited")
+                print(*[ask(rt, *c) for c in calls()][:8])
+
+        if __name__ == "__main__":
+            main()
+        """)
+    said = [line.split() for line in lines(r)]
+    refused = ["edited.f"] * 8 + ["package.sub.f"] * 2
+    again = "newer" if method == "spawn" else "old"
+    assert said == [["old"] * 10, refused, [again] * 10, refused[:8]]
