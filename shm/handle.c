@@ -2,7 +2,7 @@
  *
  * A channel, a join object or a user's object begins with `struct shm_obj`; it counts
  *   - the handles that the Pythons of all Ms hold: one slot each in the holding M's table;
- *   - the handle words written in bytes: messages, results, continuations (heap.c);
+ *   - the handle words written in bytes: messages, results, continuations (bytes.c);
  *   - the references of the runtime itself (a g on its join object).
  * A count alone would outlive a dead M: one does not know how much of it was his. So each M's part
  * stands in the segment, in his table, and his reaper gives it back slot by slot. It is a table and

@@ -28,14 +28,12 @@
  *
  * WHAT IS LIVE is not counted, for a death may come between the act and its count. It is what the
  * spans have, less what is free: in the depot, in the magazines, ahead of bump. Each of these moves
- * with the block itself, by one store or in one transaction (shm_heap_stats()). Continuations are
- * counted: a block becomes one, and ceases to be one, in the transaction that says so. m->st.allocs
- * and its like are figures of what was done, each perhaps one short per death.
+ * with the block itself, by one store or in one transaction (shm_heap_stats()). m->st.allocs and its
+ * like are figures of what was done, each perhaps one short per death.
  *
  * SCRUB, an option: continuations and messages may hold secrets. What is freed is overwritten, and
- * so is what leaves a value in place (val_leaves(), a channel's slot), what an undo log keeps after
- * its commit, and the rest of a block that is written anew. Pages given back are the system's to
- * clear.
+ * so is what leaves a value in place or stays behind in a block written anew (bytes.c), a channel's
+ * slot, and what an undo log keeps after its commit. Pages given back are the system's to clear.
  *
  * MEMORY IS GIVEN BACK. Of a free run only the first page, with its header, is backed: the others
  * are holes. They are punched before the run is linked, while it still belongs to who frees it, so
@@ -55,7 +53,6 @@
 #define PAGE 4096ULL
 #define RUN_HEAD 64
 #define MAX_SMALL 32768
-#define SCRUB 0xdb
 
 enum { RUN_FREE = 1, RUN_SPAN = 2, RUN_LARGE = 3 };
 
@@ -124,27 +121,7 @@ static uint64_t span_pages(unsigned cls)
 
 /* ---- block headers --------------------------------------------------------------------------- */
 
-union blk_bits {
-    struct shm_blk blk;
-    uint64_t word;
-};
-
-static uint64_t blk_word(unsigned cls, unsigned state, uint32_t m1, uint32_t user)
-{
-    union blk_bits u = {
-        .blk = {
-            .cls = (uint8_t)cls, .state = (uint8_t)state, .owner_m1 = (uint16_t)m1, .user = user}};
-    return u.word;
-}
-
-/* The header as one word, released: what the block's owner did before comes before it for a reaper
- * (and the compiler). No one else looks at it while the owner lives. */
-static void blk_set(struct shm_blk *b, unsigned cls, unsigned state, uint32_t m1, uint32_t user)
-{
-    store_rel((_Atomic uint64_t *)(void *)b, blk_word(cls, state, m1, user));
-}
-
-/* The same for a word of this M's own slot. */
+/* A word of this M's own slot, released for a reaper as shm_blk_set() is. */
 static void own_set32(uint32_t *w, uint32_t v)
 {
     store_rel((_Atomic uint32_t *)w, v);
@@ -175,7 +152,7 @@ size_t shm_usable(const struct shm_ctx *c, shm_off off)
     return shm_blk(c, off)->cls < SHM_NCLASS ? n - sizeof(struct shm_blk) : n - RUN_HEAD;
 }
 
-static struct shm_blk *live_blk(const struct shm_ctx *c, shm_off off, const char *what)
+struct shm_blk *shm_live_blk(const struct shm_ctx *c, shm_off off, const char *what)
 {
     const struct shm_hdr *h = c->hdr;
     if (unlikely(off < h->heap_off + RUN_HEAD || off >= h->size || off % 8))
@@ -189,11 +166,11 @@ static struct shm_blk *live_blk(const struct shm_ctx *c, shm_off off, const char
 
 static void blk_move(struct shm_ctx *c, shm_off off, unsigned state, const char *what)
 {
-    struct shm_blk *b = live_blk(c, off, what);
+    struct shm_blk *b = shm_live_blk(c, off, what);
     if (c->in_tx)
-        shm_tx_store64(c, b, blk_word(b->cls, state, c->m1, b->user));
+        shm_tx_store64(c, b, shm_blk_word(b->cls, state, c->m1, b->user));
     else
-        blk_set(b, b->cls, state, c->m1, b->user);
+        shm_blk_set(b, b->cls, state, c->m1, b->user);
 }
 
 void shm_publish(struct shm_ctx *c, shm_off off)
@@ -211,11 +188,11 @@ void shm_adopt(struct shm_ctx *c, shm_off off)
 static void run_format(struct shm_ctx *c, shm_off at, unsigned kind, unsigned cls, uint64_t pages)
 {
     if (kind == RUN_LARGE) {
-        blk_set(&run_at(c, at)->blk, SHM_NCLASS, 1, c->m1, 0);
+        shm_blk_set(&run_at(c, at)->blk, SHM_NCLASS, 1, c->m1, 0);
         return;
     }
     for (uint64_t i = 0; i < span_blocks(cls, pages); i++)
-        blk_set(shm_at(c, at + RUN_HEAD + i * sizes[cls]), cls, 0, 0, 0);
+        shm_blk_set(shm_at(c, at + RUN_HEAD + i * sizes[cls]), cls, 0, 0, 0);
 }
 
 /* heap_lock held, in a tx. The link that leads to what comes after the free run at `prev`. */
@@ -293,7 +270,7 @@ static void run_free(struct shm_ctx *c, shm_off at)
     struct run *n = run_at(c, at);
     uint64_t pages = n->pages;
     if (unlikely(c->hdr->scrub))
-        memset((uint8_t *)n + RUN_HEAD, SCRUB, PAGE - RUN_HEAD);
+        memset((uint8_t *)n + RUN_HEAD, SHM_SCRUB, PAGE - RUN_HEAD);
     punch(c, at + PAGE, (pages - 1) * PAGE);
     FAILPOINT("heap.large.punched");
 
@@ -323,7 +300,7 @@ static void run_free(struct shm_ctx *c, shm_off at)
         shm_tx_store64(c, &f->kind_cls, (uint64_t)RUN_FREE << 32);
         shm_tx_store64(c, link, start);
     }
-    shm_tx_store64(c, &n->blk, blk_word(SHM_NCLASS, 0, 0, 0));
+    shm_tx_store64(c, &n->blk, shm_blk_word(SHM_NCLASS, 0, 0, 0));
     shm_tx_store64(c, &h->heap_committed,
                    load_rlx(&h->heap_committed) - (pages + low + high - !top) * PAGE);
     shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) - pages * PAGE);
@@ -405,17 +382,8 @@ static bool refill(struct shm_ctx *c, unsigned cls)
     return first != 0;
 }
 
-/* The magazine and the bump span are empty: one of them has a block after this. */
-static int replenish(struct shm_ctx *c, unsigned cls)
-{
-    if (refill(c, cls))
-        return SHM_OK;
-    shm_off at;
-    return run_alloc(c, span_pages(cls), RUN_SPAN, cls, &at);
-}
-
 /* All free blocks of m, this M or a dead one, to the depot. */
-static void flush(struct shm_ctx *c, struct shm_m *m)
+void shm_heap_flush(struct shm_ctx *c, struct shm_m *m)
 {
     for (unsigned cls = 0; cls < SHM_NCLASS; cls++) {
         struct shm_mag *mag = &m->mag[cls];
@@ -434,11 +402,6 @@ static void flush(struct shm_ctx *c, struct shm_m *m)
             spill(c, mag, cls, (uint32_t)n);
         }
     }
-}
-
-void shm_heap_flush(struct shm_ctx *c)
-{
-    flush(c, c->m);
 }
 
 /* ---- allocate and free ----------------------------------------------------------------------- */
@@ -470,20 +433,21 @@ int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
     }
     unsigned cls = cls_of(n + sizeof(struct shm_blk));
     struct shm_mag *mag = &c->m->mag[cls];
-    if (unlikely(mag->n == 0 && mag->bump >= mag->bump_end)) {
-        int e = replenish(c, cls);
+    if (unlikely(mag->n == 0 && mag->bump >= mag->bump_end) && !refill(c, cls)) {
+        shm_off at; /* of a span, which mag->bump has from here on */
+        int e = run_alloc(c, span_pages(cls), RUN_SPAN, cls, &at);
         if (e)
             return e;
     }
     /* INV mag-truth: the header first, then out of the magazine. */
     if (likely(mag->n > 0)) {
         *off = mag->blk[mag->n - 1];
-        blk_set(shm_blk(c, *off), cls, 1, c->m1, 0);
+        shm_blk_set(shm_blk(c, *off), cls, 1, c->m1, 0);
         FAILPOINT("heap.alloc.marked");
         own_set32(&mag->n, mag->n - 1);
     } else {
         *off = mag->bump + sizeof(struct shm_blk);
-        blk_set(shm_blk(c, *off), cls, 1, c->m1, 0);
+        shm_blk_set(shm_blk(c, *off), cls, 1, c->m1, 0);
         FAILPOINT("heap.bump.marked");
         own_set64(&mag->bump, mag->bump + sizes[cls]);
     }
@@ -494,12 +458,12 @@ int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
 
 void shm_free(struct shm_ctx *c, shm_off off)
 {
-    struct shm_blk *b = live_blk(c, off, "free");
+    struct shm_blk *b = shm_live_blk(c, off, "free");
     if (unlikely(c->in_tx))
         shm_throw("free: M %u is in a transaction", c->m->index);
     unsigned cls = b->cls;
     uint64_t bytes = block_bytes(c, off);
-    blk_set(b, cls, 1, c->m1, 0);
+    shm_blk_set(b, cls, 1, c->m1, 0);
     FAILPOINT("heap.free.owned");
     if (unlikely(cls == SHM_NCLASS)) {
         run_free(c, off - RUN_HEAD);
@@ -507,7 +471,7 @@ void shm_free(struct shm_ctx *c, shm_off off)
         return;
     }
     if (unlikely(c->hdr->scrub))
-        memset(shm_at(c, off), SCRUB, sizes[cls] - sizeof *b); /* who still reads it shows */
+        memset(shm_at(c, off), SHM_SCRUB, sizes[cls] - sizeof *b); /* who still reads it shows */
     struct shm_mag *mag = &c->m->mag[cls];
     if (unlikely(mag->n == mag_cap(cls)))
         spill(c, mag, cls, mag->n / 2);
@@ -515,202 +479,14 @@ void shm_free(struct shm_ctx *c, shm_off off)
     mag->blk[mag->n] = off;
     own_set32(&mag->n, mag->n + 1);
     FAILPOINT("heap.free.stored");
-    blk_set(b, cls, 0, 0, 0);
+    shm_blk_set(b, cls, 0, 0, 0);
     count_free(c, bytes);
 }
 
-/* ---- values and continuations ---------------------------------------------------------------- */
-
-static uint32_t nhandles(const struct shm_blk *b)
+bool shm_same_size(const struct shm_ctx *c, shm_off off, size_t n)
 {
-    return b->user & ~SHM_BLK_CONT;
-}
-
-/* The handle words of a block: the last words of its usable size. */
-static uint64_t *handle_words(const struct shm_ctx *c, shm_off off)
-{
-    return (uint64_t *)((uint8_t *)shm_at(c, off) + shm_usable(c, off)) - nhandles(shm_blk(c, off));
-}
-
-const uint64_t *shm_bytes_handles(const struct shm_ctx *c, shm_off off, uint32_t *n)
-{
-    *n = nhandles(shm_blk(c, off));
-    return handle_words(c, off);
-}
-
-/* One more handle word, before those that the block has; this M's own, with room for it. */
-void shm_bytes_hold(struct shm_ctx *c, shm_off off, uint64_t word)
-{
-    struct shm_blk *b = shm_blk(c, off);
-    handle_words(c, off)[-1] = word;
-    shm_obj_ref_as(c, SHM_HANDLE_OFF(word), b, blk_word(b->cls, 1, c->m1, b->user + 1));
-}
-
-static int bytes_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
-                      const uint64_t *h, uint32_t nh, uint32_t cont)
-{
-    int e = shm_alloc(c, ((size_t)len + 7) / 8 * 8 + 8ULL * nh, off);
-    if (e)
-        return e;
-    if (len)
-        memcpy(shm_at(c, *off), bytes, len);
-    struct shm_blk *b = shm_blk(c, *off);
-    if (cont) {
-        shm_tx_begin(c);
-        shm_tx_store64(c, b, blk_word(b->cls, 1, c->m1, cont));
-        shm_tx_store64(c, &c->m->st.cont_allocs, load_rlx(&c->m->st.cont_allocs) + 1);
-        shm_tx_commit(c);
-    }
-    while (nh > 0)
-        shm_bytes_hold(c, *off, h[--nh]);
-    return SHM_OK;
-}
-
-/* A value that stands in the segment is this M's before it is named no more: whatever the
- * instruction a death comes at, one of the two names the block. The way of a value out of the
- * segment. */
-static bool val_leaves(struct shm_ctx *c, struct shm_val *v, shm_off *off)
-{
-    bool heap = v->tag == SHM_VAL_HEAP;
-    *off = heap ? v->h.off : 0;
-    if (heap)
-        shm_adopt(c, *off);
-    store_rel((_Atomic uint8_t *)&v->tag, SHM_VAL_NONE); /* after that; for the reaper */
-    if (unlikely(c->hdr->scrub))
-        memset(v->b, 0, sizeof v->b);
-    return heap;
-}
-
-void shm_bytes_drop(struct shm_ctx *c, shm_off off)
-{
-    struct shm_blk *b = live_blk(c, off, "drop");
-    blk_set(b, b->cls, 1, c->m1, b->user);
-    while (nhandles(b))
-        shm_obj_unref_as(c, SHM_HANDLE_OFF(*handle_words(c, off)), b,
-                         blk_word(b->cls, 1, c->m1, b->user - 1));
-    if (b->user) { /* SHM_BLK_CONT */
-        shm_tx_begin(c);
-        shm_tx_store64(c, b, blk_word(b->cls, 1, c->m1, 0));
-        shm_tx_store64(c, &c->m->st.cont_frees, load_rlx(&c->m->st.cont_frees) + 1);
-        shm_tx_commit(c);
-    }
-    shm_free(c, off);
-}
-
-int shm_val_make(struct shm_ctx *c, struct shm_val *v, const void *bytes, uint32_t len,
-                 const uint64_t *h, uint32_t nh)
-{
-    if (len <= sizeof v->b && nh == 0) {
-        if (len)
-            memcpy(v->b, bytes, len);
-        v->tag = (uint8_t)len;
-        return SHM_OK;
-    }
-    shm_off off;
-    int e = bytes_make(c, &off, bytes, len, h, nh, 0);
-    if (e)
-        return e;
-    v->h.off = off;
-    v->h.len = len;
-    v->tag = SHM_VAL_HEAP;
-    return SHM_OK;
-}
-
-const uint8_t *shm_val_bytes(const struct shm_ctx *c, const struct shm_val *v, uint32_t *len)
-{
-    if (v->tag == SHM_VAL_HEAP) {
-        *len = v->h.len;
-        return shm_at(c, v->h.off);
-    }
-    *len = v->tag == SHM_VAL_NONE ? 0 : v->tag;
-    return v->tag == SHM_VAL_NONE ? NULL : v->b;
-}
-
-void shm_val_take(struct shm_ctx *c, struct shm_val *to, struct shm_val *from)
-{
-    shm_off off;
-    *to = *from;
-    val_leaves(c, from, &off);
-}
-
-void shm_val_drop(struct shm_ctx *c, struct shm_val *v)
-{
-    shm_off off;
-    if (val_leaves(c, v, &off))
-        shm_bytes_drop(c, off);
-}
-
-int shm_val_copy(struct shm_ctx *c, struct shm_val *to, const struct shm_val *from)
-{
-    if (from->tag != SHM_VAL_HEAP) {
-        *to = *from;
-        return SHM_OK;
-    }
-    shm_off src = from->h.off;
-    return shm_val_make(c, to, shm_at(c, src), from->h.len, handle_words(c, src),
-                        nhandles(shm_blk(c, src)));
-}
-
-int shm_cont_make(struct shm_ctx *c, shm_off *off, const void *bytes, uint32_t len,
-                  const uint64_t *h, uint32_t nh)
-{
-    return bytes_make(c, off, bytes, len, h, nh, SHM_BLK_CONT);
-}
-
-int shm_cont_of_val(struct shm_ctx *c, const struct shm_val *v, shm_off *off, uint32_t *len)
-{
-    const uint8_t *bytes = shm_val_bytes(c, v, len);
-    uint32_t nh = v->tag == SHM_VAL_HEAP ? nhandles(shm_blk(c, v->h.off)) : 0;
-    return shm_cont_make(c, off, bytes, *len, nh ? handle_words(c, v->h.off) : NULL, nh);
-}
-
-void shm_cont_drop(struct shm_ctx *c, shm_off off, uint32_t len)
-{
-    if (len > shm_usable(c, off) - 8ULL * nhandles(shm_blk(c, off)))
-        shm_throw("drop: a continuation of %u bytes does not fit block %#llx", len,
-                  (unsigned long long)off);
-    shm_bytes_drop(c, off);
-}
-
-void shm_gcont_set(struct shm_ctx *c, struct shm_g *g, shm_off off, uint32_t len)
-{
-    g->cont_len = len;
-    store_rel((_Atomic uint64_t *)&g->cont_off, off); /* after len; for the reaper */
-    shm_publish(c, off);
-}
-
-shm_off shm_gcont_take(struct shm_ctx *c, struct shm_g *g)
-{
-    shm_off off = g->cont_off;
-    if (off == 0)
-        return 0;
-    shm_adopt(c, off);
-    store_rel((_Atomic uint64_t *)&g->cont_off, 0); /* after that, as in val_leaves() */
-    FAILPOINT("heap.cont.left");
-    return off;
-}
-
-void shm_gcont_drop(struct shm_ctx *c, struct shm_g *g)
-{
-    shm_off off = shm_gcont_take(c, g);
-    if (off != 0)
-        shm_cont_drop(c, off, g->cont_len);
-}
-
-/* If this M dies in here, the block is its own:
- * its words are given back, nobody reads its bytes. */
-bool shm_cont_rewrite(struct shm_ctx *c, shm_off off, const void *bytes, uint32_t len)
-{
-    const struct shm_blk *b = live_blk(c, off, "rewrite");
-    size_t need = ((size_t)len + 7) / 8 * 8 + 8ULL * nhandles(b) + sizeof *b;
-    if (need > MAX_SMALL || cls_of(need) != b->cls)
-        return false;
-    FAILPOINT("heap.cont.rewrite");
-    memcpy(shm_at(c, off), bytes, len);
-    if (unlikely(c->hdr->scrub))
-        memset((uint8_t *)shm_at(c, off) + len, SCRUB,
-               shm_usable(c, off) - len - 8ULL * nhandles(b));
-    return true;
+    size_t size = n + sizeof(struct shm_blk);
+    return size <= MAX_SMALL && cls_of(size) == shm_blk(c, off)->cls;
 }
 
 /* ---- looking at it all ----------------------------------------------------------------------- */
@@ -786,7 +562,7 @@ static void note_if_his(void *arg, shm_off off, const struct shm_blk *b)
 {
     struct reaping *r = arg;
     /* A block of a living M may change under our eyes, but never into one of the dead M's. */
-    union blk_bits u = {.word = load_rlx((_Atomic uint64_t *)(uintptr_t)b)};
+    union shm_blk_bits u = {.word = load_rlx((_Atomic uint64_t *)(uintptr_t)b)};
     if (u.blk.state == 1 && u.blk.owner_m1 == r->m1 && r->n < 128)
         r->off[r->n++] = off;
 }
@@ -797,9 +573,9 @@ static void settle(struct shm_ctx *c, struct shm_m *dead)
     for (unsigned cls = 0; cls < SHM_NCLASS; cls++) {
         const struct shm_mag *mag = &dead->mag[cls];
         for (uint32_t i = 0; i < mag->n; i++)
-            blk_set(shm_blk(c, mag->blk[i]), cls, 0, 0, 0);
+            shm_blk_set(shm_blk(c, mag->blk[i]), cls, 0, 0, 0);
         for (shm_off at = mag->bump; at < mag->bump_end; at += sizes[cls])
-            blk_set(shm_at(c, at), cls, 0, 0, 0);
+            shm_blk_set(shm_at(c, at), cls, 0, 0, 0);
     }
 }
 
@@ -807,7 +583,7 @@ void shm_heap_reap(struct shm_ctx *c, struct shm_m *dead)
 {
     struct reaping r = {.m1 = dead->index + 1};
     settle(c, dead);
-    flush(c, dead);
+    shm_heap_flush(c, dead);
     /* A handful at a time: freeing takes locks of its own. Who frees owns the block from the first
      * step on, so a reaper that dies here leaves it to the one who reaps him. */
     do {

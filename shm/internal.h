@@ -42,7 +42,7 @@ void shm_obj_born(struct shm_ctx *c, shm_off obj);
 /* The last act on an object that goes. */
 void shm_obj_end(struct shm_ctx *c, shm_off obj);
 void shm_hand_reap(struct shm_ctx *c, struct shm_m *dead);
-void shm_heap_flush(struct shm_ctx *c); /* heap.c: this M's free blocks, to everybody */
+void shm_heap_flush(struct shm_ctx *c, struct shm_m *m); /* heap.c: its free blocks, to everybody */
 void shm_gfree_flush(struct shm_ctx *c, struct shm_m *m); /* g.c: its free slots, to everybody */
 void shm_m_give(struct shm_m *m);                         /* segment.c: the slot is free */
 void shm_notewakeup_anyway(_Atomic uint32_t *note);       /* lock_futex.c: for a dead waker */
@@ -107,6 +107,48 @@ bool shm_reap_pause(struct shm_ctx *c);
 bool shm_nowhere_queue(struct shm_ctx *c, struct shm_m *dead);
 bool shm_named_by_the_living(struct shm_ctx *c, shm_gref r);
 
+/* ---- heap.c, bytes.c ------------------------------------------------------------------------- */
+
+#define SHM_SCRUB 0xdb /* what is freed reads as this, under scrub */
+
+union shm_blk_bits {
+    struct shm_blk blk;
+    uint64_t word;
+};
+static inline uint64_t shm_blk_word(unsigned cls, unsigned state, uint32_t m1, uint32_t user)
+{
+    union shm_blk_bits u = {
+        .blk = {
+            .cls = (uint8_t)cls, .state = (uint8_t)state, .owner_m1 = (uint16_t)m1, .user = user}};
+    return u.word;
+}
+/* The header as one word, released: what the block's owner did before comes before it for a reaper
+ * (and the compiler). No one else looks at it while the owner lives. */
+static inline void shm_blk_set(struct shm_blk *b, unsigned cls, unsigned state, uint32_t m1,
+                               uint32_t user)
+{
+    store_rel((_Atomic uint64_t *)(void *)b, shm_blk_word(cls, state, m1, user));
+}
+struct shm_blk *shm_live_blk(const struct shm_ctx *c, shm_off off,
+                             const char *what); /* or throws */
+/* A request for n bytes would be given a small block of this one's size. */
+bool shm_same_size(const struct shm_ctx *c, shm_off off, size_t n);
+/* One more handle word, before those that the block has; this M's own, with room for it. */
+void shm_bytes_hold(struct shm_ctx *c, shm_off off, uint64_t word);
+void shm_bytes_drop(struct shm_ctx *c, shm_off off); /* frees it, gives its handles back */
+
+/* A value's block changes hands: to the segment, to this M. In a tx. */
+static inline void shm_val_publish(struct shm_ctx *c, const struct shm_val *v)
+{
+    if (v->tag == SHM_VAL_HEAP)
+        shm_publish(c, v->h.off);
+}
+static inline void shm_val_adopt(struct shm_ctx *c, const struct shm_val *v)
+{
+    if (v->tag == SHM_VAL_HEAP)
+        shm_adopt(c, v->h.off);
+}
+
 /* ---- lock_futex.c ---------------------------------------------------------------------------- */
 
 /* More locks than m->held has room for, distinct and in the order in which they are taken. */
@@ -159,8 +201,6 @@ void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok);
 void shm_tx_byte(struct shm_ctx *c, void *word, unsigned i, uint8_t value);
 /* handle.c. One more reference on obj, and *where (this M's, or of what it owns) is value. */
 void shm_obj_ref_as(struct shm_ctx *c, shm_off obj, void *where, uint64_t value);
-void shm_bytes_hold(struct shm_ctx *c, shm_off off, uint64_t word); /* heap.c */
-void shm_bytes_drop(struct shm_ctx *c, shm_off off); /* frees it, gives its handles back */
 void shm_wait_holds(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off obj); /* sudog.c */
 /* One fewer, as above. */
 void shm_obj_unref_as(struct shm_ctx *c, shm_off obj, void *where, uint64_t value);
@@ -221,18 +261,6 @@ static inline void shm_chan_glance(struct shm_ctx *c, struct shm_chan *ch)
 {
     if (unlikely(ch->timer))
         shm_timer_poll(c, ch);
-}
-
-/* A value's block changes hands: to the segment, to this M. In a tx. */
-static inline void shm_val_publish(struct shm_ctx *c, const struct shm_val *v)
-{
-    if (v->tag == SHM_VAL_HEAP)
-        shm_publish(c, v->h.off);
-}
-static inline void shm_val_adopt(struct shm_ctx *c, const struct shm_val *v)
-{
-    if (v->tag == SHM_VAL_HEAP)
-        shm_adopt(c, v->h.off);
 }
 
 /* ---- retry.c, for the primitives ------------------------------------------------------------- */

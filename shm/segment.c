@@ -486,7 +486,7 @@ void shm_mexit(struct shm_ctx *c)
     shm_handles_drop(c);
     m->hand = m->hand_join = m->hand_group = 0;
     shm_gfree_flush(c, m);
-    shm_heap_flush(c);
+    shm_heap_flush(c, c->m);
     store_rlx(&m->tid, 0);
     FAILPOINT("segment.mexit.empty");
     shm_m_give(m);

@@ -672,6 +672,20 @@ void shm_free(struct shm_ctx *c, shm_off off);
 void shm_publish(struct shm_ctx *c, shm_off off);
 void shm_adopt(struct shm_ctx *c, shm_off off);
 size_t shm_usable(const struct shm_ctx *c, shm_off off);
+/* Frees what a dead M had allocated and not published, and takes over its free blocks. By its
+ * reaper, after rollback, locks and everything that may still publish one of its blocks. */
+void shm_heap_reap(struct shm_ctx *c, struct shm_m *dead);
+struct shm_heap_stats {
+    uint64_t live_blocks, live_bytes, live_conts, committed, large_bytes;
+};
+void shm_heap_stats(struct shm_ctx *c, struct shm_heap_stats *s);
+/* Calls fn for every block, free ones too; false: the runs do not tile the heap. Takes no lock: for
+ * a program at rest, or under heap_lock. */
+bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const struct shm_blk *b),
+                   void *arg);
+
+/* ---- bytes.c --------------------------------------------------------------------------------- */
+
 /* Continuation and value blocks: bytes from the start, `nh` handle words (kind << 56 | off) at the
  * end of the usable size, so that they are found without knowing how many bytes there are. Each is
  * one more reference on its object. */
@@ -700,17 +714,6 @@ shm_off shm_gcont_take(struct shm_ctx *c, struct shm_g *g);
 /* Other bytes into a block of this M's, which keeps its handle words; false: it is not of the size
  * that they would be given. */
 bool shm_cont_rewrite(struct shm_ctx *c, shm_off off, const void *bytes, uint32_t len);
-/* Frees what a dead M had allocated and not published, and takes over its free blocks. By its
- * reaper, after rollback, locks and everything that may still publish one of its blocks. */
-void shm_heap_reap(struct shm_ctx *c, struct shm_m *dead);
-struct shm_heap_stats {
-    uint64_t live_blocks, live_bytes, live_conts, committed, large_bytes;
-};
-void shm_heap_stats(struct shm_ctx *c, struct shm_heap_stats *s);
-/* Calls fn for every block, free ones too; false: the runs do not tile the heap. Takes no lock: for
- * a program at rest, or under heap_lock. */
-bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const struct shm_blk *b),
-                   void *arg);
 
 /* ---- handle.c -------------------------------------------------------------------------------- */
 

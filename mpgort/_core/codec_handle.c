@@ -6,7 +6,7 @@
  * address is another's now, is HOW_OTHER in both lives.
  *
  * HANDLES COUNT once they are stored: the block that holds a handle's word is a reference on its
- * object, and is that as soon as it has the word (shm/heap.c). While bytes are made nothing is
+ * object, and is that as soon as it has the word (shm/bytes.c). While bytes are made nothing is
  * counted, since a count that stands nowhere would be lost with this M. It is the Python handles
  * that keep the objects alive until then, for what was encoded may be no more: a reducer's
  * temporary, or a list that another reducer has emptied. */
