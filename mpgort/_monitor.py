@@ -22,7 +22,7 @@ from mpgort import _core, _segment
 from mpgort._errors import BadSegment
 
 _LINK = re.compile(r"/dev/shm/mpgort-(\d+)-(\d+)-[0-9a-f]+ \(deleted\)")
-_KINDS = {1: "M0", 2: "worker", 3: "keeper", 4: "thread"}  # shm.h SHM_M_*
+_KINDS = {1: "M0", 2: "worker", 3: "keeper", 4: "thread"}  # layout.h SHM_M_*
 _STATES = {0: "busy", 1: "spinning", 2: "idle"}
 
 

@@ -121,7 +121,7 @@ def dtype_of(table: str) -> np.dtype[Any]:
 
 
 def header(prog: _core.Program) -> np.ndarray[Any, Any]:
-    """The header as it is now: one row, read-only, no copy. Source: shm/shm.h `struct shm_hdr`."""
+    """The header now: one row, read-only, no copy. Source: shm/layout.h `struct shm_hdr`."""
     import numpy as np
 
     return np.frombuffer(prog.view(), dtype_of("hdr"), 1)
@@ -131,7 +131,7 @@ def g_table(prog: _core.Program) -> np.ndarray[Any, Any]:
     """The g table as it is now: shape (rows ever used,), read-only view, no copy.
 
     Rows change while you read them: copy first, then compare generations.
-    Source: shm/shm.h `struct shm_g`; Go runtime2.go `g`."""
+    Source: shm/layout.h `struct shm_g`; Go runtime2.go `g`."""
     import numpy as np
 
     h = header(prog)[0]
@@ -142,7 +142,7 @@ def g_table(prog: _core.Program) -> np.ndarray[Any, Any]:
 def p_table(prog: _core.Program) -> np.ndarray[Any, Any]:
     """The P table as it is now: shape (Ps that have pages,), read-only view, no copy.
 
-    Source: shm/shm.h `struct shm_p`; Go runtime2.go `p`."""
+    Source: shm/layout.h `struct shm_p`; Go runtime2.go `p`."""
     import numpy as np
 
     h = header(prog)[0]
@@ -152,7 +152,7 @@ def p_table(prog: _core.Program) -> np.ndarray[Any, Any]:
 def m_table(prog: _core.Program) -> np.ndarray[Any, Any]:
     """The M table as it is now: shape (slots that have pages,), read-only view, no copy.
 
-    Source: shm/shm.h `struct shm_m`; Go runtime2.go `m`."""
+    Source: shm/layout.h `struct shm_m`; Go runtime2.go `m`."""
     import numpy as np
 
     h = header(prog)[0]

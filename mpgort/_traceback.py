@@ -17,7 +17,7 @@ from mpgort import _core
 from mpgort._errors import Deadlock, GoroutinePanic, MDied
 from mpgort._exc import _RemoteTraceback
 
-_HOME = {2: "pinned", 3: "heavy", 4: "locked to thread", 5: "with a timeout"}  # shm.h SHM_HOME_*
+_HOME = {2: "pinned", 3: "heavy", 4: "locked to thread", 5: "with a timeout"}  # layout.h SHM_HOME_*
 _STATUS = {_core.Grunnable: "runnable", _core.Grunning: "running", _core.Gidle: "idle"}
 
 Line = tuple[str, str, int]  # function, file, line
