@@ -3,7 +3,8 @@
 A child process (this file run as a program) decodes mutated continuations and values, and resumes
 what decoded, since a wrong offset or a wrong object on the stack strikes only then.
 
-1. The parent encodes the corpus and writes it to a file, with the code table and a seed.
+1. A child encodes the corpus and writes it to a file, with its code table: that of this process has
+   all that other tests have run, and to cut it at each byte would take minutes.
 2. The child takes mutation after mutation, each determined by its number; before each it stores the
    number in a shared file, so that its corpse can say what killed it.
 3. On a crash or a hang the parent notes the mutation and starts a new child behind it; it gives up
@@ -124,7 +125,12 @@ def corpus() -> list[Case]:
     return cases
 
 
-# ---- the child ----------------------------------------------------------------------------------
+# ---- the children -------------------------------------------------------------------------------
+
+
+def write_corpus(corpus_file: str) -> None:
+    cases = corpus()
+    Path(corpus_file).write_bytes(pickle.dumps((cases, _core.codes_dump())))
 
 
 def _ring(signum: int, frame: Any) -> None:
@@ -172,14 +178,14 @@ def attack(corpus_file: str, progress_file: str, first: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.unraisablehook = lambda u: None
     sys.setrecursionlimit(400)
-    cases, examples, codes = pickle.loads(Path(corpus_file).read_bytes())
+    cases, codes = pickle.loads(Path(corpus_file).read_bytes())
     _core.codes_load(codes)
     with open(progress_file, "r+b") as stream:
         progress = mmap.mmap(stream.fileno(), 8)
     number = 0
     with h.native_park():
         for index, (kind, _, blob) in enumerate(cases):
-            for _, damaged in mutations(blob, SEED + index, examples):
+            for _, damaged in mutations(blob, SEED + index, EXAMPLES):
                 if number >= first:
                     progress[:] = struct.pack("<q", number)
                     suffer(kind, damaged, number)
@@ -195,7 +201,7 @@ def starve(corpus_file: str, progress_file: str) -> None:
     import _testcapi
 
     faulthandler.enable()
-    cases, _, codes = pickle.loads(Path(corpus_file).read_bytes())
+    cases, codes = pickle.loads(Path(corpus_file).read_bytes())
     _core.codes_load(codes)
     failed = 0
     with h.native_park():
@@ -247,6 +253,13 @@ def starve_once(capi: Any, kind: str, blob: bytes, n: int) -> bool:
 # ---- the parent ---------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def corpus_file(tmp_path: Path) -> Path:
+    file = tmp_path / "corpus"
+    subprocess.run([sys.executable, __file__, "corpus", str(file)], env=h.child_env(5), check=True)
+    return file
+
+
 def name_of(cases: list[Case], number: int) -> str:
     for index, (kind, name, blob) in enumerate(cases):
         for what, _ in mutations(blob, SEED + index, EXAMPLES):
@@ -257,10 +270,9 @@ def name_of(cases: list[Case], number: int) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_damaged_bytes_never_crash_or_hang_the_interpreter(tmp_path: Path) -> None:
-    cases = corpus()
-    corpus_file, progress_file = tmp_path / "corpus", tmp_path / "progress"
-    corpus_file.write_bytes(pickle.dumps((cases, EXAMPLES, _core.codes_dump())))
+def test_damaged_bytes_never_crash_or_hang_the_interpreter(corpus_file: Path) -> None:
+    cases, _ = pickle.loads(corpus_file.read_bytes())
+    progress_file = corpus_file.with_name("progress")
     first, found = 0, []
     while first >= 0 and len(found) < CRASHES:
         progress_file.write_bytes(struct.pack("<q", first))
@@ -285,10 +297,9 @@ def test_damaged_bytes_never_crash_or_hang_the_interpreter(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(DEBUG, reason="CPython's own assertion fails: MAKE_CELL without memory")
-def test_no_failing_allocation_crashes_or_loses_a_continuation(tmp_path: Path) -> None:
+def test_no_failing_allocation_crashes_or_loses_a_continuation(corpus_file: Path) -> None:
     pytest.importorskip("_testcapi", reason="CPYTHON'S _testcapi IS NOT INSTALLED: not run")
-    corpus_file, progress_file = tmp_path / "corpus", tmp_path / "progress"
-    corpus_file.write_bytes(pickle.dumps((corpus(), 0, _core.codes_dump())))
+    progress_file = corpus_file.with_name("progress")
     run = subprocess.run(
         [sys.executable, __file__, "starve", str(corpus_file), str(progress_file)],
         env=h.child_env(6),
@@ -335,7 +346,9 @@ def test_chain_bytes_are_not_taken_for_a_value_that_runs() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "attack":
+    if sys.argv[1] == "corpus":
+        write_corpus(sys.argv[2])
+    elif sys.argv[1] == "attack":
         attack(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     else:
         starve(sys.argv[2], sys.argv[3])
