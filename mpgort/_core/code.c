@@ -309,7 +309,10 @@ PyObject *codes_known(void)
 }
 
 /* Another number after each import; a reload, too, puts the module into sys.modules again. */
-static uint64_t modules_version(void) { return dict_version(PyImport_GetModuleDict()); }
+static uint64_t modules_version(void)
+{
+    return dict_version(PyImport_GetModuleDict());
+}
 
 /* Of the dict of __main__ in an M0 its version (and that of sys.modules: each only grows), else 0:
  * then nothing can be new in it, nor in a module that it names. */
@@ -327,8 +330,8 @@ int module_is_new(PyObject *module)
     static PyObject *last; /* compared only: sys.modules has it */
     static uint64_t last_version, last_known;
     uint64_t version = modules_version();
-    if (codes_known() == Py_None || (module == last && version == last_version &&
-                                     core_prog_cur->known_id == last_known))
+    if (codes_known() == Py_None ||
+        (module == last && version == last_version && core_prog_cur->known_id == last_known))
         return 0;
     PyObject *r = PyObject_CallMethod(codes_known(), "loaded_anew", "O", module);
     if (r == NULL)
