@@ -11,6 +11,7 @@ Nothing here imports NumPy before an array has come.
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 import sys
 from collections.abc import Callable
@@ -51,7 +52,11 @@ def reduced(a: Any, ndarray: Any, moving: bool, room: int) -> Any:
     if type(root).__name__ in SHARED:
         return _strided_view(a, root) or NotImplemented
     if not moving:
-        if type(a) is not ndarray or a.nbytes < BUFFER_MIN or a.dtype.hasobject:
+        if a.nbytes < BUFFER_MIN or a.dtype.hasobject:
+            return NotImplemented
+        if type(a) is sys.modules["numpy"].recarray:
+            return _as_records(_bytes_view(a.view(ndarray)))
+        if type(a) is not ndarray:
             return NotImplemented
         if a.dtype.kind in "mMV":
             return _bytes_view(a)
@@ -130,11 +135,17 @@ def _view(base: Any, offset: int, dtype: Any, shape: Any, strides: Any, writeabl
 
 
 def _strided_view(a: Any, root: Any) -> tuple[Any, ...] | None:
-    """How a NumPy array that has gaps, and lies in shared memory, crosses as what it is: a view.
-    None: it is no such. (One without gaps does by itself, NumPy hands it over as a buffer.)"""
+    """How a NumPy array that lies in shared memory crosses as what it is: a view. None: NumPy hands
+    it over as a buffer by itself (one without gaps, that is not of dates), or it is of a class that
+    has its own way."""
     import numpy as np
 
-    if type(a) is not np.ndarray or a.flags.forc or a.dtype.hasobject:
+    if type(a) is np.recarray:
+        made = _strided_view(a.view(np.ndarray), root)
+        return made and _as_records(made)
+    if type(a) is not np.ndarray or (a.flags.forc and a.dtype.kind not in "mMV"):
+        return None
+    if a.dtype.hasobject:
         return None
     root = memoryview(root)
     whole = np.frombuffer(root, np.uint8)
@@ -151,7 +162,26 @@ def _bytes_view(a: Any) -> tuple[Any, ...]:
     return strided, (pickle.PickleBuffer(flat), 0, a.dtype, a.shape, a.strides)
 
 
-def strided(buffer: Any, offset: int, dtype: Any, shape: Any, strides: Any) -> Any:
+def _as_records(made: tuple[Any, ...]) -> tuple[Any, ...]:
+    return made[0], (*made[1], sys.modules["numpy"].recarray)
+
+
+def column(a: Any) -> tuple[Any, ...] | None:
+    """How a column of pandas that Arrow holds is pickled: as pandas does, but for the copy that it
+    makes of its one chunk (`combine_chunks`), which would be written anew each time."""
+    chunks = vars(a).get("_pa_array")
+    if getattr(chunks, "num_chunks", 0) != 1:
+        return None
+    state = {**vars(a), "_pa_array": chunks.chunk(0)}
+    if "_cache" in state:
+        state["_cache"] = {}
+    return copyreg.__newobj__, (type(a),), state  # type: ignore[attr-defined]
+
+
+def strided(
+    buffer: Any, offset: int, dtype: Any, shape: Any, strides: Any, kind: Any = None
+) -> Any:
     import numpy as np
 
-    return np.ndarray(shape, dtype, buffer, offset, strides)
+    a = np.ndarray(shape, dtype, buffer, offset, strides)
+    return a if kind is None else a.view(kind)

@@ -205,6 +205,18 @@ def _walk(name: str, qualname: str) -> object:
     return found
 
 
+def _loaded(name: str) -> bool:
+    """Whether the module is there, or is one of a package that is: numpy.rec is imported late, and
+    np.recarray says that it is of it."""
+    package = sys.modules.get(name.rpartition(".")[0])
+    if name not in sys.modules and hasattr(package, "__path__"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            return False
+    return name in sys.modules
+
+
 def name_of(o: object, known: _byvalue.Known | None = None) -> tuple[bytes, bytes] | None:
     """(digest, payload) of a function or class that its module and qualified name lead to; of
     `__main__` what the workers know."""
@@ -217,7 +229,7 @@ def name_of(o: object, known: _byvalue.Known | None = None) -> tuple[bytes, byte
         return None
     name = _main_name(name)
     try:
-        if name not in sys.modules or _walk(name, qualname) is not o:
+        if not _loaded(name) or _walk(name, qualname) is not o:
             return None
     except AttributeError:
         return None

@@ -174,6 +174,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         ndarray = getattr(sys.modules.get("numpy"), "ndarray", ())  # not imported: none is one
         if isinstance(o, ndarray):
             return _buffer.reduced(o, ndarray, self.moving, self.sink.left)
+        pandas = sys.modules.get("pandas.core.arrays.arrow.array")
+        if pandas is not None and isinstance(o, pandas.ArrowExtensionArray):
+            return _buffer.column(o) or NotImplemented
         return super().reducer_override(o)
 
 

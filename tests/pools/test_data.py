@@ -141,6 +141,10 @@ def test_a_read_only_array_arrives_read_only_also_when_it_is_small(rt: mpgort.Ru
         lambda a: a.view("u1")[1:-1],
         lambda a: np.broadcast_to(a[:5], (9, 5)),
         lambda a: memoryview(a)[3:],
+        lambda a: a.view("M8[s]"),
+        lambda a: a.view("m8[ns]")[5:].reshape(5, -1, order="F"),
+        lambda a: a.view([("at", "M8[us]")]),
+        lambda a: a.view([("x", "f8")]).view(np.recarray)[2:],
     ],
 )
 def test_whatever_part_of_a_received_array_is_sent_on_nothing_is_written(
@@ -241,6 +245,26 @@ def test_frames_of_pandas_share_their_columns(rt: mpgort.Runtime) -> None:
     assert before > 2 * 8 * BIG
 
 
+@pytest.mark.parametrize(
+    "dtype", ["string[pyarrow]", "int64[pyarrow]", "Int64", "category", "M8[s]"]
+)
+def test_a_column_of_pandas_is_written_once_however_often_it_is_sent_on(
+    rt: mpgort.Runtime, dtype: str
+) -> None:
+    """pandas copies a column that Arrow holds, each time that it is pickled."""
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"c": pd.Series(np.arange(BIG) % 100).astype(dtype), "x": np.ones(BIG)})
+    back = rt.spawn(lambda f: f, frame).result()
+    before = large_bytes(rt)
+    again = [rt.spawn(lambda f: f, back).result() for _ in range(3)]
+    assert large_bytes(rt) == before > 8 * BIG
+    again.append(rt.spawn((lambda f: lambda: f)(back)).result())
+    assert all(f.equals(frame) and (f.dtypes == frame.dtypes).all() for f in [back, *again])
+    assert rt.spawn(lambda f: f.assign(c=f["c"].shift())["c"].isna().sum(), back).result() == 1
+    del back, again
+
+
 def test_tables_of_arrow_share_their_columns(rt: mpgort.Runtime) -> None:
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"x": np.arange(BIG), "s": ["a", None] * (BIG // 2)})
@@ -268,6 +292,27 @@ def test_what_anybody_writes_all_see(rt: mpgort.Runtime) -> None:
     assert a[1, :4].tolist() == [9, 2, 9, 2] and a[2, -2:].tolist() == [9, 3]
     assert a[0, 0] == 1 and a[3, 0] == 4
     del a
+
+
+@pytest.mark.parametrize("dtype", ["M8[s]", "m8[ns]", RECORD, DATED, "V3", "S5", "U2", "?", "c16"])
+def test_a_shared_array_of_any_type_is_one_memory(rt: mpgort.Runtime, dtype: Any) -> None:
+    def mark(x: Any) -> Any:
+        x[2:4] = np.ones(1, "u1").repeat(x.itemsize).view(x.dtype)
+        return x[::-1]
+
+    for order in ("C", "F"):
+        a = shared.zeros((6, 3), dtype, order=order)
+        expected = mark(np.zeros((6, 3), dtype))
+        back = rt.spawn(mark, a).result()
+        assert back.tobytes() == expected.tobytes() == a[::-1].tobytes()
+        assert np.shares_memory(a, back)
+    records = shared.zeros(5, RECORD).view(np.recarray)
+
+    def put(x: np.recarray[Any, Any]) -> bool:
+        x.a[1] = 7
+        return isinstance(x, np.recarray)
+
+    assert rt.spawn(put, records).result() and records.a[1] == 7
 
 
 def test_a_small_shared_array_is_one_memory_as_well(rt: mpgort.Runtime) -> None:
