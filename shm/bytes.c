@@ -210,7 +210,7 @@ void shm_gcont_drop(struct shm_ctx *c, struct shm_g *g)
         shm_cont_drop(c, off, g->cont_len);
 }
 
-/* If this M dies in here, the block is its own: its words are given back, nobody reads its bytes. */
+/* If this M dies in here, the block is its own: its words are given back, its bytes not read. */
 bool shm_cont_rewrite(struct shm_ctx *c, shm_off off, const void *bytes, uint32_t len)
 {
     uint32_t nh = nhandles(shm_live_blk(c, off, "rewrite"));

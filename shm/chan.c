@@ -26,8 +26,8 @@
  *   close  marks, then wakes all receivers, then all senders, with ok = 0. What is in the ring can
  *          still be received.
  *
- * A VALUE'S BLOCK follows it (bytes.c): it is the M's own while in a caller's hands, published while
- * the segment names it, and both change in the transaction that moves the value. So a value in the
+ * A VALUE'S BLOCK follows it (bytes.c): it is the M's own while in a caller's hands, published
+ * while the segment names it, and both change in the transaction that moves the value. So a value in the
  * hands of an M that dies is garbage, and any other is untouched.
  *
  * Slots of the ring beyond qcount are written plainly: no one reads them until qcount, by the

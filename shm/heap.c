@@ -28,8 +28,8 @@
  *
  * WHAT IS LIVE is not counted, for a death may come between the act and its count. It is what the
  * spans have, less what is free: in the depot, in the magazines, ahead of bump. Each of these moves
- * with the block itself, by one store or in one transaction (shm_heap_stats()). m->st.allocs and its
- * like are figures of what was done, each perhaps one short per death.
+ * with the block itself, by one store or in one transaction (shm_heap_stats()). m->st.allocs and
+ * its like are figures of what was done, each perhaps one short per death.
  *
  * SCRUB, an option: continuations and messages may hold secrets. What is freed is overwritten, and
  * so is what leaves a value in place or stays behind in a block written anew (bytes.c), a channel's

@@ -220,6 +220,10 @@ shm_off shm_join_fire(struct shm_ctx *c, struct shm_p *p, struct shm_tnode *n);
 void shm_join_carry(struct shm_ctx *c, shm_off j);
 /* sema.c, mutex.c. All with the lock of sy held. */
 struct shm_sema *shm_sema_at(const struct shm_ctx *c, shm_off off, uint32_t what);
+static inline uint64_t shm_sema_held_by(uint64_t goid) /* the word of a lock that it holds */
+{
+    return goid << 8 | SHM_SY_LOCKED;
+}
 uint64_t shm_sema_mark(const struct shm_g *g); /* of who waits: a ticket, a want, a time */
 void shm_sema_mark_set(struct shm_g *g, uint64_t mark);
 void shm_sema_settle(struct shm_ctx *c, struct shm_sema *sy);

@@ -56,7 +56,7 @@ static_assert(sizeof(struct shm_val) == 16, "two words");
 
 /* First words of every shared object that handles refer to. */
 struct shm_obj {
-    /* References << 32 | M slot + 1 of who is just changing their number << 16 | SHM_OBJ_*; handle.c */
+    /* References << 32 | M slot + 1 of who is changing their number << 16 | SHM_OBJ_*; handle.c */
     _Atomic uint64_t word;
 };
 #define SHM_OBJ(refs, by, kind) ((uint64_t)(refs) << 32 | (uint64_t)(by) << 16 | (kind))
@@ -354,8 +354,8 @@ struct shm_m {
     /* handle.c: what this M's Python holds */
     shm_off handles_off; /* of the table: handles_own, or a block */
     uint32_t handles_n, handles_cap, handles_free, pad1_;
-    /* The count that it is about to change: the object, what its word is then, and which word of the
-     * segment gets which value with it. */
+    /* The count that it is about to change: the object, what its word is then, and which word of
+     * the segment gets which value with it. */
     _Atomic uint64_t ref_obj, ref_next;
     uint64_t ref_where, ref_value;
     shm_off hand;       /* an object of which it has a reference that stands nowhere; by tx */

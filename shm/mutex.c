@@ -1,4 +1,4 @@
-/* mutex.c — Mutex: Go's sync.Mutex (sync/mutex.go), with a holder; and Cond's wait, which gives one
+/* mutex.c — Mutex: Go's sync.Mutex (sync/mutex.go), with a holder; and Cond, whose wait gives one
  * up.
  *
  * THE WORD is 0 (free), goid << 8 | LOCKED, or one of both with SLOW. Without SLOW one CAS locks
@@ -40,11 +40,6 @@ static struct shm_waitq *queue(struct shm_sema *sy)
     return SHM_WAITQ(&sy->first);
 }
 
-static uint64_t held_by(uint64_t goid)
-{
-    return goid << 8 | SHM_SY_LOCKED;
-}
-
 bool shm_mutex_slow(struct shm_sema *sy)
 {
     uint64_t w = load_rlx(&sy->word);
@@ -76,7 +71,7 @@ static int take(struct shm_ctx *c, struct shm_sema *sy, uint64_t goid)
 {
     if (unlikely(sy->state & SHM_SY_DEAD))
         return SHM_EOWNER;
-    uint64_t w = 0, at_once = c->retrying ? SHM_SY_SLOW : held_by(goid);
+    uint64_t w = 0, at_once = c->retrying ? SHM_SY_SLOW : shm_sema_held_by(goid);
     /* Pairs with the release in shm_mutex_unlock(). Under retries the CAS only keeps others off. */
     if (cas_acqrel(&sy->word, &w, at_once) && !c->retrying)
         return SHM_OK;
@@ -84,7 +79,7 @@ static int take(struct shm_ctx *c, struct shm_sema *sy, uint64_t goid)
         return SHM_EAGAIN;
     FAILPOINT("mutex.take");
     shm_tx_begin(c);
-    shm_tx_store64(c, &sy->word, with_slow(sy, held_by(goid), sy->first != 0));
+    shm_tx_store64(c, &sy->word, with_slow(sy, shm_sema_held_by(goid), sy->first != 0));
     shm_retry_done(c, SHM_OK_VALUE, NULL, 0);
     shm_tx_commit(c);
     return SHM_OK;
@@ -95,7 +90,7 @@ int shm_mutex_trylock(struct shm_ctx *c, shm_off off, uint64_t goid)
     struct shm_sema *sy = shm_sema_at(c, off, SHM_SY_MUTEX);
     uint64_t w = 0;
     FAILPOINT("mutex.try");
-    if (likely(cas_acqrel(&sy->word, &w, held_by(goid)))) /* as in take() */
+    if (likely(cas_acqrel(&sy->word, &w, shm_sema_held_by(goid)))) /* as in take() */
         return SHM_OK;
     if (!(w & SHM_SY_SLOW))
         return SHM_EAGAIN;
@@ -117,7 +112,7 @@ static bool spin(struct shm_ctx *c, struct shm_sema *sy, uint64_t goid)
         uint64_t w = load_rlx(&sy->word);
         if (w & SHM_SY_SLOW)
             return false;
-        if (w == 0 && cas_acqrel(&sy->word, &w, held_by(goid))) /* as in take() */
+        if (w == 0 && cas_acqrel(&sy->word, &w, shm_sema_held_by(goid))) /* as in take() */
             return true;
     }
     return false;
@@ -215,7 +210,7 @@ static void release(struct shm_ctx *c, struct shm_sema *sy, struct shm_sudog *s,
         struct shm_g *g = shm_g(c, s->g);
         if (!s->next || now_ns - shm_sema_mark(g) < STARVE_NS)
             state &= ~(uint32_t)SHM_SY_STARVING;
-        word |= held_by(g->goid);
+        word |= shm_sema_held_by(g->goid);
     } else {
         state |= SHM_SY_WOKEN;
     }
@@ -326,4 +321,42 @@ int shm_cond_park(struct shm_ctx *c, shm_off off, shm_gref r)
         store_rlx(&c->m->inflight[SHM_IF_WAKE], 0);
     }
     return e;
+}
+
+/* Without the lock, as Go's. */
+static bool nobody_waits(struct shm_sema *sy)
+{
+    return load_acq((_Atomic uint64_t *)&sy->first) == 0; /* pairs with shm_tx_store64() */
+}
+
+void shm_cond_signal(struct shm_ctx *c, shm_off off)
+{
+    struct shm_sema *sy = shm_sema_at(c, off, SHM_SY_COND);
+    shm_gref r = 0;
+    if (nobody_waits(sy))
+        return;
+    shm_lock(c, &sy->lock);
+    struct shm_sudog *s = shm_sudog_claim(c, queue(sy));
+    if (s) {
+        r = s->g;
+        shm_tx_begin(c);
+        shm_sudog_win(c, queue(sy), s, SHM_OK_VALUE);
+        shm_tx_commit(c);
+    }
+    shm_unlock(c, &sy->lock);
+    if (r)
+        shm_ready(c, r, true);
+}
+
+void shm_cond_broadcast(struct shm_ctx *c, shm_off off)
+{
+    struct shm_sema *sy = shm_sema_at(c, off, SHM_SY_COND);
+    if (nobody_waits(sy))
+        return;
+    shm_lock(c, &sy->lock);
+    shm_tx_begin(c);
+    shm_tx_store64(c, &sy->notify, sy->ticket);
+    shm_tx_commit(c);
+    shm_sema_settle(c, sy);
+    shm_unlock(c, &sy->lock);
 }

@@ -10,7 +10,8 @@
  *
  * so a primitive is two questions: may someone who comes now go on (may_go), and who of those who
  * wait is next (next_queue). What is granted is granted to the waiter before it runs (a hand-off),
- * so nobody overtakes and nobody wakes in vain. A Mutex alone lets newcomers in first (mutex.c).
+ * so nobody overtakes and nobody wakes in vain. A Mutex alone lets newcomers in first: it and Cond,
+ * which gives one up, are in mutex.c.
  *
  * SETTLE claims the first that may go (INV one-waker), writes grant, ok and unlink in one
  * transaction, and goes on until nobody may or a batch is full; then it gives the lock back and
@@ -269,7 +270,7 @@ static void grant(struct shm_ctx *c, struct shm_sema *sy, int how, uint64_t want
     switch (sy->what) {
     case SHM_SY_RWMUTEX:
         if (how == SHM_SY_WRITE) {
-            shm_tx_store64(c, &sy->word, goid << 8 | SHM_SY_LOCKED);
+            shm_tx_store64(c, &sy->word, shm_sema_held_by(goid));
         } else {
             shm_tx_store64(c, &sy->n, sy->n + 1);
             name_reader(c, sy, goid);
@@ -277,7 +278,7 @@ static void grant(struct shm_ctx *c, struct shm_sema *sy, int how, uint64_t want
         break;
     case SHM_SY_ONCE:
         if (!(sy->state & SHM_SY_DONE)) {
-            shm_tx_store64(c, &sy->word, goid << 8 | SHM_SY_LOCKED);
+            shm_tx_store64(c, &sy->word, shm_sema_held_by(goid));
             shm_tx_store32(c, &sy->state, SHM_SY_RUNNING);
         }
         break;
@@ -460,7 +461,7 @@ int shm_waitgroup_add(struct shm_ctx *c, shm_off off, int64_t n)
 bool shm_once_mine(struct shm_ctx *c, shm_off off, uint64_t goid)
 {
     struct shm_sema *sy = shm_sema_at(c, off, SHM_SY_ONCE);
-    return load_acq(&sy->word) == (goid << 8 | SHM_SY_LOCKED);
+    return load_acq(&sy->word) == shm_sema_held_by(goid);
 }
 
 void shm_once_done(struct shm_ctx *c, shm_off off)
@@ -492,39 +493,6 @@ int shm_semaphore_release(struct shm_ctx *c, shm_off off, uint64_t n)
     }
     shm_unlock(c, &sy->lock);
     return e;
-}
-
-void shm_cond_signal(struct shm_ctx *c, shm_off off)
-{
-    struct shm_sema *sy = shm_sema_at(c, off, SHM_SY_COND);
-    shm_gref r = 0;
-    if (load_acq((_Atomic uint64_t *)&sy->first) ==
-        0) /* pairs with shm_tx_store64(): nobody waits */
-        return;
-    shm_lock(c, &sy->lock);
-    struct shm_sudog *s = shm_sudog_claim(c, queue(sy));
-    if (s) {
-        r = s->g;
-        shm_tx_begin(c);
-        shm_sudog_win(c, queue(sy), s, SHM_OK_VALUE);
-        shm_tx_commit(c);
-    }
-    shm_unlock(c, &sy->lock);
-    if (r)
-        shm_ready(c, r, true);
-}
-
-void shm_cond_broadcast(struct shm_ctx *c, shm_off off)
-{
-    struct shm_sema *sy = shm_sema_at(c, off, SHM_SY_COND);
-    if (load_acq((_Atomic uint64_t *)&sy->first) == 0) /* as above */
-        return;
-    shm_lock(c, &sy->lock);
-    shm_tx_begin(c);
-    shm_tx_store64(c, &sy->notify, sy->ticket);
-    shm_tx_commit(c);
-    shm_sema_settle(c, sy);
-    shm_unlock(c, &sy->lock);
 }
 
 /* ---- the dead -------------------------------------------------------------------------------- */

@@ -55,7 +55,7 @@
 #include "layout.h"
 
 #define SHM_MUSTUSE __attribute__((warn_unused_result))
-/* Hardly ever called: the compiler lays the branches that lead to it apart from those that go on. */
+/* Hardly ever called: the compiler lays the branches that lead to it apart from the others. */
 #define SHM_COLD __attribute__((cold))
 
 enum {
@@ -355,7 +355,7 @@ void shm_releasep(struct shm_ctx *c);
 void shm_handoffp(struct shm_ctx *c);
 /* n: the new number of worker Ps, 0: as it is; *old: before. SHM_ENOSPC. Not with procs=0. */
 SHM_MUSTUSE int shm_gomaxprocs(struct shm_ctx *c, uint32_t n, uint32_t *old);
-/* No more than nprocs goroutines run at once from here on, though they stand in calls that block. */
+/* No more than nprocs goroutines run at once from here on, though they stand in blocking calls. */
 void shm_procs_promise(struct shm_ctx *c);
 
 /* ---- sysmon.c -------------------------------------------------------------------------------- */

@@ -225,7 +225,7 @@ int shm_sysmon(struct shm_ctx *c, int m0_pidfd, struct shm_child *children, int 
                 shm_throw("sysmon: eventfd: %s", strerror(errno));
             return -2;
         }
-        /* All is quiet, also if an M that does nothing keeps from the long sleep: it may be dead. */
+        /* All is quiet, also if an M that does nothing keeps from the long sleep: is it dead? */
         if (e == 0 && (ms == LONG_MS || (c->tick > QUIET && c->tick % QUIET == 0)))
             return -2;
     }

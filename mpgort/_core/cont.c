@@ -236,6 +236,24 @@ bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *
     return true;
 }
 
+int core_cont_open(struct core_proc *s, const struct shm_g *g, const uint8_t **p, size_t *chain,
+                   struct core_words *W)
+{
+    size_t ctx;
+    uint32_t n;
+    const struct shm_retry *y = shm_retry_of(s->c, g);
+    shm_off off = y ? y->cont_off : g->cont_off;
+    const uint64_t *h = shm_bytes_handles(s->c, off, &n);
+    *p = shm_at(s->c, off);
+    if (core_words_open(W, h, n) < 0)
+        return -1;
+    if (!core_cont_split(g, *p, y ? y->cont_len : g->cont_len, chain, &ctx)) {
+        PyErr_SetString(core_err.BadContinuation, "the lengths in a continuation do not fit");
+        return -1;
+    }
+    return ctx == 0 ? 0 : core_context_enter(s, *p + *chain, ctx, W);
+}
+
 /* Keeps the running goroutine here: root and pk move into its home. */
 int core_keep(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, uint8_t why,
               const char *reason)

@@ -228,7 +228,7 @@ static PyObject *goroutine_cancel(CoreHandle *h, PyObject *_)
     return c == NULL ? NULL : PyBool_FromLong(shm_join_cancel(c, h->off));
 }
 
-/* Whoever is first of this and the M that starts it: proc.c, start(). */
+/* Whoever is first of this and the M that starts it: life.c, start(). */
 static PyObject *goroutine_withdraw(CoreHandle *h, PyObject *_)
 {
     uint32_t none = 0;

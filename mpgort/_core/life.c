@@ -1,9 +1,9 @@
 /* life.c — how a goroutine begins and how it ends.
  *
  * It begins as a call, encoded where it was started, with the context variables of who started it;
- * it runs first on whichever M picks it up (proc.c: start). It ends by its value or exception,
- * which go to its join object, or, under go, to the header as the program's panic; or by a kill,
- * which runs nothing of it any more. */
+ * it runs first on whichever M picks it up (core_begin(), step 2 of the essay of proc.c). It ends
+ * by its value or exception, which go to its join object, or, under go, to the header as the program's
+ * panic; or by a kill, which runs nothing of it any more. */
 #include "proc.h"
 
 /* ---- new goroutines -------------------------------------------------------------------------- */
@@ -114,6 +114,97 @@ shm_off core_self_join(struct core_proc *s)
     shm_join_give(s->c, g, off);
     shm_obj_unref(s->c, off); /* the second reference is a caller's */
     return off;
+}
+
+/* ---- its first turn -------------------------------------------------------------------------- */
+
+/* False: it waits at its group's limit, or was cancelled or stopped before it began and has ended
+ * (*r is core_finish()'s). */
+static bool admit(struct core_proc *s, shm_gref gr, int *r)
+{
+    struct shm_ctx *c = s->c;
+    struct shm_g *g = core_g(s, gr);
+    struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
+    *r = 0;
+    if (j == NULL && g->ok != SHM_OK_CANCELLED)
+        return true;
+    if (j == NULL) { /* an after_func that was stopped */
+        shm_gcont_drop(c, g);
+        *r = core_finish(s, gr, Py_NewRef(Py_None));
+        return false;
+    }
+    bool cancelled = g->ok == SHM_OK_CANCELLED || core_cancel_due(j); /* while it was queued */
+    uint64_t epoch = shm_wait_next(g);
+    core_wait_end(c, g);
+    if (!cancelled) {
+        if (shm_group_admit(c, g->obj, gr) == SHM_OK)
+            return true;
+        s->curg = 0; /* as in park(): g is another's, and a cancel may have come in between */
+        shm_join_marks(c, j, gr, epoch);
+        return false;
+    }
+    shm_gcont_drop(c, g);
+    PyErr_SetNone(core_err.Cancelled);
+    *r = core_finish(s, gr, NULL);
+    return false;
+}
+
+/* Makes its call. */
+static int start(struct core_proc *s, shm_gref gr)
+{
+    struct shm_g *g = core_g(s, gr);
+    const uint8_t *p;
+    size_t chain;
+    PyObject *call = NULL, *v = NULL;
+    struct core_words W;
+    uint32_t none = 0;
+    if (g->obj != 0 && !cas_acqrel(&((struct shm_join *)shm_at(s->c, g->obj))->begun, &none, 1) &&
+        !(none == 1 && g->retries)) { /* 1: run again from its start */
+        /* Withdrawn (goroutine.c), which is the same CAS. */
+        shm_gcont_drop(s->c, g);
+        PyErr_SetNone(core_err.Cancelled);
+        return core_finish(s, gr, NULL);
+    }
+    if (core_cont_open(s, g, &p, &chain, &W) == 0)
+        call = core_value_decode(p, chain, &W);
+    core_words_close(&W);
+    shm_gcont_drop(s->c, g);
+    g->flags = (uint8_t)((g->flags | SHM_GF_STARTED) & ~SHM_GF_CONTEXT);
+    if (call == NULL)
+        return core_finish(s, gr, NULL);
+    if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) < 2 ||
+        !PyTuple_Check(PyTuple_GET_ITEM(call, 1)))
+        PyErr_SetString(core_err.BadContinuation, "the call of a new goroutine is damaged");
+    else
+        v = PyObject_Call(PyTuple_GET_ITEM(call, 0), PyTuple_GET_ITEM(call, 1),
+                          PyTuple_GET_SIZE(call) > 2 ? PyTuple_GET_ITEM(call, 2) : NULL);
+    Py_DECREF(call);
+    if (v == NULL)
+        return core_finish(s, gr, NULL);
+    if (!PyCoro_CheckExact(v)) {
+        if (Py_TYPE(v)->tp_as_async == NULL || Py_TYPE(v)->tp_as_async->am_await == NULL)
+            return core_finish(s, gr, v);
+        /* A bound method of a handle (go(ch.send, v)), or another awaitable:
+         * a coroutine awaits it. */
+        PyObject *coro = PyObject_CallOneArg(core_err.await_it, v);
+        Py_DECREF(v);
+        if (coro == NULL)
+            return core_finish(s, gr, NULL);
+        v = coro;
+    }
+    PyObject *out;
+    PySendResult res = PyIter_Send(v, Py_None, &out);
+    return core_drive(s, gr, v, res, out);
+}
+
+int core_begin(struct core_proc *s, shm_gref gr)
+{
+    int r;
+    if (!admit(s, gr, &r))
+        return r;
+    if (core_g(s, gr)->retries)
+        shm_retry_take(s->c, gr);
+    return start(s, gr);
 }
 
 /* ---- the end of a goroutine ------------------------------------------------------------------ */

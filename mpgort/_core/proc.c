@@ -11,7 +11,7 @@
  *                (loop.c).
  *   2 execute    runnable -> running by CAS (INV status-truth); a home goroutine is taken from
  *                `homes`, a light one from `warm` or decoded, and its block kept; a new one's call
- *                is made.
+ *                is made (life.c).
  *   3 resume     g->op says what it was parked in: that operation's resume() makes the value of the
  *                await from g->ok and g->value, or the exception that the await raises.
  *   4 run        PyIter_Send (core_chain_send) until it yields a park request, returns or raises.
@@ -188,8 +188,8 @@ int core_try_done(struct core_proc *s, CorePark *pk, PyObject **result)
     return *result != NULL ? 1 : -1;
 }
 
-/* Takes a cancel that is due. Seq_cst: tag cancel. */
-static bool cancel_due(struct shm_join *j)
+/* Seq_cst: tag cancel. */
+bool core_cancel_due(struct shm_join *j)
 {
     uint32_t one = 1;
     return load_rlx(&j->cancel) == 1 && cas_seq(&j->cancel, &one, 0);
@@ -212,7 +212,7 @@ SHM_COLD static int park_retry(struct core_proc *s, shm_gref gr, CorePark *pk, s
     unsigned op = (unsigned)pk->kind;
     bool users = op == PK_GOPARK || op == PK_MCALL; /* what runs there has awaits of nobody */
     int r = SHM_OK;
-    if (load_acq(&j->cancel) == 1) { /* as cancel_due(), but taken with the checkpoint */
+    if (load_acq(&j->cancel) == 1) { /* as core_cancel_due(), but taken with the checkpoint */
         shm_retry_cancelled(c, gr);
         core_park_drop(c, pk);
         return SHM_OK;
@@ -271,7 +271,7 @@ static int park(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
         core_killed(s, gr, root, (PyObject *)pk);
         return GONE;
     }
-    if (j != NULL && !inhand && (!retry || core_park_ops[op].home) && cancel_due(j)) {
+    if (j != NULL && !inhand && (!retry || core_park_ops[op].home) && core_cancel_due(j)) {
         PyErr_SetNone(core_err.Cancelled);
         *exc = core_take_exc();
         core_park_drop(c, pk);
@@ -390,105 +390,6 @@ int core_drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult re
     }
 }
 
-/* Enters the goroutine's own context, if its continuation has one; *chain: how many bytes of it are
- * the await chain or call. */
-static int open_cont(struct core_proc *s, const struct shm_g *g, const uint8_t **p, size_t *chain,
-                     struct core_words *W)
-{
-    size_t ctx;
-    uint32_t n;
-    const struct shm_retry *y = shm_retry_of(s->c, g);
-    shm_off off = y ? y->cont_off : g->cont_off;
-    const uint64_t *h = shm_bytes_handles(s->c, off, &n);
-    *p = shm_at(s->c, off);
-    if (core_words_open(W, h, n) < 0)
-        return -1;
-    if (!core_cont_split(g, *p, y ? y->cont_len : g->cont_len, chain, &ctx)) {
-        PyErr_SetString(core_err.BadContinuation, "the lengths in a continuation do not fit");
-        return -1;
-    }
-    return ctx == 0 ? 0 : core_context_enter(s, *p + *chain, ctx, W);
-}
-
-/* A goroutine's first turn. GONE: it waits at its group's limit, or was cancelled or stopped before
- * it began and has ended (*r is finish()'s). */
-static int admit(struct core_proc *s, shm_gref gr, int *r)
-{
-    struct shm_ctx *c = s->c;
-    struct shm_g *g = core_g(s, gr);
-    struct shm_join *j = g->obj ? shm_at(c, g->obj) : NULL;
-    *r = 0;
-    if (j == NULL && g->ok != SHM_OK_CANCELLED)
-        return GO_ON;
-    if (j == NULL) { /* an after_func that was stopped */
-        shm_gcont_drop(c, g);
-        *r = core_finish(s, gr, Py_NewRef(Py_None));
-        return GONE;
-    }
-    bool cancelled = g->ok == SHM_OK_CANCELLED || cancel_due(j); /* while it was queued */
-    uint64_t epoch = shm_wait_next(g);
-    core_wait_end(c, g);
-    if (!cancelled) {
-        if (shm_group_admit(c, g->obj, gr) == SHM_OK)
-            return GO_ON;
-        s->curg = 0; /* as in park(): g is another's, and a cancel may have come in between */
-        shm_join_marks(c, j, gr, epoch);
-        return GONE;
-    }
-    shm_gcont_drop(c, g);
-    PyErr_SetNone(core_err.Cancelled);
-    *r = core_finish(s, gr, NULL);
-    return GONE;
-}
-
-/* Step 2 for a goroutine that has not started: makes its call. */
-static int start(struct core_proc *s, shm_gref gr)
-{
-    struct shm_g *g = core_g(s, gr);
-    const uint8_t *p;
-    size_t chain;
-    PyObject *call = NULL, *v = NULL;
-    struct core_words W;
-    uint32_t none = 0;
-    if (g->obj != 0 && !cas_acqrel(&((struct shm_join *)shm_at(s->c, g->obj))->begun, &none, 1) &&
-        !(none == 1 && g->retries)) { /* 1: run again from its start */
-        /* Withdrawn (goroutine.c), which is the same CAS. */
-        shm_gcont_drop(s->c, g);
-        PyErr_SetNone(core_err.Cancelled);
-        return core_finish(s, gr, NULL);
-    }
-    if (open_cont(s, g, &p, &chain, &W) == 0)
-        call = core_value_decode(p, chain, &W);
-    core_words_close(&W);
-    shm_gcont_drop(s->c, g);
-    g->flags = (uint8_t)((g->flags | SHM_GF_STARTED) & ~SHM_GF_CONTEXT);
-    if (call == NULL)
-        return core_finish(s, gr, NULL);
-    if (!PyTuple_CheckExact(call) || PyTuple_GET_SIZE(call) < 2 ||
-        !PyTuple_Check(PyTuple_GET_ITEM(call, 1)))
-        PyErr_SetString(core_err.BadContinuation, "the call of a new goroutine is damaged");
-    else
-        v = PyObject_Call(PyTuple_GET_ITEM(call, 0), PyTuple_GET_ITEM(call, 1),
-                          PyTuple_GET_SIZE(call) > 2 ? PyTuple_GET_ITEM(call, 2) : NULL);
-    Py_DECREF(call);
-    if (v == NULL)
-        return core_finish(s, gr, NULL);
-    if (!PyCoro_CheckExact(v)) {
-        if (Py_TYPE(v)->tp_as_async == NULL || Py_TYPE(v)->tp_as_async->am_await == NULL)
-            return core_finish(s, gr, v);
-        /* A bound method of a handle (go(ch.send, v)), or another awaitable:
-         * a coroutine awaits it. */
-        PyObject *coro = PyObject_CallOneArg(core_err.await_it, v);
-        Py_DECREF(v);
-        if (coro == NULL)
-            return core_finish(s, gr, NULL);
-        v = coro;
-    }
-    PyObject *out;
-    PySendResult res = PyIter_Send(v, Py_None, &out);
-    return core_drive(s, gr, v, res, out);
-}
-
 /* A woken goroutine whose operation may have to wait once more,
  * before anything of it is decoded. */
 static bool waits_on(struct core_proc *s, shm_gref gr, struct shm_g *g)
@@ -515,6 +416,52 @@ static bool waits_on(struct core_proc *s, shm_gref gr, struct shm_g *g)
     return true;
 }
 
+/* It was killed while it was parked, wherever its frames are. */
+SHM_COLD static void run_killed(struct core_proc *s, shm_gref gr, struct core_home *h)
+{
+    PyObject *root = NULL, *park = NULL;
+    struct core_warm warm;
+    if (h != NULL) {
+        root = h->root;
+        park = (PyObject *)h->park;
+        h->root = NULL;
+        h->park = NULL;
+    } else if (core_warm_take(s, gr, &warm)) {
+        root = warm.root;
+        park = (PyObject *)warm.park;
+        Py_XDECREF(warm.ctx);
+    }
+    core_killed(s, gr, root, park);
+}
+
+/* A heavy goroutine that comes up here, root and park owned. True: another M has asked for one, or
+ * this one is to leave, and it was encoded whole and is anybody's. */
+static bool offload(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *park)
+{
+    struct shm_ctx *c = s->c;
+    struct shm_g *g = core_g(s, gr);
+    if (!s->retiring && !(load_rlx(&c->m->attn) & SHM_ATTN_OFFLOAD)) /* a hint */
+        return false;
+    and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_OFFLOAD);
+    core_enc_reset(&s->enc);
+    s->enc.budget = SIZE_MAX;
+    if (core_chain_encode(root, park, &s->enc) != ENC_OK ||
+        core_cont_store(s, c, g, &s->enc, s->ctx, 0) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    g->home_m1 = 0;
+    g->home_why = SHM_HOME_NONE;
+    core_home_drop(s, s->curhome);
+    s->curhome = NULL;
+    s->curg = 0;
+    own_add(&c->m->st.offloads, 1); /* owner only */
+    shm_gosched(c, gr);
+    core_chain_drop(root);
+    Py_DECREF(park);
+    return true;
+}
+
 /* Step 2 and 3 for a goroutine whose status is running and which this M holds. */
 int core_run_g(struct core_proc *s, shm_gref gr)
 {
@@ -529,17 +476,7 @@ int core_run_g(struct core_proc *s, shm_gref gr)
     if (core_context_base(s) < 0)
         PyErr_Clear();
     if (g->obj != 0 && load_seq(&((struct shm_join *)shm_at(c, g->obj))->kill)) { /* tag: kill */
-        root = h != NULL ? h->root : NULL;
-        park = h != NULL ? (PyObject *)h->park : NULL;
-        if (h != NULL) {
-            h->root = NULL;
-            h->park = NULL;
-        } else if (core_warm_take(s, gr, &warm)) {
-            root = warm.root;
-            park = (PyObject *)warm.park;
-            Py_XDECREF(warm.ctx);
-        }
-        core_killed(s, gr, root, park);
+        run_killed(s, gr, h);
         return 0;
     }
     if (g->op < CORE_PARK_KINDS && core_park_ops[g->op].again != NULL && waits_on(s, gr, g))
@@ -556,26 +493,8 @@ int core_run_g(struct core_proc *s, shm_gref gr)
         h->park = NULL;
         if (core_context_switch(s, h->ctx ? h->ctx : s->base_ctx) < 0)
             PyErr_Clear();
-        if (h->why == SHM_HOME_HEAVY &&
-            (s->retiring || load_rlx(&c->m->attn) & SHM_ATTN_OFFLOAD)) { /* a hint */
-            and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_OFFLOAD);
-            core_enc_reset(&s->enc);
-            s->enc.budget = SIZE_MAX;
-            if (core_chain_encode(root, park, &s->enc) == ENC_OK &&
-                core_cont_store(s, c, g, &s->enc, s->ctx, 0) == 0) {
-                g->home_m1 = 0;
-                g->home_why = SHM_HOME_NONE;
-                core_home_drop(s, h);
-                s->curhome = NULL;
-                s->curg = 0;
-                own_add(&c->m->st.offloads, 1); /* owner only */
-                shm_gosched(c, gr);
-                core_chain_drop(root);
-                Py_DECREF(park);
-                return 0;
-            }
-            PyErr_Clear();
-        }
+        if (h->why == SHM_HOME_HEAVY && offload(s, gr, root, park))
+            return 0;
     } else if (core_warm_take(s, gr, &warm)) {
         root = warm.root;
         park = (PyObject *)warm.park;
@@ -592,15 +511,13 @@ int core_run_g(struct core_proc *s, shm_gref gr)
     } else {
         const uint8_t *p;
         size_t chain;
-        int r;
-        if (!(g->flags & SHM_GF_STARTED) && admit(s, gr, &r) == GONE)
-            return r;
+        struct core_words W;
+        if (!(g->flags & SHM_GF_STARTED))
+            return core_begin(s, gr);
         if (retry)
             shm_retry_take(c, gr);
-        if (!(g->flags & SHM_GF_STARTED))
-            return start(s, gr);
-        struct core_words W;
-        root = open_cont(s, g, &p, &chain, &W) == 0 ? core_chain_decode(p, chain, &W, &park) : NULL;
+        root = core_cont_open(s, g, &p, &chain, &W) == 0 ? core_chain_decode(p, chain, &W, &park)
+                                                         : NULL;
         core_words_close(&W);
         core_cont_take(s, g);
         if (root == NULL)

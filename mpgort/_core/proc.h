@@ -202,6 +202,10 @@ void core_home_free(struct core_home *h);
 int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
                     PyObject *ctx, shm_off kept);
 bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain, size_t *ctx);
+/* Enters the goroutine's own context, if its continuation has one; *chain: how many bytes of it are
+ * the await chain or call. */
+int core_cont_open(struct core_proc *s, const struct shm_g *g, const uint8_t **p, size_t *chain,
+                   struct core_words *W);
 void core_warm_put(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
 bool core_warm_take(struct core_proc *s, shm_gref gr, struct core_warm *out);
 void core_warm_stale(struct core_proc *s, shm_gref gr);
@@ -212,7 +216,9 @@ enum { CORE_AT_HOME = 0, CORE_LIGHT = 1 };
 int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
 void core_unstore(struct core_proc *s, shm_gref gr, int how);
 
-/* life.c. The running G has ended with value (owned), or with the exception that is set (NULL).
+/* life.c. The first turn of gr, whose continuation is a call; as core_run_g(). */
+int core_begin(struct core_proc *s, shm_gref gr);
+/* The running G has ended with value (owned), or with the exception that is set (NULL).
  * -1: the exception ends the loop itself (Ctrl-C with procs=0). */
 int core_finish(struct core_proc *s, shm_gref gr, PyObject *value);
 void core_forked_end(void) __attribute__((noreturn, cold)); /* loop.c */
@@ -223,6 +229,7 @@ SHM_COLD void core_killed(struct core_proc *s, shm_gref gr, PyObject *root, PyOb
 int core_drive(struct core_proc *s, shm_gref gr, PyObject *root, PySendResult res, PyObject *out);
 int core_run_g(struct core_proc *s, shm_gref gr); /* gr is running, and this M's: its turn */
 void core_wait_end(struct shm_ctx *c, struct shm_g *g);
+bool core_cancel_due(struct shm_join *j); /* takes it */
 void core_park_drop(struct shm_ctx *c, CorePark *pk);
 /* loop.c, for block.c */
 #define CORE_LATE 2

@@ -1,5 +1,5 @@
-/* blocks.h — for tests of what lies in the heap: a segment with one M, what is live, and objects that
- * can be counted. */
+/* blocks.h — for tests of what lies in the heap: a segment with one M, what is live, and objects
+ * that can be counted. */
 #ifndef BLOCKS_H
 #define BLOCKS_H
 
