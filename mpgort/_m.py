@@ -108,6 +108,7 @@ def dump_plan(plan: Plan) -> tuple[int, tuple[int, ...]]:
     pickle raises for an initializer that cannot cross."""
     from multiprocessing import reduction, spawn
 
+    vars(sys.modules["__main__"]).setdefault("__spec__", None)  # pdb's has none; it is asked for
     prep = dict(spawn.get_preparation_data("mpgort"))
     prep["authkey"] = bytes(prep["authkey"])
     if not os.path.isfile(prep.get("init_main_from_path", __file__)):
