@@ -421,6 +421,9 @@ int shm_stopm(struct shm_ctx *c, bool *woken)
         store_rel(&h->poller_m1, c->m1); /* the last one knows of all timers */
     if (is_m0 && (nap < 0 || nap > M0_NAP_NS))
         nap = M0_NAP_NS;
+    int64_t left = c->until_ns > now ? (int64_t)(c->until_ns - now) : 0;
+    if (unlikely(c->until_ns) && (nap < 0 || nap > left))
+        nap = left;
     own_add(&m->st.sleeps, 1);
     bool set = shm_notetsleep(&m->note, nap); /* I5 */
     uint64_t slept = shm_now_ns() - now;
@@ -434,7 +437,7 @@ int shm_stopm(struct shm_ctx *c, bool *woken)
     }
     if (set || *woken || now + slept >= next)
         return SHM_OK;
-    return SHM_EINTR; /* a signal, or M0's nap is over */
+    return SHM_EINTR; /* a signal, or the nap of M0, or until until_ns, is over */
 }
 
 /* Not measured here: a wake needs a sleeper, that is a second thread or process, and a program that

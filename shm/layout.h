@@ -476,8 +476,9 @@ struct shm_ctx {
     int kick_fd; /* eventfd of the keeper, -1: none */
     bool in_tx;  /* between shm_tx_begin and shm_tx_commit */
     uint32_t tick;
-    uint32_t chain; /* runnexts taken in a row, in one time slice */
-    bool homely;    /* takes no P, runs only what is at home here (_core/thread.c) */
+    uint32_t chain;    /* runnexts taken in a row, in one time slice */
+    bool homely;       /* takes no P, runs only what is at home here (_core/thread.c, block.c) */
+    uint64_t until_ns; /* findrunnable() sleeps no longer than until then: SHM_EINTR; 0: it does */
     uint64_t rng;
     uint64_t now_ns;      /* clock as of the last findrunnable(), to some ms */
     uint64_t next_ns;     /* when runnext was set, if that is being watched (runq.c); else 0 */

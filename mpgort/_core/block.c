@@ -3,11 +3,16 @@
  * Their C stack cannot move, so what parks is a G that stands for the thread (SHM_GF_OUTSIDE): the
  * running goroutine's own, or a fresh one for a thread that is no M. Its waker sets the status and
  * wakes the futex that the status word is. A worker hands its P over first, so that what it waits
- * for can run. With procs=0 there is no other M, so the loop is entered again below the waiting
- * call: it ends when the waiting G is ready. One stack, so the calls return in the reverse order of
- * their waits: a G that is readied while another one's nested loop lies on top of it is parked
- * again with its result in it (`ready`) until that one has returned. If that one can only go on
- * after it, this is a deadlock and reported as one; with procs >= 1 it is not.
+ * for can run.
+ *
+ * NESTED. What only this M can run may be what it waits for: with procs=0 that is everything, on a
+ * worker the Gs that are at home there, heavy or pinned. So the loop is entered again below the
+ * waiting call, on a worker for those alone: it ends when the waiting G is ready. One stack, so the
+ * calls return in the reverse order of their waits: a G that is readied while another one's nested
+ * loop lies on top of it is parked again with its result in it (`ready`) until that one has
+ * returned. If that one can only go on after it, this is a deadlock and reported as one. On a
+ * worker that takes a coroutine that is at home and makes a call that blocks its M, instead of
+ * awaiting; rejected, for its sake, to let all others at home wait for the function on the stack.
  *
  * Meanwhile the G is at home here (home_m1): if this M dies, its reaper ends it. */
 #include "proc.h"
@@ -58,41 +63,73 @@ static bool unpark(struct shm_ctx *c, shm_gref gr)
            shm_execute(c, gr, true);
 }
 
-/* procs=0: nobody else could run what this goroutine waits for. */
+/* The nearest deadline of those that wait on this stack. */
+static uint64_t nearest(const struct core_nest *n)
+{
+    uint64_t ns = UINT64_MAX;
+    for (; n != NULL; n = n->outer)
+        ns = n->deadline_ns < ns ? n->deadline_ns : ns;
+    return ns;
+}
+
+/* Ends the waits whose time is up; true: that of the topmost, too. Who is not on top of the stack
+ * waits once more, for its turn, and that is no wait that ends by itself. */
+static bool end_late(struct core_proc *s)
+{
+    struct shm_ctx *c = s->c;
+    uint64_t now = shm_now_ns();
+    bool top = false;
+    for (struct core_nest *n = s->nest; n != NULL; n = n->outer) {
+        if (n->deadline_ns > now)
+            continue;
+        struct shm_g *g = shm_g(c, n->g);
+        n->deadline_ns = UINT64_MAX; /* also if its waker was first: it comes up next */
+        if (!shm_wait_abort(c, n->g, SHM_W_EPOCH(load_acq(&g->wait)), SHM_OK_TIMEOUT)) /* own */
+            continue;
+        break_wait(c, n->g);
+        if (n == s->nest) {
+            top = true;
+            continue;
+        }
+        n->ready = n->late = true;
+        g->home_why = SHM_HOME_LOCKED;
+        repark(c, n->g);
+    }
+    s->deadline_ns = nearest(s->nest);
+    return top;
+}
+
+/* Nobody else could run what this goroutine may wait for. */
 static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
 {
     struct shm_ctx *c = s->c;
     struct core_home *home = s->curhome;
     PyObject *ctx = Py_XNewRef(s->ctx);
-    uint64_t outer = s->deadline_ns,
-             epoch = SHM_W_EPOCH(load_acq(&shm_g(c, gr)->wait)); /* own wait */
-    struct core_nest here = {gr, false, s->nest};
+    struct core_nest here = {.g = gr, .deadline_ns = UINT64_MAX, .outer = s->nest};
+    bool worker = !s->prog->is_m0, homely = c->homely;
     int r = 0;
+    if (timeout_ns >= 0)
+        here.deadline_ns = shm_now_ns() + (uint64_t)timeout_ns;
     s->nest = &here;
-    if (timeout_ns >= 0 && shm_now_ns() + (uint64_t)timeout_ns < outer)
-        s->deadline_ns = shm_now_ns() + (uint64_t)timeout_ns;
+    s->deadline_ns = nearest(&here);
     s->curg = 0;
     s->curhome = NULL;
     for (;;) {
         shm_gref g;
         bool inherit;
         if (here.ready && unpark(c, gr)) {
-            r = 0;
+            r = here.late ? CORE_LATE : 0;
             break;
         }
+        c->homely |= worker; /* also if one that ran was unlocked from its thread */
         if ((r = core_schedule(s, &g, &inherit)) != 0 || !shm_execute(s->c, g, inherit)) {
-            if (r == 0)
+            if (r == 0 || r == CORE_RETIRE) /* when the function on the stack has returned */
                 continue;
-            if (r == CORE_LATE && shm_now_ns() < s->deadline_ns)
+            if (r == CORE_LATE && !end_late(s))
                 continue;
-            if (r == CORE_LATE && !shm_wait_abort(c, gr, epoch, SHM_OK_TIMEOUT)) {
-                s->deadline_ns = UINT64_MAX; /* its waker was first: it comes up next */
-                continue;
-            }
-            if (r == CORE_LATE)
-                break_wait(c, gr);
-            else if (r == 1)
-                PyErr_SetString(PyExc_RuntimeError, "the runtime was shut down");
+            if (r == 1)
+                PyErr_SetString(worker ? core_err.Killed : PyExc_RuntimeError,
+                                "the runtime was shut down");
             break;
         }
         if (g == gr)
@@ -102,6 +139,7 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
             below = below->outer;
         if (below != NULL) {
             below->ready = true;
+            below->deadline_ns = UINT64_MAX;
             repark(c, g);
             continue;
         }
@@ -118,7 +156,8 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
     s->nest = here.outer;
     s->curg = gr;
     s->curhome = home;
-    s->deadline_ns = outer;
+    s->deadline_ns = nearest(here.outer);
+    c->homely = homely || s->retiring;
     if (core_context_switch(s, ctx) < 0)
         PyErr_Clear();
     Py_XDECREF(ctx);
@@ -212,7 +251,8 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     if (s != NULL)
         core_cont_let(s); /* it may wait long */
     shm_gref gr = s ? s->curg : 0;
-    bool own = gr != 0, nested = own && load_rlx(&c->hdr->nprocs) == 0; /* from start to end */
+    bool own = gr != 0, nested = own && (load_rlx(&c->hdr->nprocs) == 0 || /* from start to end */
+                                         (!prog->is_m0 && s->nhomes > (s->curhome != NULL)));
     int r = 0;
     if (s != NULL && gr == 0)
         PyErr_SetString(PyExc_RuntimeError, "blocking call on the scheduler's stack (m->g0)");
@@ -248,7 +288,7 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     }
     if (timeout_ns >= 0) /* it goes on by itself: no deadlock, for as long as it waits */
         g->home_why = SHM_HOME_TIMED;
-    if (own && !nested && !prog->is_m0)
+    if (own && !prog->is_m0)
         shm_handoffp(c);
     r = core_park_ops[pk->kind].park(c, pk, gr);
     int w = 0;

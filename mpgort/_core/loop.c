@@ -102,6 +102,7 @@ int core_schedule(struct core_proc *s, shm_gref *g, bool *inherit)
              * with what others wait to see gone. */
             core_warm_rest(s);
             core_handle_rest(s);
+            c->until_ns = s->deadline_ns != UINT64_MAX ? s->deadline_ns : 0;
             Py_BEGIN_ALLOW_THREADS
                 r = shm_findrunnable(c, true, g, inherit);
             Py_END_ALLOW_THREADS

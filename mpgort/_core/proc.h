@@ -81,10 +81,12 @@ struct core_warm {
     struct core_frames frames;
 };
 
-/* A loop entered below a call that waits (block.c, procs=0). */
+/* A loop entered below a call that waits (block.c). */
 struct core_nest {
     shm_gref g;
-    bool ready; /* its wait is over, its turn to return is not yet */
+    bool ready;           /* its wait is over, its turn to return is not yet */
+    bool late;            /* as its time was up */
+    uint64_t deadline_ns; /* UINT64_MAX: none */
     struct core_nest *outer;
 };
 
@@ -112,7 +114,7 @@ struct core_proc {
     PyObject *main_exc;
     bool venc_busy;
     struct core_nest *nest;
-    uint64_t deadline_ns; /* of a nested loop (block.c); UINT64_MAX: none */
+    uint64_t deadline_ns; /* the nearest of all nested loops (block.c); UINT64_MAX: none */
     shm_gref main_g;
     PyObject *interrupt; /* KeyboardInterrupt on its way to main's await */
     shm_gref exec_next;  /* runtime.execute(g, exec_inherit) from the scheduler's stack */

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from goroutines import until
@@ -249,6 +249,66 @@ async def plain_waits() -> list[int]:
 def test_plain_functions_that_wait_give_their_p_away(procs: int) -> None:
     """More of them than Ms: what they wait for must still run."""
     assert sum(mpgort.run(plain_waits, procs=procs)) == 3 * sum(range(50))
+
+
+def puts(ch: Chan, n: int) -> None:
+    for i in range(n):
+        ch.put(i)
+    ch.close()
+
+
+async def at_home_beside_a_plain_function(held: str | TextIO) -> list[int]:
+    """What it starts runs on its M, and waits there for what only this M can run."""
+    if not held:
+        held = open(os.devnull)
+    ch = chan()
+    go(puts, ch, 20)
+    return [i async for i in ch if held]
+
+
+@pytest.mark.parametrize("held", ["", "x" * 20_000], ids=["pinned", "heavy"])
+def test_who_is_at_home_goes_on_while_a_plain_function_waits_there(procs: int, held: str) -> None:
+    async def main() -> list[list[int]]:
+        hs = [spawn(at_home_beside_a_plain_function, held) for _ in range(3)]
+        return [await h for h in hs]
+
+    assert mpgort.run(main, procs=procs) == [list(range(20))] * 3
+
+
+def in_vain_and_for_good(up: Chan, ch: Chan, timeout: float | None) -> Any:
+    up.put(None)
+    try:
+        return ch.get(timeout)
+    except TimeoutError:
+        return "late"
+
+
+async def one_timeout_of_two_waits() -> list[Any]:
+    up, never, ch = chan(), chan(), chan()
+    hs = []
+    for c, timeout in ((never, 0.02), (ch, None)):  # with procs=0 the second is on top
+        hs.append(spawn(in_vain_and_for_good, up, c, timeout))
+        await up.recv()
+    await sleep(0.04)
+    await ch.send("value")
+    return [await h for h in hs]
+
+
+def test_a_timeout_ends_no_other_wait_than_its_own(procs: int) -> None:
+    assert mpgort.run(one_timeout_of_two_waits, procs=procs) == ["late", "value"]
+
+
+def twenty_waits_in_vain(ch: Chan) -> None:
+    for _ in range(20):
+        with pytest.raises(TimeoutError):
+            ch.get(timeout=0.001)
+
+
+def test_a_timeout_takes_no_longer_where_the_loop_runs_below_it() -> None:
+    """Not until the loop next looks up, every 0.1 s."""
+    began = time.monotonic()
+    mpgort.run(lambda: twenty_waits_in_vain(chan()), procs=0)
+    assert time.monotonic() - began < 1.5
 
 
 def plain_main(n: int) -> int:
