@@ -82,6 +82,8 @@ def method_of(context: Any, start_method: str | None) -> str | None:
         return None
     if isinstance(context, str):
         return check_method("context", context)
+    if not hasattr(context, "get_start_method"):
+        raise TypeError(f"a context is one of multiprocessing, or its name, not {context!r}")
     method: str = context.get_start_method()
     return method
 

@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 from mpgort import _core
 from mpgort._engine import SLICE_S, Engine, Handle, method_of, recast
 from mpgort._job import Job
-from mpgort._options import Given, check_bound, default_procs, whole
+from mpgort._options import Given, check_bound, default_procs, integer, whole
 from mpgort._service import full
 
 P = ParamSpec("P")
@@ -205,7 +205,7 @@ class Executor(concurrent.futures.Executor):
         self._retries = whole("retries", retries, 0, (1 << 31) - 1)
         most = check_bound(max_pending, when_full)
         if max_workers is not None:
-            if max_workers <= 0:
+            if integer("max_workers", max_workers) <= 0:
                 raise ValueError("max_workers must be greater than 0")
             whole("max_workers", max_workers, 1, _core.MAX_PROCS)
         if initializer is not None and not callable(initializer):
@@ -309,7 +309,7 @@ class Executor(concurrent.futures.Executor):
         chunksize: items per message; by default it is chosen by measuring how long an item takes.
         buffersize: at most so many items (chunks, if chunksize is given) are read ahead of the
         results. timeout: seconds from now; then next() raises TimeoutError."""
-        if chunksize is not None and chunksize < 1:
+        if chunksize is not None and integer("chunksize", chunksize) < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None:
             if not isinstance(buffersize, int):

@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 from mpgort import _core, _segment, _service
@@ -91,14 +91,24 @@ def cgroup_cpus() -> int | None:
     return None if best is None else max(1, int(best + 0.999))
 
 
-def whole(name: str, value: object, least: int, most: int | None = None) -> int:
+def integer(name: str, value: object) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, not {value!r}")
-    n = value.__index__()
+    return int(value.__index__())
+
+
+def whole(name: str, value: object, least: int, most: int | None = None) -> int:
+    n = integer(name, value)
     if n < least or (most is not None and n > most):
         upto = f" to {most}" if most is not None else " or more"
         raise ValueError(f"{name}={n}: give {least}{upto}")
-    return int(n)
+    return n
+
+
+def arguments(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a tuple, not {value!r}")
+    return tuple(value)
 
 
 def check_method(name: str, method: str) -> str:
@@ -182,7 +192,7 @@ def check_options(who: str, procs: int | None, given: Given) -> Options:
     plan = Plan(
         method=method,
         initializer=initializer,
-        initargs=tuple(given.get("initargs", ())),
+        initargs=arguments("initargs", given.get("initargs", ())),
         blas_threads=blas_threads,
         max_rss=0 if max_rss is None else whole("max_rss", max_rss, 1),
         max_tasks=0 if max_tasks is None else whole("max_tasks_per_m", max_tasks, 1),

@@ -25,7 +25,7 @@ from mpgort import _core
 from mpgort._engine import Engine, Handle, method_of, recast
 from mpgort._executor import is_async
 from mpgort._job import Failure, Job
-from mpgort._options import Given, default_procs, whole
+from mpgort._options import Given, default_procs, integer, whole
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 Callback = Callable[[Any], object] | None
@@ -169,7 +169,7 @@ class Pool:
         scrub: bool = False,
     ) -> None:
         if processes is not None:
-            if processes < 1:
+            if integer("processes", processes) < 1:
                 raise ValueError("Number of processes must be at least 1")
             whole("processes", processes, 1, _core.MAX_PROCS)
         if maxtasksperchild is not None and (
@@ -272,6 +272,8 @@ class Pool:
         error_callback: Callback,
     ) -> MapResult:
         self._check_running()
+        if chunksize is not None:
+            whole("chunksize", chunksize, 1)
         result = MapResult(self._engine, callback, error_callback)
         self._job(func, iterable, chunksize, star=star, on_whole=result._whole)
         return result
@@ -295,7 +297,7 @@ class Pool:
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int, ordered: bool
     ) -> IMapIterator:
         self._check_running()
-        if chunksize < 1:
+        if integer("chunksize", chunksize) < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
         size = chunksize if chunksize > 1 else None
         return IMapIterator(

@@ -419,6 +419,8 @@ def test_a_worker_is_replaced_after_max_tasks_per_child() -> None:
     [
         ({"max_workers": 0}, ValueError),
         ({"max_workers": 100_000}, ValueError),
+        ({"max_workers": "2"}, TypeError),
+        ({"mp_context": 3}, TypeError),
         ({"initializer": 3}, TypeError),
         ({"max_tasks_per_child": 0}, ValueError),
         ({"max_tasks_per_child": 1.5}, TypeError),

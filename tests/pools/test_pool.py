@@ -141,6 +141,16 @@ def test_a_result_is_forgotten_when_it_has_been_given(pool: mpgort.Pool) -> None
         del result
 
 
+@pytest.mark.parametrize("size, error", [(0, ValueError), (-1, ValueError), (1.5, TypeError)])
+def test_a_chunksize_that_is_none_is_refused_at_the_call(
+    pool: mpgort.Pool, size: Any, error: type[Exception]
+) -> None:
+    """(Of 0 multiprocessing's map makes [None].)"""
+    for many in (pool.map, pool.map_async, pool.starmap, pool.imap, pool.imap_unordered):
+        with pytest.raises(error, match="(?i)chunksize"):
+            many(abs, [1], size)
+
+
 def test_an_iterable_that_waits_for_its_own_results_goes_on(pool: mpgort.Pool) -> None:
     todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     todo.put(1)
