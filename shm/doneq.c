@@ -9,7 +9,7 @@
  *   attach   before the goroutine is made runnable: the queue gets a reference on the join, the
  *            join one on the queue
  *   put      by shm_join_finish(), after the state is final: linked and a waiter woken, in one
- *            transaction. Done again by a reaper (IF_DRAIN names the join) it changes nothing:
+ *            transaction. Done again by a reaper (SHM_IF_DRAIN names the join) it changes nothing:
  *            `dlisted` says how far it came.
  *   take     unlinked; the queue's reference on the join is the taker's, the join's one on the
  *            queue is given back

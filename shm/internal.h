@@ -84,7 +84,6 @@ bool shm_looks_dead(struct shm_ctx *c); /* deadlock.c: asked by who has just gon
 void shm_takep(struct shm_ctx *c); /* any idle P, or M0's own; the caller may find none */
 void shm_putp(struct shm_ctx *c);  /* shm_releasep() without the look around (I1) */
 bool shm_anyidlep(const struct shm_ctx *c);
-bool shm_anyidlem(const struct shm_ctx *c);
 bool shm_p_wanted(const struct shm_ctx *c, const struct shm_p *p);
 void shm_procs_extra(struct shm_ctx *c, uint32_t extra);    /* the keeper only */
 void shm_m_offer_leave(struct shm_ctx *c, uint64_t now_ns); /* the keeper only */
@@ -201,7 +200,6 @@ void shm_tx_ok(struct shm_ctx *c, struct shm_g *g, uint8_t ok);
 void shm_tx_byte(struct shm_ctx *c, void *word, unsigned i, uint8_t value);
 /* handle.c. One more reference on obj, and *where (this M's, or of what it owns) is value. */
 void shm_obj_ref_as(struct shm_ctx *c, shm_off obj, void *where, uint64_t value);
-void shm_wait_holds(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off obj); /* sudog.c */
 /* One fewer, as above. */
 void shm_obj_unref_as(struct shm_ctx *c, shm_off obj, void *where, uint64_t value);
 bool shm_obj_tryref(struct shm_ctx *c, shm_off obj); /* false: it has none, who frees it waits */

@@ -142,6 +142,14 @@ void shm_takep(struct shm_ctx *c)
                 return;
 }
 
+static bool anyidlem(const struct shm_ctx *c)
+{
+    for (uint32_t w = 0; w < SHM_MAX_M / 64; w++)
+        if (load_seq(&c->hdr->idle_m[w])) /* pairs with I2 in shm_stopm() */
+            return true;
+    return false;
+}
+
 void shm_handoffp(struct shm_ctx *c)
 {
     if (c->p == NULL)
@@ -150,16 +158,8 @@ void shm_handoffp(struct shm_ctx *c)
     if (shm_anywork(c))
         shm_wakep(c);
     /* Without work too: what is queued later wakes an idle M, and there must be one. */
-    if (!shm_anyidlem(c))
+    if (!anyidlem(c))
         shm_want_m(c, 1);
-}
-
-bool shm_anyidlem(const struct shm_ctx *c)
-{
-    for (uint32_t w = 0; w < SHM_MAX_M / 64; w++)
-        if (load_seq(&c->hdr->idle_m[w]))
-            return true;
-    return false;
 }
 
 /* ---- how many -------------------------------------------------------------------------------- */
@@ -247,7 +247,7 @@ void shm_procs_extra(struct shm_ctx *c, uint32_t extra)
     store_seq(&h->extra, extra); /* tag: wanted */
     adjust(c);
     shm_unlock(c, &h->procs_lock);
-    if (extra > was && !shm_wakeone(c, true) && !shm_anyidlem(c))
+    if (extra > was && !shm_wakeone(c, true) && !anyidlem(c))
         shm_want_m(c, extra - was);
 }
 
@@ -264,7 +264,7 @@ static int surplus(const struct shm_ctx *c)
     const struct shm_hdr *h = c->hdr;
     int ms = 0, ps = 0;
     for (uint32_t w = 0; w < SHM_MAX_M / 64; w++)
-        ms += __builtin_popcountll(load_seq(&h->idle_m[w]));
+        ms += __builtin_popcountll(load_seq(&h->idle_m[w])); /* a hint, as below: Ms come and go */
     for (uint32_t w = 0; w < SHM_MAX_P / 64; w++)
         ps += __builtin_popcountll(load_seq(&h->idle_p[w]));
     return ms - ps;

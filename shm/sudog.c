@@ -215,7 +215,7 @@ void shm_park_commit(struct shm_ctx *c, shm_gref r, unsigned reason, uint64_t ep
 
 /* In a tx. The reference on obj that is in this M's hand is the wait's; one that goes on
  * (shm_mutex_again()) has its own. */
-void shm_wait_holds(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off obj)
+static void wait_holds(struct shm_ctx *c, struct shm_g *g, uint8_t kind, shm_off obj)
 {
     if (g->waitkind == kind && g->waitobj == obj)
         return;
@@ -254,7 +254,7 @@ uint64_t shm_sudog_join(struct shm_ctx *c, shm_gref r, uint8_t kind, shm_off obj
     struct shm_sudog *s = &g->sudog;
     uint64_t epoch = shm_wait_next(g);
     g->value.tag = SHM_VAL_NONE;
-    shm_wait_holds(c, g, kind, obj);
+    wait_holds(c, g, kind, obj);
     s->g = r;
     s->epoch = (uint32_t)epoch;
     s->isselect = 0; /* which is no case: shm_g_site() */

@@ -392,7 +392,7 @@ static uint8_t *enc_list(struct enc *E, uint8_t *p, PyObject *o, uint8_t memo)
     return p;
 }
 
-uint8_t *enc_dict_items(struct enc *E, uint8_t *p, PyObject *o)
+static uint8_t *enc_dict_items(struct enc *E, uint8_t *p, PyObject *o)
 {
     Py_ssize_t pos = 0, n = PyDict_GET_SIZE(o), left = n;
     PyObject *k, *v;

@@ -302,7 +302,6 @@ int enc_dropped_with(struct enc *E, PyGenObject *o);    /* frame.c: has a part i
 SHM_COLD uint8_t *enc_refuse(struct enc *E, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 SHM_COLD void enc_path(struct enc *E, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-uint8_t *enc_dict_items(struct enc *E, uint8_t *p, PyObject *o);
 struct memo_entry *enc_find(struct enc *E, PyObject *o); /* NULL: not remembered */
 int enc_note(struct enc *E, PyObject *o, uint8_t flags); /* remembers it, without a tag */
 Py_ssize_t enc_inner_refs(struct enc *E, PyObject *o);   /* codec_pickle.c */
@@ -313,7 +312,6 @@ bool enc_must_pickle(struct enc *E, PyObject *o);
 SHM_COLD void enc_locate(struct enc *E, uint32_t frame, int slot);
 Py_ssize_t enc_ghost_refs(struct enc *E, PyObject *o); /* codec_exc.c */
 const char *enc_kind_name(PyObject *o);                /* "an open file (_io.TextIOWrapper)" */
-int is_plain_instance(PyTypeObject *type);             /* -1: exception */
 /* By which a class says how it is pickled: interned strings, __reduce_ex__ and so on
  * (codec_types.c). */
 enum { N_PICKLING_NAMES = 6 };

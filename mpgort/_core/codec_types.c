@@ -39,7 +39,7 @@ static int looks_plain(PyTypeObject *t)
     return r == NULL ? -1 : r == Py_False;
 }
 
-int is_plain_instance(PyTypeObject *t)
+static int is_plain_instance(PyTypeObject *t)
 {
     uint32_t i = hash_address(t) & (N_VERDICTS - 1);
     if (likely(verdicts[i].type == t && verdicts[i].version == t->tp_version_tag &&

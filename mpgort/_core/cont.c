@@ -219,7 +219,8 @@ int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, str
 }
 
 /* Splits a continuation into chain (or call) and context; false: the lengths do not fit. */
-bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain, size_t *ctx)
+static bool cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain,
+                       size_t *ctx)
 {
     *chain = n;
     *ctx = 0;
@@ -247,7 +248,7 @@ int core_cont_open(struct core_proc *s, const struct shm_g *g, const uint8_t **p
     *p = shm_at(s->c, off);
     if (core_words_open(W, h, n) < 0)
         return -1;
-    if (!core_cont_split(g, *p, y ? y->cont_len : g->cont_len, chain, &ctx)) {
+    if (!cont_split(g, *p, y ? y->cont_len : g->cont_len, chain, &ctx)) {
         PyErr_SetString(core_err.BadContinuation, "the lengths in a continuation do not fit");
         return -1;
     }
@@ -255,8 +256,8 @@ int core_cont_open(struct core_proc *s, const struct shm_g *g, const uint8_t **p
 }
 
 /* Keeps the running goroutine here: root and pk move into its home. */
-int core_keep(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, uint8_t why,
-              const char *reason)
+static int keep(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, uint8_t why,
+                const char *reason)
 {
     struct shm_g *g = core_g(s, gr);
     struct core_home *h = s->curhome;
@@ -293,16 +294,16 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
     bool retry = g->retries;
     bool whole = hdr->migrate == 1 || retry || (g->flags & SHM_GF_DURABLE) || s->retiring;
     if (g->flags & SHM_GF_MAIN)
-        return core_keep(s, gr, root, pk, SHM_HOME_MAIN, NULL);
+        return keep(s, gr, root, pk, SHM_HOME_MAIN, NULL);
     if (h != NULL && h->locks > 0)
-        return core_keep(s, gr, root, pk, SHM_HOME_LOCKED, NULL);
+        return keep(s, gr, root, pk, SHM_HOME_LOCKED, NULL);
     if (hdr->migrate == 2 && !retry)
-        return core_keep(s, gr, root, pk, SHM_HOME_PINNED, h ? NULL : "MPGORT_MIGRATE=never");
+        return keep(s, gr, root, pk, SHM_HOME_PINNED, h ? NULL : "MPGORT_MIGRATE=never");
     if (core_park_ops[pk->kind].home)
-        return core_keep(s, gr, root, pk, SHM_HOME_PINNED, "it waits for a thread of this process");
+        return keep(s, gr, root, pk, SHM_HOME_PINNED, "it waits for a thread of this process");
     if (h != NULL && h->skip > 0 && !retry) {
         h->skip--;
-        return core_keep(s, gr, root, pk, h->why, NULL);
+        return keep(s, gr, root, pk, h->why, NULL);
     }
     shm_off kept = s->kept;
     s->kept = 0;
@@ -334,8 +335,7 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
                      (unsigned long long)g->goid, s->enc.reason);
         return -1;
     }
-    r = core_keep(s, gr, root, pk, r == ENC_HEAVY ? SHM_HOME_HEAVY : SHM_HOME_PINNED,
-                  s->enc.reason);
+    r = keep(s, gr, root, pk, r == ENC_HEAVY ? SHM_HOME_HEAVY : SHM_HOME_PINNED, s->enc.reason);
     if (r == CORE_AT_HOME) {
         h = s->curhome;
         h->backoff =

@@ -203,7 +203,6 @@ void core_home_drop(struct core_proc *s, struct core_home *h);
 void core_home_free(struct core_home *h);
 int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
                     PyObject *ctx, shm_off kept);
-bool core_cont_split(const struct shm_g *g, const uint8_t *p, size_t n, size_t *chain, size_t *ctx);
 /* Enters the goroutine's own context, if its continuation has one; *chain: how many bytes of it are
  * the await chain or call. */
 int core_cont_open(struct core_proc *s, const struct shm_g *g, const uint8_t **p, size_t *chain,
