@@ -9,10 +9,17 @@ static _Atomic int64_t *cell(CoreHandle *h)
     return c ? &((struct shm_atomic *)shm_at(c, h->off))->value : NULL;
 }
 
-static bool int64_of(PyObject *o, int64_t *v)
+bool core_int64(PyObject *o, const char *who, int64_t *v)
 {
     *v = PyLong_AsLongLong(o);
-    return *v != -1 || !PyErr_Occurred();
+    if (*v != -1 || !PyErr_Occurred())
+        return true;
+    if (PyErr_ExceptionMatches(PyExc_OverflowError))
+        PyErr_Format(PyExc_OverflowError, "%s: a number of more than 64 bits", who);
+    else if (PyErr_ExceptionMatches(PyExc_TypeError))
+        PyErr_Format(PyExc_TypeError, "%s: an integer is needed, not %.200s", who,
+                     Py_TYPE(o)->tp_name);
+    return false;
 }
 
 static PyObject *atomic_load_(CoreHandle *h, PyObject *_)
@@ -24,7 +31,7 @@ static PyObject *atomic_store_(CoreHandle *h, PyObject *arg)
 {
     _Atomic int64_t *a = cell(h);
     int64_t v;
-    if (a == NULL || !int64_of(arg, &v))
+    if (a == NULL || !core_int64(arg, "AtomicInt.store", &v))
         return NULL;
     store_seq(a, v);
     Py_RETURN_NONE;
@@ -33,7 +40,7 @@ static PyObject *atomic_add_(CoreHandle *h, PyObject *arg)
 {
     _Atomic int64_t *a = cell(h);
     int64_t v;
-    if (a == NULL || !int64_of(arg, &v))
+    if (a == NULL || !core_int64(arg, "AtomicInt.add", &v))
         return NULL;
     return PyLong_FromLongLong((int64_t)((uint64_t)add_seq(a, v) + (uint64_t)v));
 }
@@ -41,7 +48,7 @@ static PyObject *atomic_swap_(CoreHandle *h, PyObject *arg)
 {
     _Atomic int64_t *a = cell(h);
     int64_t v;
-    if (a == NULL || !int64_of(arg, &v))
+    if (a == NULL || !core_int64(arg, "AtomicInt.swap", &v))
         return NULL;
     return PyLong_FromLongLong(xchg_seq(a, v));
 }
@@ -53,7 +60,8 @@ static PyObject *atomic_cas_(CoreHandle *h, PyObject *const *args, Py_ssize_t n)
         PyErr_SetString(PyExc_TypeError, "cas takes two numbers, old and new");
         return NULL;
     }
-    if (a == NULL || !int64_of(args[0], &old) || !int64_of(args[1], &new))
+    if (a == NULL || !core_int64(args[0], "AtomicInt.cas", &old) ||
+        !core_int64(args[1], "AtomicInt.cas", &new))
         return NULL;
     return PyBool_FromLong(cas_seq(a, &old, new));
 }
@@ -61,8 +69,10 @@ static PyObject *atomic_cas_(CoreHandle *h, PyObject *const *args, Py_ssize_t n)
 static PyObject *atomic_new(PyTypeObject *t, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"value", NULL};
-    long long value = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "|L:AtomicInt", names, &value))
+    PyObject *o = NULL;
+    int64_t value = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "|O:AtomicInt", names, &o) ||
+        (o != NULL && !core_int64(o, "AtomicInt", &value)))
         return NULL;
     CoreProg *prog = core_current("AtomicInt()");
     struct shm_ctx *c = prog ? core_ctx(prog) : NULL;

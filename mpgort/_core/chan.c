@@ -452,12 +452,12 @@ static PyObject *chan_new(CoreProg *prog, PyObject *size)
     struct shm_ctx *c = core_ctx(prog);
     if (c == NULL)
         return NULL;
-    Py_ssize_t n = size ? PyNumber_AsSsize_t(size, PyExc_OverflowError) : 0;
-    if (n == -1 && PyErr_Occurred())
+    int64_t n = 0;
+    if (size != NULL && !core_int64(size, "chan", &n))
         return NULL;
     if (n < 0 || n > UINT32_MAX / 32) {
-        PyErr_Format(PyExc_ValueError, "chan: size out of range: %zd (0 to %u messages)", n,
-                     UINT32_MAX / 32);
+        PyErr_Format(PyExc_ValueError, "chan: size out of range: %lld (0 to %u messages)",
+                     (long long)n, UINT32_MAX / 32);
         return NULL;
     }
     shm_off off;

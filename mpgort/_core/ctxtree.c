@@ -180,11 +180,18 @@ static PyObject *mod_with_timeout(PyObject *mod, PyObject *args)
 
 static PyObject *mod_with_deadline(PyObject *mod, PyObject *args)
 {
-    PyObject *parent;
-    double t;
+    PyObject *parent, *when;
     shm_off off;
-    if (!PyArg_ParseTuple(args, "Od:with_deadline", &parent, &t))
+    if (!PyArg_ParseTuple(args, "OO:with_deadline", &parent, &when))
         return NULL;
+    double t = PyFloat_AsDouble(when);
+    if (t == -1.0 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError,
+                         "with_deadline: a time of time.monotonic() is needed, not %.200s",
+                         Py_TYPE(when)->tp_name);
+        return NULL;
+    }
     if (isnan(t)) {
         PyErr_SetString(PyExc_ValueError,
                         "with_deadline: a time of time.monotonic() is needed, not nan");

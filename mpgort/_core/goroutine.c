@@ -308,11 +308,11 @@ static PyObject *mod_gosched(PyObject *mod, PyObject *_)
 static PyObject *mod_sleep(PyObject *mod, PyObject *seconds)
 {
     double s = PyFloat_AsDouble(seconds);
-    if (s == -1.0 && PyErr_Occurred())
-        return NULL;
-    if (s <= 0)
-        return core_park_for(PK_GOSCHED, NULL);
     uint64_t when;
+    if (s == -1.0 && PyErr_Occurred())
+        PyErr_Clear(); /* core_when_ns() says what is wrong */
+    else if (s <= 0)
+        return core_park_for(PK_GOSCHED, NULL);
     if (core_when_ns(seconds, "sleep", &when) < 0)
         return NULL;
     CorePark *pk = (CorePark *)core_park_for(PK_SLEEP, NULL);
@@ -356,7 +356,9 @@ static PyObject *mod_gomaxprocs(PyObject *mod, PyObject *args)
         int over;
         long l = PyLong_AsLongAndOverflow(n, &over);
         if (l == -1 && PyErr_Occurred())
-            return NULL;
+            return PyErr_ExceptionMatches(PyExc_TypeError)
+                       ? PyErr_Format(PyExc_TypeError, "gomaxprocs(%R): an integer is needed", n)
+                       : NULL;
         if (over > 0 || l > SHM_MAX_P - 1)
             return PyErr_Format(PyExc_ValueError, "gomaxprocs(%S): at most %d", n, SHM_MAX_P - 1);
         want = l > 0 ? (uint32_t)l : 0;

@@ -250,6 +250,8 @@ int64_t core_timeout_ns(PyObject *o);
 /* The monotonic time `seconds` from now: UINT64_MAX never, now for what is not positive. -1:
  * exception. */
 int core_when_ns(PyObject *seconds, const char *who, uint64_t *when_ns);
+/* False: a TypeError or OverflowError that names the call. */
+bool core_int64(PyObject *o, const char *who, int64_t *v);
 
 /* fn is callable, or TypeError. */
 bool core_callable(PyObject *fn, const char *who);

@@ -235,8 +235,8 @@ static PyObject *wg_change(CoreHandle *h, int64_t n)
 
 static PyObject *wg_add(CoreHandle *h, PyObject *arg)
 {
-    int64_t n = PyLong_AsLongLong(arg);
-    return n == -1 && PyErr_Occurred() ? NULL : wg_change(h, n);
+    int64_t n;
+    return core_int64(arg, "WaitGroup.add", &n) ? wg_change(h, n) : NULL;
 }
 static PyObject *wg_done(CoreHandle *h, PyObject *_)
 {
@@ -291,22 +291,23 @@ static PyObject *once_do(PyObject *h, PyObject *fn)
 static bool weight(CoreHandle *h, PyObject *args, PyObject *kw, const char *format, int64_t *n)
 {
     static char *names[] = {"n", NULL};
-    long long want = 1;
-    if (core_ctx(h->prog) == NULL || !PyArg_ParseTupleAndKeywords(args, kw, format, names, &want))
+    PyObject *o = NULL;
+    *n = 1;
+    if (core_ctx(h->prog) == NULL || !PyArg_ParseTupleAndKeywords(args, kw, format, names, &o) ||
+        (o != NULL && !core_int64(o, format + 3, n)))
         return false;
-    if (want < 0) {
+    if (*n < 0) {
         PyErr_Format(PyExc_ValueError, "%s: %lld: a number of tokens is not negative", format + 3,
-                     want);
+                     (long long)*n);
         return false;
     }
-    *n = want;
     return true;
 }
 
 static PyObject *sem_acquire(CoreHandle *h, PyObject *args, PyObject *kw)
 {
     int64_t n;
-    if (!weight(h, args, kw, "|L:acquire", &n))
+    if (!weight(h, args, kw, "|O:acquire", &n))
         return NULL;
     if ((uint64_t)n > sync_sema(h)->n) {
         PyErr_Format(PyExc_ValueError, "acquire: %lld tokens of a semaphore that has %llu in all",
@@ -319,7 +320,7 @@ SYNC_AWAIT(sem_enter, PK_SEMA, SHM_SY_WRITE, 1)
 static PyObject *sem_try_acquire(CoreHandle *h, PyObject *args, PyObject *kw)
 {
     int64_t n;
-    if (!weight(h, args, kw, "|L:try_acquire", &n))
+    if (!weight(h, args, kw, "|O:try_acquire", &n))
         return NULL;
     return core_sync_tried(h,
                            shm_sema_try(core_ctx(h->prog), h->off, SHM_SY_WRITE, (uint64_t)n, 0));
@@ -327,7 +328,7 @@ static PyObject *sem_try_acquire(CoreHandle *h, PyObject *args, PyObject *kw)
 static PyObject *sem_release(CoreHandle *h, PyObject *args, PyObject *kw)
 {
     int64_t n;
-    if (!weight(h, args, kw, "|L:release", &n))
+    if (!weight(h, args, kw, "|O:release", &n))
         return NULL;
     return core_sync_outcome(h, shm_semaphore_release(core_ctx(h->prog), h->off, (uint64_t)n),
                              "semaphore: released more than held");
@@ -382,11 +383,14 @@ static PyObject *once_new(PyTypeObject *t, PyObject *args, PyObject *kw)
 static PyObject *semaphore_new(PyTypeObject *t, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"n", NULL};
-    long long n;
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "L:Semaphore", names, &n))
+    PyObject *o;
+    int64_t n;
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "O:Semaphore", names, &o) ||
+        !core_int64(o, "Semaphore", &n))
         return NULL;
     if (n < 0) {
-        PyErr_Format(PyExc_ValueError, "Semaphore: %lld: a number of tokens is not negative", n);
+        PyErr_Format(PyExc_ValueError, "Semaphore: %lld: a number of tokens is not negative",
+                     (long long)n);
         return NULL;
     }
     return core_sync_make("Semaphore()", HANDLE_SEMAPHORE, SHM_SY_SEMAPHORE, (uint64_t)n, NULL);

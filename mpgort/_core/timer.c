@@ -25,8 +25,12 @@ static bool is_func(CoreHandle *t)
 int core_when_ns(PyObject *seconds, const char *who, uint64_t *when_ns)
 {
     double s = PyFloat_AsDouble(seconds);
-    if (s == -1.0 && PyErr_Occurred())
+    if (s == -1.0 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "%s: a number of seconds is needed, not %.200s", who,
+                         Py_TYPE(seconds)->tp_name);
         return -1;
+    }
     if (isnan(s)) {
         PyErr_Format(PyExc_ValueError, "%s: a number of seconds is needed, not nan", who);
         return -1;

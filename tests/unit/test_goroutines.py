@@ -17,7 +17,19 @@ import pytest
 from goroutines import until
 
 import mpgort
-from mpgort import Chan, Runtime, chan, go, goid, gosched, num_goroutine, sleep, spawn, sync
+from mpgort import (
+    Chan,
+    Runtime,
+    chan,
+    context,
+    go,
+    goid,
+    gosched,
+    num_goroutine,
+    sleep,
+    spawn,
+    sync,
+)
 
 USER = contextvars.ContextVar("USER", default="nobody")
 LIMIT = 20.0
@@ -644,3 +656,43 @@ def test_what_a_thread_or_a_goroutine_of_its_own_waits_for_is_not() -> None:
         warnings.simplefilter("always")
         mpgort.run(awaits_or_need_not, procs=0)
     assert [str(w.message) for w in told] == []
+
+
+# ---- what is no number ---------------------------------------------------------------------------
+
+NO_NUMBER: list[tuple[str, Callable[[Any], Any]]] = [
+    ("chan: an integer", chan),
+    ("gomaxprocs", mpgort.gomaxprocs),
+    ("sleep: a number of seconds", sleep),
+    ("after: a number of seconds", mpgort.after),
+    ("Timer: a number of seconds", mpgort.Timer),
+    ("Ticker: a number of seconds", mpgort.Ticker),
+    ("after_func: a number of seconds", lambda v: mpgort.after_func(v, gosched)),
+    ("with_timeout: a number", lambda v: context.with_timeout(context.background(), v)),
+    ("with_deadline: a time", lambda v: context.with_deadline(context.background(), v)),
+    ("Group", mpgort.Group),
+    ("Semaphore: an integer", sync.Semaphore),
+    ("acquire: an integer", lambda v: sync.Semaphore(1).acquire(v)),
+    ("try_acquire: an integer", lambda v: sync.Semaphore(1).try_acquire(v)),
+    ("release: an integer", lambda v: sync.Semaphore(1).release(v)),
+    ("WaitGroup.add: an integer", lambda v: sync.WaitGroup().add(v)),
+    ("AtomicInt: an integer", sync.AtomicInt),
+    ("AtomicInt.add: an integer", lambda v: sync.AtomicInt().add(v)),
+    ("AtomicInt.store: an integer", lambda v: sync.AtomicInt().store(v)),
+    ("AtomicInt.swap: an integer", lambda v: sync.AtomicInt().swap(v)),
+    ("AtomicInt.cas: an integer", lambda v: sync.AtomicInt().cas(0, v)),
+]
+
+
+def test_what_is_no_number_is_a_type_error_that_names_the_call() -> None:
+    def main() -> None:
+        for what, call in NO_NUMBER:
+            with pytest.raises(TypeError, match=rf"^{what}"):
+                call("1")
+        for number in (1 << 63, -(1 << 63) - 1):
+            with pytest.raises(OverflowError, match=r"^AtomicInt.add: a number of more than 64"):
+                sync.AtomicInt().add(number)
+        with pytest.raises(OverflowError, match=r"^chan: a number of more than 64 bits"):
+            chan(1 << 70)
+
+    mpgort.run(main, procs=0)
