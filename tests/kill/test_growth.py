@@ -17,6 +17,7 @@ PROGRAM = """
     import gc, os, sys, time
     import mpgort
     from mpgort import _core, chan, gosched, sleep, spawn
+    from rest import breaches
 
     async def parks(n):
         for _ in range(n):
@@ -94,7 +95,7 @@ PROGRAM = """
         blocks = now["live_blocks"] - heap["live_blocks"]
         assert blocks <= 8 + 1000 // scale // 100, (heap["live_blocks"], now["live_blocks"])
         assert now["committed"] - heap["committed"] < 2 << 20, (heap, now)
-        print(_core.current().check(False))
+        print(breaches(_core.current()))
 
     if __name__ == "__main__":
         mpgort.run(main, int(sys.argv[1]), procs=2)

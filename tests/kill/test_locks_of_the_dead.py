@@ -15,6 +15,7 @@ LOCKS = """
     import os, signal, sys
     import mpgort
     from mpgort import chan, gosched, spawn, sync
+    from rest import breaches
 
     async def die_in(lock, held):
         async with lock:
@@ -66,7 +67,7 @@ LOCKS = """
         else:
             await lock.lock()
             lock.unlock()
-        print(mpgort._core.current().check(False))
+        print(breaches(mpgort._core.current()))
 
     if __name__ == "__main__":
         mpgort.run(run, sys.argv[1], procs=int(sys.argv[2]))
