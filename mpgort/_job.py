@@ -439,9 +439,11 @@ class Job:
                 if self.given():
                     raise StopIteration
             self.wait()
-        if isinstance(part, Failure):
-            raise recast(part.exc, self.cause)
-        return part
+        if not isinstance(part, Failure):
+            return part
+        if isinstance(part.exc, StopIteration):  # it would be the end, and the rest never missed
+            raise RuntimeError("a task raised StopIteration") from part.exc
+        raise recast(part.exc, self.cause)
 
     def wait(self) -> None:
         """Until ready. Raises `late` past the deadline."""

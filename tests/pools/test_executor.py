@@ -278,6 +278,21 @@ def test_map_raises_at_the_item_that_failed_after_those_before_it(ex: mpgort.Exe
     assert len(got) == 5000
 
 
+def stops_at_one(x: int) -> int:
+    if x == 1:
+        raise StopIteration(5)
+    return x
+
+
+@pytest.mark.parametrize("chunksize", [None, 1, 2])
+def test_a_task_that_raises_stop_iteration_is_not_the_end_of_the_results(
+    ex: mpgort.Executor, chunksize: int | None
+) -> None:
+    with pytest.raises(RuntimeError, match="StopIteration") as e:
+        list(ex.map(stops_at_one, range(3), chunksize=chunksize))
+    assert isinstance(e.value.__cause__, StopIteration) and e.value.__cause__.value == 5
+
+
 def test_a_map_that_is_late_raises_timeout_error(ex: mpgort.Executor) -> None:
     results = ex.map(time.sleep, [0, 0.5], timeout=0.1)
     assert next(results) is None

@@ -86,6 +86,27 @@ def late(seconds: float) -> float:
     return seconds
 
 
+def third_stops(x: int) -> int:
+    if x % 3 == 0:
+        raise StopIteration
+    return x
+
+
+def test_a_task_that_raises_stop_iteration_is_one_failure_among_the_others(
+    pool: mpgort.Pool,
+) -> None:
+    it, seen = pool.imap(third_stops, range(7)), []
+    for _ in range(7):
+        try:
+            seen.append(next(it))
+        except RuntimeError as e:
+            assert isinstance(e.__cause__, StopIteration)
+            seen.append(-1)
+    assert seen == [-1, 1, 2, -1, 4, 5, -1]
+    with pytest.raises(StopIteration):
+        next(it)
+
+
 def raises_timeout(x: int) -> None:
     raise TimeoutError(f"the task's own, {x}")
 
