@@ -310,8 +310,8 @@ def test_a_timeout_ends_no_other_wait_than_its_own(procs: int) -> None:
     assert mpgort.run(one_timeout_of_two_waits, procs=procs) == ["late", "value"]
 
 
-def twenty_waits_in_vain(ch: Chan) -> None:
-    for _ in range(20):
+def times_out(ch: Chan, n: int) -> None:
+    for _ in range(n):
         with pytest.raises(TimeoutError):
             ch.get(timeout=0.001)
 
@@ -319,8 +319,8 @@ def twenty_waits_in_vain(ch: Chan) -> None:
 def test_a_timeout_takes_no_longer_where_the_loop_runs_below_it() -> None:
     """Not until the loop next looks up, every 0.1 s."""
     began = time.monotonic()
-    mpgort.run(lambda: twenty_waits_in_vain(chan()), procs=0)
-    assert time.monotonic() - began < 1.5
+    mpgort.run(lambda: times_out(chan(), 300), procs=0)
+    assert time.monotonic() - began < 300 * 0.1  # not the least bit of it, on any machine
 
 
 def plain_main(n: int) -> int:
