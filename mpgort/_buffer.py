@@ -54,8 +54,8 @@ def reduced(a: Any, ndarray: Any, moving: bool, room: int) -> Any:
     if not moving:
         if a.nbytes < BUFFER_MIN or a.dtype.hasobject:
             return NotImplemented
-        if type(a) is sys.modules["numpy"].recarray:
-            return _as_records(_bytes_view(a.view(ndarray)))
+        if type(a) in _bare():
+            return _as(type(a), _bytes_view(a.view(ndarray)))
         if type(a) is not ndarray:
             return NotImplemented
         if a.dtype.kind in "mMV":
@@ -70,8 +70,9 @@ def reduced(a: Any, ndarray: Any, moving: bool, room: int) -> Any:
 
 
 def _root(a: Any, ndarray: Any) -> Any:
-    """What owns the memory of a NumPy array: itself, or the last of what it is a view of."""
-    while isinstance(a, (ndarray, memoryview)):
+    """What owns the memory of a NumPy array: itself, or the last of what it is a view of. (NumPy's
+    stride_tricks put a DummyArray between.)"""
+    while isinstance(a, (ndarray, memoryview)) or type(a).__name__ == "DummyArray":
         below = a.obj if isinstance(a, memoryview) else a.base
         if below is None:
             return a
@@ -140,19 +141,18 @@ def _strided_view(a: Any, root: Any) -> tuple[Any, ...] | None:
     has its own way."""
     import numpy as np
 
-    if type(a) is np.recarray:
-        made = _strided_view(a.view(np.ndarray), root)
-        return made and _as_records(made)
-    if type(a) is not np.ndarray or (a.flags.forc and a.dtype.kind not in "mMV"):
+    bare = type(a) in _bare()
+    if a.dtype.hasobject or not (bare or type(a) is np.ndarray):
         return None
-    if a.dtype.hasobject:
+    if a.flags.forc and a.dtype.kind not in "mMV" and not bare:
         return None
     root = memoryview(root)
     whole = np.frombuffer(root, np.uint8)
     offset = a.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
     if not a.flags.writeable:
         root = root.toreadonly()
-    return strided, (pickle.PickleBuffer(root), offset, a.dtype, a.shape, a.strides)
+    made = strided, (pickle.PickleBuffer(root), offset, a.dtype, a.shape, a.strides)
+    return _as(type(a), made) if bare else made
 
 
 def _bytes_view(a: Any) -> tuple[Any, ...]:
@@ -162,8 +162,15 @@ def _bytes_view(a: Any) -> tuple[Any, ...]:
     return strided, (pickle.PickleBuffer(flat), 0, a.dtype, a.shape, a.strides)
 
 
-def _as_records(made: tuple[Any, ...]) -> tuple[Any, ...]:
-    return made[0], (*made[1], sys.modules["numpy"].recarray)
+def _bare() -> tuple[type, ...]:
+    """NumPy's own kinds of array that have nothing beside what every array has."""
+    import numpy as np
+
+    return np.recarray, np.matrix
+
+
+def _as(kind: type, made: tuple[Any, ...]) -> tuple[Any, ...]:
+    return made[0], (*made[1], kind)
 
 
 def column(a: Any) -> tuple[Any, ...] | None:

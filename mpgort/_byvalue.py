@@ -40,6 +40,7 @@ import functools
 import hashlib
 import io
 import marshal
+import operator
 import os
 import pickle
 import sys
@@ -404,6 +405,10 @@ def reduce(p: Any, o: Any) -> Any:
     """How the pickler p (_pickle.py) sends a function or class that goes by no name. None: it is of
     a module, and cloudpickle's affair."""
     if isinstance(o, type):
+        if type(o).__name__ == "PyCArrayType":  # ctypes makes each of two others, once per process
+            parts = o._type_, o._length_  # type: ignore[attr-defined]
+            if o is operator.mul(*parts):
+                return operator.mul, parts
         came = _filled.get(o)
         if came is None and not _is_session(o.__module__, p.known):
             return None

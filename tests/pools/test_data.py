@@ -141,6 +141,7 @@ def test_a_read_only_array_arrives_read_only_also_when_it_is_small(rt: mpgort.Ru
         lambda a: a.view("u1")[1:-1],
         lambda a: np.broadcast_to(a[:5], (9, 5)),
         lambda a: memoryview(a)[3:],
+        lambda a: np.lib.stride_tricks.sliding_window_view(a, 9),
         lambda a: a.view("M8[s]"),
         lambda a: a.view("m8[ns]")[5:].reshape(5, -1, order="F"),
         lambda a: a.view([("at", "M8[us]")]),
@@ -313,6 +314,11 @@ def test_a_shared_array_of_any_type_is_one_memory(rt: mpgort.Runtime, dtype: Any
         return isinstance(x, np.recarray)
 
     assert rt.spawn(put, records).result() and records.a[1] == 7
+    matrix = shared.zeros((2, 2)).view(np.matrix)
+    rt.spawn(mark, matrix).result()
+    windows = np.lib.stride_tricks.sliding_window_view(matrix.A1, 2, writeable=True)
+    rt.spawn(lambda w: w.fill(3), windows).result()
+    assert matrix.A1.tolist() == [3.0] * 4
 
 
 def test_a_small_shared_array_is_one_memory_as_well(rt: mpgort.Runtime) -> None:

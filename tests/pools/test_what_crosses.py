@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import ctypes
 import socket
 import threading
 from collections.abc import Callable
@@ -202,3 +203,11 @@ def test_a_full_heap_is_an_error_of_each_call_and_touches_nothing_stored() -> No
         assert (ch.get(timeout=30), len(ch), d["kept"], len(d)) == (b"kept", 0, b"kept", 1)
         assert rt.spawn(len, b"abc").result(timeout=30) == 3
         comes_to_rest(rt._prog)
+
+
+def test_arrays_of_ctypes_cross_with_their_type() -> None:
+    sent = [(ctypes.c_double * 3)(1, 2, 3), ctypes.create_string_buffer(b"abc"), ctypes.c_int * 2]
+    with mpgort.Runtime(1) as rt:
+        came = rt.spawn(lambda x: x, sent).result(30)
+    assert [type(x) for x in came] == [type(x) for x in sent] and came[2] is sent[2]
+    assert list(came[0]) == [1, 2, 3] and came[1].value == b"abc"
