@@ -83,11 +83,11 @@ static bool move(struct shm_ctx *c, struct shm_obj *o, uint64_t *w, int by, void
     store_rel(&m->ref_obj, shm_offof(c, o)); /* after those; for the reaper, as all below */
     FAILPOINT("handle.move.named");
     if (unlikely(!cas_acqrel(&o->word, w, next | SHM_OBJ(0, c->m1, 0)))) {
-        store_rel(&m->ref_obj, 0);
+        store_rel(&m->ref_obj, 0); /* nothing has changed */
         return false;
     }
     FAILPOINT("handle.move.counted");
-    store_rel((_Atomic uint64_t *)where, value);
+    store_rel((_Atomic uint64_t *)where, value); /* this M's word; a reaper does it for a dead one */
     FAILPOINT("handle.move.stored");
     store_rel(&o->word, next); /* pairs with the loads of others; while it was ours they waited */
     FAILPOINT("handle.move.given");

@@ -112,7 +112,7 @@ bool shm_join_kill(struct shm_ctx *c, shm_off off, uint32_t why)
 static bool still_there(struct shm_ctx *c, struct shm_m *m, shm_gref r)
 {
     struct shm_g *g = shm_g(c, r);
-    uint64_t w = load_seq(&g->status);
+    uint64_t w = load_seq(&g->status); /* pairs with its moves: shm_casgstatus() */
     if (SHM_ST_GEN(w) != shm_ggen(r) || SHM_ST_M1(w) != m->index + 1)
         return false;
     return SHM_ST_STATUS(w) == Grunning || (SHM_ST_STATUS(w) == Gwaiting && is_outside(g));
@@ -150,7 +150,7 @@ int shm_kill_due(struct shm_ctx *c, const struct shm_child *children, int n, uin
         if (r == 0 || m->kill_ns == SENT)
             continue;
         if (!still_there(c, m, r)) {
-            cas_seq(&m->kill, &r, 0);
+            cas_seq(&m->kill, &r, 0); /* unless ask_keeper() has named another meanwhile */
             m->kill_ns = 0;
         } else if (shm_readgstatus(c, r) == Gwaiting) {
             return i; /* outside: there is nothing it could yield */
@@ -171,7 +171,7 @@ int shm_kill_due(struct shm_ctx *c, const struct shm_child *children, int n, uin
 bool shm_kill_check(struct shm_ctx *c, uint32_t m1)
 {
     struct shm_m *m = &c->mtab[m1 - 1];
-    shm_gref r = load_seq(&m->kill);
+    shm_gref r = load_seq(&m->kill); /* pairs with ask_keeper() */
     bool yes = r && still_there(c, m, r);
     if (!yes)
         store_seq(&m->kill, 0);

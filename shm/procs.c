@@ -298,7 +298,7 @@ bool shm_m_retire(struct shm_ctx *c)
 {
     struct shm_hdr *h = c->hdr;
     uint32_t none = 0;
-    if (c->p != NULL || !cas_seq(&h->retiring, &none, c->m1))
+    if (c->p != NULL || !cas_seq(&h->retiring, &none, c->m1)) /* one at a time; reap.c undoes it */
         return false;
     if (surplus(c) >= 0)
         return true;

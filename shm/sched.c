@@ -105,7 +105,7 @@ void shm_ready(struct shm_ctx *c, shm_gref r, bool next)
     else
         queue(c, r, home, batch, next);
     FAILPOINT("sched.ready.queued");
-    store_rel(&c->m->inflight[SHM_IF_READY], 0);
+    store_rel(&c->m->inflight[SHM_IF_READY], 0); /* after the queue has it, for the reaper */
     own_add(&c->m->st.readies, 1);
 }
 
@@ -118,7 +118,7 @@ void shm_requeue(struct shm_ctx *c, shm_gref r)
         shm_futex_wake((_Atomic uint32_t *)&g->status, 1); /* as in shm_ready() */
     else
         queue(c, r, g->home_m1, g->flags & SHM_GF_BATCH, false);
-    store_rel(&c->m->inflight[SHM_IF_READY], 0);
+    store_rel(&c->m->inflight[SHM_IF_READY], 0); /* as in shm_ready() */
 }
 
 void shm_newproc(struct shm_ctx *c, shm_gref r)
@@ -139,7 +139,7 @@ void shm_newproc(struct shm_ctx *c, shm_gref r)
     shm_shake(c); /* the status | the queue */
     queue(c, r, home, batch, true);
     FAILPOINT("sched.newproc.queued");
-    store_rel(&c->m->inflight[SHM_IF_NEW], 0);
+    store_rel(&c->m->inflight[SHM_IF_NEW], 0); /* as in shm_ready() */
 }
 
 void shm_gosched(struct shm_ctx *c, shm_gref r)
@@ -392,7 +392,7 @@ static int attention(struct shm_ctx *c)
     if (likely(attn == 0))
         return SHM_OK;
     if ((attn & SHM_ATTN_OFFLOAD) && !shm_any_home(c->m))
-        and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_OFFLOAD);
+        and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_OFFLOAD); /* a hint: who wants one asks again */
     return attn & SHM_ATTN_NOW ? SHM_EINTR : SHM_OK;
 }
 

@@ -440,7 +440,7 @@ int shm_minit(struct shm_ctx *c, uint32_t kind)
     struct shm_hdr *h = c->hdr;
     struct shm_m *m;
     while (!(m = take_slot(c, kind))) {
-        uint32_t n = load_acq(&h->max_m);
+        uint32_t n = load_acq(&h->max_m); /* pairs with the CAS below */
         if (n == SHM_MAX_M)
             return SHM_EFULL;
         int e = shm_commit(c, h->mtab_off + n * sizeof(struct shm_m), sizeof(struct shm_m));

@@ -102,7 +102,7 @@ static bool look_at(struct shm_ctx *c, struct shm_p *p, struct shm_m *m, uint64_
     if (!shm_runqempty(p))
         r->owed = true;
     if (shm_any_home(m) && shm_anyidlep(c))
-        or_seq(&m->attn, SHM_ATTN_OFFLOAD);
+        or_seq(&m->attn, SHM_ATTN_OFFLOAD); /* pairs with its next look, in attention() */
     return blocked;
 }
 

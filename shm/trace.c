@@ -89,7 +89,7 @@ int shm_trace_start(struct shm_ctx *c, uint32_t cap)
         store_rel(&h->trace_rings, rings); /* after the rings; pairs with load_acq in shm_trace() */
     }
     h->trace_since_ns = shm_now_ns();
-    store_rel(&h->trace_on, SHM_TRACE_ON);
+    store_rel(&h->trace_on, SHM_TRACE_ON); /* last; who sees it late misses some: shm_tracing() */
     return SHM_OK;
 }
 

@@ -234,7 +234,7 @@ static PyObject *goroutine_withdraw(CoreHandle *h, PyObject *_)
     uint32_t none = 0;
     if (core_ctx(h->prog) == NULL)
         return NULL;
-    return PyBool_FromLong(cas_acqrel(&join_of(h)->begun, &none, 2));
+    return PyBool_FromLong(cas_acqrel(&join_of(h)->begun, &none, 2)); /* pairs with start() */
 }
 
 static PyObject *goroutine_begun(CoreHandle *h, PyObject *_)

@@ -144,7 +144,7 @@ static PyObject *prog_replaced(CoreProg *p, PyObject *noargs)
 {
     if (!core_prog_usable(p))
         return NULL;
-    add_acqrel(&p->loop.hdr->replaced, 1);
+    add_acqrel(&p->loop.hdr->replaced, 1); /* read by anybody: about now */
     Py_RETURN_NONE;
 }
 

@@ -149,7 +149,7 @@ static PyObject *prog_drain_wait(CoreProg *p, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
         shm_notetsleep(&c->m->note, (int64_t)(seconds * 1e9));
     Py_END_ALLOW_THREADS
-    and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_CHECKDEAD);
+    and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_CHECKDEAD); /* before the look that answers it */
     return PyBool_FromLong(shm_checkdead(c));
 }
 
