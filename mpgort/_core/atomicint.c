@@ -15,7 +15,7 @@ bool core_int64(PyObject *o, const char *who, int64_t *v)
     if (*v != -1 || !PyErr_Occurred())
         return true;
     if (PyErr_ExceptionMatches(PyExc_OverflowError))
-        PyErr_Format(PyExc_OverflowError, "%s: a number of more than 64 bits", who);
+        PyErr_Format(PyExc_OverflowError, "%s: a number too large for 64 bits", who);
     else if (PyErr_ExceptionMatches(PyExc_TypeError))
         PyErr_Format(PyExc_TypeError, "%s: an integer is needed, not %.200s", who,
                      Py_TYPE(o)->tp_name);

@@ -40,7 +40,8 @@ static PyObject *group_new(PyTypeObject *type, PyObject *args, PyObject *kw)
     if (o != Py_None) {
         limit = PyLong_AsLong(o);
         if (limit == -1 && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError))
-            return PyErr_Format(PyExc_TypeError, "Group(limit=%R): give 1 or more, or None", o);
+            return PyErr_Format(PyExc_TypeError, "Group(limit=%R): an integer is needed, or None",
+                                o);
         PyErr_Clear();
         if (limit < 1 || limit > INT32_MAX)
             return PyErr_Format(PyExc_ValueError, "Group(limit=%R): give 1 or more, or None", o);
