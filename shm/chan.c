@@ -27,8 +27,8 @@
  *          still be received.
  *
  * A VALUE'S BLOCK follows it (bytes.c): it is the M's own while in a caller's hands, published
- * while the segment names it, and both change in the transaction that moves the value. So a value in the
- * hands of an M that dies is garbage, and any other is untouched.
+ * while the segment names it, and both change in the transaction that moves the value. So a value
+ * in the hands of an M that dies is garbage, and any other is untouched.
  *
  * Slots of the ring beyond qcount are written plainly: no one reads them until qcount, by the
  * transaction, says that there is a value. A slot that has one is overwritten by tx only. */

@@ -25,9 +25,9 @@
  * changes it (move()) names object, outcome and that word in its slot, then moves the count by a
  * CAS that puts its own name beside it, stores the word, and takes its name out again. While a name
  * stands there, others wait: a few instructions. A reaper that finds the dead M's name there stores
- * the word for it; if he does not, the count was not changed yet, or all is done. Rejected: to leave
- * the gap (now and then an object would stay for ever), and to count the references anew after a
- * death (the others would have to stop). Searched to its end: model/refs.pml.
+ * the word for it; if he does not, the count was not changed yet, or all is done. Rejected: to
+ * leave the gap (now and then an object would stay for ever), and to count the references anew
+ * after a death (the others would have to stop). Searched to its end: model/refs.pml.
  *
  * THE LAST reference. Who finds that it is his names the object in m->going, then moves refs from 1
  * to 0 by CAS: so a named one with refs 0 is his to free, with refs above 0 he still has his
@@ -37,10 +37,10 @@
  * stack. Weak references look for refs > 0, under a lock that who frees has to take (timers,
  * contexts).
  *
- * WHAT IS LOST: a reference taken by plain shm_obj_ref() and not stored yet, or in the hand when that
- * gets another. Both are seldom, and short: the start of a group's block, a submit, the joins that
- * one look into a queue of ends takes, the end of a goroutine within blocks. Then the count is too
- * high, and the object stays to the program's end. It is never too low. */
+ * WHAT IS LOST: a reference taken by plain shm_obj_ref() and not stored yet, or in the hand when
+ * that gets another. Both are seldom, and short: the start of a group's block, a submit, the joins
+ * that one look into a queue of ends takes, the end of a goroutine within blocks. Then the count is
+ * too high, and the object stays to the program's end. It is never too low. */
 #include "internal.h"
 
 #define FREE (1ULL << 63)
@@ -87,7 +87,7 @@ static bool move(struct shm_ctx *c, struct shm_obj *o, uint64_t *w, int by, void
         return false;
     }
     FAILPOINT("handle.move.counted");
-    store_rel((_Atomic uint64_t *)where, value); /* this M's word; a reaper does it for a dead one */
+    store_rel((_Atomic uint64_t *)where, value); /* as a reaper does for a dead M */
     FAILPOINT("handle.move.stored");
     store_rel(&o->word, next); /* pairs with the loads of others; while it was ours they waited */
     FAILPOINT("handle.move.given");

@@ -2,9 +2,9 @@
  * compile layout.h, NumPy's views and the monitor.
  *
  * The structs are written once, in layout.h; here is what C cannot say of itself: their names, and
- * the types that NumPy has for them. Each byte of a struct is in exactly one row, a row without a name
- * is padding: so a field that is added and not listed fails a test (tests/shm/test_segment.c). A
- * magazine is 67 words: n, bump, bump_end, blocks. */
+ * the types that NumPy has for them. Each byte of a struct is in exactly one row, a row without a
+ * name is padding: so a field that is added and not listed fails a test (tests/shm/test_segment.c).
+ * A magazine is 67 words: n, bump, bump_end, blocks. */
 #include "internal.h"
 
 #define T_hdr struct shm_hdr

@@ -21,8 +21,8 @@
  * EXTRA. An M in a long C call that only waits (time.sleep) keeps its P: nothing can be taken from
  * a process that may come back at any instruction (INV only-the-dead). What is lost is a place to
  * run, so the keeper makes one more as long as that lasts; thieves empty the ring of the one that
- * stands. Not where nprocs is a promise: who gives a pool two workers may mean that no third task is
- * to begin, whatever the two wait for. (What waits in the runtime has no P, there as here.)
+ * stands. Not where nprocs is a promise: who gives a pool two workers may mean that no third task
+ * is to begin, whatever the two wait for. (What waits in the runtime has no P, there as here.)
  *
  * tag: wanted. Who drops a P stores Pdead, then looks again whether it is wanted; who changes the
  * number stores it, then looks at the statuses. Both seq_cst: one of them brings it back. */

@@ -25,7 +25,7 @@ SHM_COLD void PyErr_SetNone(PyObject *);
 SHM_COLD void PyErr_Clear(void);
 SHM_COLD PyObject *PyErr_Occurred(void);
 
-/* ---- encode.c, frame.c: values and await chains <-> bytes ------------------------------------- */
+/* ---- encode.c, frame.c: values and await chains <-> bytes ------------------------------------ */
 
 /* A byte sink, reused from park to park by its M. `nh` runtime handles were written; their words
  * stand in `h`, to be stored with the bytes. They count as references from then on; until then the

@@ -2,8 +2,8 @@
  *
  * It begins as a call, encoded where it was started, with the context variables of who started it;
  * it runs first on whichever M picks it up (core_begin(), step 2 of the essay of proc.c). It ends
- * by its value or exception, which go to its join object, or, under go, to the header as the program's
- * panic; or by a kill, which runs nothing of it any more. */
+ * by its value or exception, which go to its join object, or, under go, to the header as the
+ * program's panic; or by a kill, which runs nothing of it any more. */
 #include "proc.h"
 
 /* ---- new goroutines -------------------------------------------------------------------------- */
@@ -256,8 +256,8 @@ int core_finish(struct core_proc *s, shm_gref gr, PyObject *value)
         }
     } else if (exc != NULL && PyErr_GivenExceptionMatches(exc, PyExc_KeyboardInterrupt) &&
                s->prog->is_m0 && gettid() == getpid()) {
-        /* run(procs=0): Ctrl-C struck while this goroutine ran; it is the caller's, not a panic. (In
-         * another thread, a Runtime's, none does: there it is the goroutine's own.) */
+        /* run(procs=0): Ctrl-C struck while this goroutine ran; it is the caller's, not a panic.
+         * (In another thread, a Runtime's, none does: there it is the goroutine's own.) */
         interrupted = true;
     }
     if (exc != NULL && !interrupted && g->flags & SHM_GF_GO)
