@@ -35,6 +35,13 @@ def test_main_runs_here_and_goroutines_elsewhere(program, method):
     assert (r.status, r.out) == (0, "True True\n"), r.err
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_main_module_without_a_spec_runs_by_every_method(program, method):
+    """As pdb leaves it."""
+    r = program(PIDS.replace("    from mpgort", "    del __spec__\n    from mpgort"), method)
+    assert (r.status, r.out) == (0, "True True\n"), r.err
+
+
 NESTED = """
     import sys, time
     import mpgort
