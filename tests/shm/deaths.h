@@ -244,7 +244,7 @@ static bool d_dying_reaper(uint32_t slot, int status)
     return !d_reaper_died;
 }
 
-/* In the storm all of its failpoints (one in five with ASan, which takes four times as long), at a
+/* In the storm all of its failpoints (one in five with ASan, which takes seven times as long), at a
  * tenth of the worker's: each has a few hundred. An act of thousands comes to the same places again
  * and again, so of those far on fewer are tried. */
 H_UNUSED static void d_reaper_killed(const struct act *acts, size_t nacts)
