@@ -180,6 +180,34 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(o)
 
 
+def pickled(h: Any, prog: Any, kind: int, off: int) -> tuple[Any, ...]:
+    """How a handle is reduced for a pickle that is not the codec's: to a name in its program, which
+    keeps it from now on."""
+    from multiprocessing import context
+
+    if context.get_spawning_popen() is not None:
+        raise TypeError(
+            f"a {type(h).__name__} means nothing to a process of multiprocessing: "
+            "start a goroutine instead"
+        )
+    name = f"{kind} {off}"
+    prog.pickled().setdefault(name, h)
+    return unpickled, (prog.id, name)
+
+
+def unpickled(program: str, name: str) -> Any:
+    from mpgort import _core, _host
+
+    here = [_core.current(), *(host.prog for host in list(_host.hosts))]
+    for prog in here:
+        if prog is not None and prog.id == program:
+            return prog.pickled()[name]
+    raise pickle.UnpicklingError(
+        "a handle was pickled in a program that has ended, or that this process is none of: it has "
+        "its meaning in that program's goroutines and threads only"
+    )
+
+
 def dumps(
     objects: list[Any],
     seen: Callable[[Any], Any],

@@ -246,6 +246,8 @@ void check_header(struct check *k)
         check_say(k, "free list: %llu, counted %llu", LLU(n), LLU(load_acq(&h->gfree_n)));
     if (load_acq(&h->panic) == 2 && h->panic_val.tag == SHM_VAL_HEAP) /* pairs with who panicked */
         check_kept(k, h->panic_val.h.off, h->panic_val.h.len, "panic");
+    if (load_acq(&h->pickled)) /* pairs with shm_pickled() */
+        check_mark_object(k, load_acq(&h->pickled), true, "what was pickled");
     if (load_acq(&h->trace_rings)) /* pairs with shm_trace_start() */
         check_kept(k, h->trace_off,
                    load_acq(&h->trace_rings) * h->trace_cap * sizeof(struct shm_event), "trace");

@@ -417,7 +417,7 @@ struct shm_hdr {
     _Atomic uint32_t want_m; /* spare worker Ms the keeper is asked to start (shm_handoffp) */
     uint64_t panic_goid;
     struct shm_val panic_val;  /* its encoded exception; written once, by who claimed panic */
-    shm_lockword procs_lock;   /* nprocs, extra, max_p */
+    shm_lockword procs_lock;   /* nprocs, extra, max_p, pickled */
     _Atomic uint32_t retiring; /* M slot + 1 of the M beyond need that leaves */
     _Atomic uint32_t recycled; /* Ms that have begun to leave for SHM_ATTN_RECYCLE */
     _Atomic uint32_t g_scarce; /* 1: max_g was met: free slots go to everybody at once */
@@ -425,6 +425,8 @@ struct shm_hdr {
     _Atomic uint64_t goidgen;  /* next goid */
     _Atomic uint64_t chanid;
     _Atomic uint32_t promised; /* 1: nprocs is a promise, for one that stands there is no other */
+    uint32_t pad0_;
+    _Atomic uint64_t pickled; /* a counted map (map.c), 0: not yet; set under procs_lock */
     _Alignas(SHM_CACHELINE) _Atomic uint64_t idle_m[SHM_MAX_M / 64]; /* bit: asleep or going to */
     _Atomic uint64_t idle_p[SHM_MAX_P / 64];                         /* bit: P has no M */
     _Atomic uint64_t idle_seq;      /* +1 each time an M leaves idle */

@@ -35,6 +35,24 @@ int shm_map_new(struct shm_ctx *c, shm_off *out)
     return e;
 }
 
+int shm_pickled(struct shm_ctx *c, shm_off *map)
+{
+    struct shm_hdr *h = c->hdr;
+    if ((*map = load_acq(&h->pickled)) != 0) /* pairs with ref_as() below */
+        return SHM_OK;
+    shm_off made;
+    int e = shm_map_new(c, &made);
+    if (e != SHM_OK)
+        return e;
+    shm_lock(c, &h->procs_lock);
+    if (load_acq(&h->pickled) == 0) /* under procs_lock */
+        shm_obj_ref_as(c, made, &h->pickled, made);
+    shm_unlock(c, &h->procs_lock);
+    shm_obj_unref(c, made);
+    *map = load_acq(&h->pickled); /* set once */
+    return SHM_OK;
+}
+
 /* At the last unref. */
 void shm_map_free(struct shm_ctx *c, shm_off off)
 {

@@ -174,6 +174,9 @@ struct shm_ment {
 static_assert(sizeof(struct shm_ment) == 48, "words");
 SHM_MUSTUSE int shm_map_new(struct shm_ctx *c, shm_off *map);
 void shm_map_free(struct shm_ctx *c, shm_off map);
+/* The program's own map of what was pickled (hdr->pickled), made at the first call. The caller gets
+ * no reference: it lasts as long as the program. */
+SHM_MUSTUSE int shm_pickled(struct shm_ctx *c, shm_off *map);
 /* SHM_OK: *v is a copy (v NULL: it is only asked for); SHM_EAGAIN: it has no such key. */
 SHM_MUSTUSE int shm_map_load(struct shm_ctx *c, shm_off map, const void *key, uint32_t len,
                              struct shm_val *v);

@@ -314,11 +314,13 @@ class Program:
     m0_slot: int
     ended: bool
     name: str
+    id: str
     attached: bool
     tick: Callable[[], object] | None
     known: object | None
     max_tasks: int
     max_rss: int
+    def pickled(self) -> Dict: ...
     @classmethod
     def create(
         cls,

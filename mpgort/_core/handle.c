@@ -12,7 +12,13 @@
  * (`recent`, strong references, one place per key), which saves an object and two transactions each
  * time. They are let go when the M has had nothing to do for a moment (core_handle_rest): a channel
  * nobody else knows is then freed. Not so what stands in a timer heap: it would go on to fire while
- * all sleep, and keep the program from being seen to be dead. */
+ * all sleep, and keep the program from being seen to be dead.
+ *
+ * PICKLED by somebody's own pickle.dumps(), in a __getstate__ or to be a key elsewhere, a handle is a
+ * name: bytes hold no reference. What has such a name stands in a map of the program's (hdr->pickled)
+ * to its end, so the name is good in each of its processes, whoever dies, and nowhere else. What the
+ * codec itself pickles has its handles as words of the blob (codec_pickle.c), and counts them. */
+#include "codec.h"
 #include "proc.h"
 
 static uint32_t slot_of(uint64_t key, uint32_t cap)
@@ -189,14 +195,13 @@ PyObject *core_handle_richcompare(PyObject *a, PyObject *b, int op)
     return PyBool_FromLong((x->prog == y->prog && x->off == y->off) == (op == Py_EQ));
 }
 
-PyObject *core_handle_reduce(PyObject *h, PyObject *none)
+PyObject *core_handle_reduce(PyObject *o, PyObject *none)
 {
-    PyErr_Format(
-        PyExc_TypeError,
-        "a %s crosses as an argument, message, result or local of a goroutine; it cannot be "
-        "pickled for anywhere else",
-        Py_TYPE(h)->tp_name);
-    return NULL;
+    CoreHandle *h = (CoreHandle *)o;
+    if (h->kind == HANDLE_FROZEN || h->kind == HANDLE_SHARED || h->kind == HANDLE_DONEQ)
+        return PyErr_Format(PyExc_TypeError, "a %s cannot be pickled", Py_TYPE(o)->tp_name);
+    return PyObject_CallMethod(core_pickle, "pickled", "OOiK", o, h->prog, h->kind,
+                               (unsigned long long)h->off);
 }
 
 /* ---- crossing -------------------------------------------------------------------------------- */

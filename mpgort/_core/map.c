@@ -508,6 +508,19 @@ static PyObject *mod_dict_in(PyObject *mod, PyObject *prog)
     return make((CoreProg *)prog, HANDLE_DICT);
 }
 
+PyObject *core_pickled(CoreProg *prog, PyObject *unused)
+{
+    struct shm_ctx *c = core_ctx(prog);
+    shm_off off;
+    if (c == NULL)
+        return NULL;
+    int r = shm_pickled(c, &off);
+    if (r < 0)
+        return core_shm_error(prog, r), NULL;
+    shm_obj_ref_hand(c, off);
+    return core_handle_wrap(prog, HANDLE_DICT, off);
+}
+
 #define FAST(f) (PyCFunction)(void (*)(void)) f, METH_FASTCALL
 static PyMethodDef dict_methods[] = {
     {"get", FAST(dict_get),

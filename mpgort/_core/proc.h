@@ -304,8 +304,10 @@ void core_handle_nil(uint8_t kind, PyObject *nil);
 void core_handle_dealloc(PyObject *h);
 Py_hash_t core_handle_hash(PyObject *h);
 PyObject *core_handle_richcompare(PyObject *a, PyObject *b, int op);
-PyObject *core_handle_reduce(PyObject *h, PyObject *none); /* TypeError: only by the codec */
-void core_handle_rest(struct core_proc *s);                /* lets go of what it keeps alive */
+PyObject *core_handle_reduce(PyObject *h,
+                             PyObject *none);           /* for a pickle that is not the codec's */
+PyObject *core_pickled(CoreProg *prog, PyObject *none); /* map.c */
+void core_handle_rest(struct core_proc *s);             /* lets go of what it keeps alive */
 #define CORE_HANDLE_SLOTS                                                                          \
     .tp_basicsize = sizeof(CoreHandle), .tp_dealloc = core_handle_dealloc,                         \
     .tp_hash = core_handle_hash, .tp_richcompare = core_handle_richcompare,                        \

@@ -319,7 +319,7 @@ static PyObject *prog_view(PyObject *p, PyObject *noargs)
 
 /* ---- attributes ------------------------------------------------------------------------------ */
 
-enum { A_FD, A_PID0, A_PROCS, A_SHUTDOWN, A_NAME, A_M0_SLOT, A_ATTACHED };
+enum { A_FD, A_PID0, A_PROCS, A_SHUTDOWN, A_NAME, A_ID, A_M0_SLOT, A_ATTACHED };
 static PyObject *prog_get(CoreProg *p, void *which)
 {
     if ((intptr_t)which == A_ATTACHED)
@@ -338,6 +338,8 @@ static PyObject *prog_get(CoreProg *p, void *which)
         return PyLong_FromUnsignedLong(h->m0_slot);
     case A_SHUTDOWN:
         return PyBool_FromLong(load_acq(&h->shutdown) != 0); /* pairs with shutdown() */
+    case A_ID:
+        return PyUnicode_FromFormat("%u-%llu", h->pid0, (unsigned long long)h->start_ns);
     default:
         return PyUnicode_DecodeUTF8(h->name, (Py_ssize_t)strnlen(h->name, sizeof h->name),
                                     "replace");
@@ -388,6 +390,7 @@ static PyGetSetDef prog_getset[] = {
     GET("m0_slot", A_M0_SLOT, "M slot of M0"),
     GET("ended", A_SHUTDOWN, "shutdown has been asked for"),
     GET("name", A_NAME, "the program's name"),
+    GET("id", A_ID, "as no other program of this machine has, since it was booted"),
     GET("attached", A_ATTACHED, "the mapping is there"),
     {"tick", (getter)get_tick, (setter)set_tick,
      "called by M0 about every 100 ms, whatever it waits for", NULL},
@@ -406,6 +409,8 @@ static PyMethodDef prog_methods[40] = {
     PROG_METHOD(detach, METH_NOARGS),
     PROG_METHOD(after_fork, METH_VARARGS),
     PROG_METHOD(view, METH_NOARGS),
+    {"pickled", (PyCFunction)core_pickled, METH_NOARGS,
+     "pickled()\n--\n\nThe Dict of the handles that were pickled: each has a name there."},
 };
 
 static void add_methods(const PyMethodDef *more)

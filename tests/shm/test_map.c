@@ -168,6 +168,55 @@ static void test_a_death_in_a_change_leaves_it_done_or_not_begun(void)
     CHECK(deaths > 40);
 }
 
+static void pickle(struct shm_ctx *c, int i, void *arg)
+{
+    struct scene *s = arg;
+    (void)i;
+    h_die_at(s->point, s->nth);
+    CHECK_EQ(shm_pickled(c, &s->m), SHM_OK);
+    h_die_at("", 0);
+}
+
+static bool die_pickling_at(const char *point, uint32_t nth)
+{
+    struct shm_ctx c;
+    struct scene *s = h_shared(sizeof *s);
+    shm_off first, again;
+    l_seg(&c);
+    *s = (struct scene){.point = point, .nth = nth};
+    int status = h_wait(h_fork(pickle, 0, s));
+    bool died = WIFSIGNALED(status);
+    CHECK(died || status == 0);
+    if (died)
+        shm_reap(&c, &c.mtab[1], status);
+    CHECK_SEGMENT(&c);
+    CHECK_EQ(shm_pickled(&c, &first), SHM_OK);
+    CHECK(died || first == s->m);
+    CHECK_EQ(shm_pickled(&c, &again), SHM_OK);
+    CHECK_EQ(first, again);
+    CHECK_EQ(shm_refs(shm_at(&c, first)), 1);
+    CHECK_SEGMENT(&c);
+    c.hdr->pickled = 0;
+    shm_obj_unref(&c, first);
+    l_seg_end(&c);
+    munmap(s, sizeof *s);
+    return died;
+}
+
+static void test_the_map_of_what_was_pickled_is_made_once_whoever_dies_of_it(void)
+{
+    static const char *const at[] = {"handle.move.named", "handle.move.counted",
+                                     "handle.move.stored", "handle.move.given"};
+    uint32_t deaths = 0;
+    for (size_t i = 0; i < sizeof at / sizeof *at; i++)
+        for (uint32_t nth = 1; die_pickling_at(at[i], nth); nth++)
+            deaths++;
+    for (size_t i = 0; i < sizeof points / sizeof *points; i++)
+        for (uint32_t nth = 1; die_pickling_at(points[i], nth); nth++)
+            deaths++;
+    CHECK(deaths > 10);
+}
+
 struct traffic {
     shm_off m;
     _Atomic uint64_t first;
@@ -213,4 +262,5 @@ static void test_many_store_and_delete_and_each_key_has_one_first(void)
 H_MAIN(T(test_a_map_that_grows_keeps_all_it_has),
        T(test_cas_replaces_what_is_the_same_bytes_and_nothing_else),
        T(test_a_death_in_a_change_leaves_it_done_or_not_begun),
+       T(test_the_map_of_what_was_pickled_is_made_once_whoever_dies_of_it),
        T(test_many_store_and_delete_and_each_key_has_one_first))
