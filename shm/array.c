@@ -9,8 +9,10 @@
 
 int shm_array_new(struct shm_ctx *c, uint64_t bytes, shm_off *off)
 {
-    if (bytes > c->hdr->heap_bytes)
+    if (bytes > c->hdr->heap_bytes) { /* also if it is more than any allocation can be */
+        c->wanted = bytes;
         return SHM_ENOMEM;
+    }
     int e = shm_obj_alloc(c, SHM_OBJ_ARRAY, sizeof(struct shm_array), bytes, off);
     if (e)
         return e;

@@ -90,8 +90,10 @@ int shm_code_intern(struct shm_ctx *c, const uint8_t hash[16], const void *paylo
     *id = find(c, hash);
     if (*id)
         return SHM_OK;
-    if (n > UINT32_MAX)
+    if (n > UINT32_MAX) {
+        c->wanted = n;
         return SHM_ENOMEM;
+    }
     shm_off block;
     int e = shm_alloc(c, n, &block);
     if (e)

@@ -212,8 +212,10 @@ static int run_take(struct shm_ctx *c, uint64_t pages, unsigned kind, unsigned c
     }
     uint64_t spare = r ? run_at(c, r)->pages - pages : 0;
     shm_off at = r ? r + spare * PAGE : h->heap_top;
-    if (!r && pages * PAGE > h->size - at)
+    if (!r && pages * PAGE > h->size - at) {
+        c->wanted = pages * PAGE;
         return SHM_ENOMEM;
+    }
     /* The rest of a large block is committed by its owner alone: it may take long. */
     int e = shm_commit(c, at, kind == RUN_SPAN ? pages * PAGE : PAGE);
     if (e)
@@ -423,8 +425,10 @@ int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
     if (unlikely(c->in_tx))
         shm_throw("alloc: M %u is in a transaction", c->m->index);
     if (unlikely(n > MAX_SMALL - sizeof(struct shm_blk))) {
-        if (n > c->hdr->heap_bytes)
+        if (n > c->hdr->heap_bytes) {
+            c->wanted = n;
             return SHM_ENOMEM;
+        }
         uint64_t pages = (n + RUN_HEAD + PAGE - 1) / PAGE;
         int e = large_alloc(c, pages, off);
         if (e == SHM_OK)

@@ -480,6 +480,7 @@ struct shm_ctx {
     uint32_t tick;
     uint32_t chain;    /* runnexts taken in a row, in one time slice */
     bool homely;       /* takes no P, runs only what is at home here (_core/thread.c, block.c) */
+    uint64_t wanted;   /* bytes for which the heap has last had no room: SHM_ENOMEM */
     uint64_t until_ns; /* findrunnable() sleeps no longer than until then: SHM_EINTR; 0: it does */
     uint64_t rng;
     uint64_t now_ns;      /* clock as of the last findrunnable(), to some ms */

@@ -43,24 +43,29 @@ static int raise_text(PyObject *cls, PyObject *text)
 static int out_of_memory(CoreProg *prog, int err)
 {
     struct shm_hdr *h = prog->loop.hdr;
+    struct shm_ctx *c = core_ctx(prog);
     PyObject *text;
+    if (c == NULL)
+        return -1;
+    uint64_t used = load_rlx(&h->heap_committed); /* a figure for people */
+    uint64_t enough = (used + c->wanted) * 2;
     if (err == SHM_EGFULL)
         text = PyUnicode_FromFormat(
             "all %u goroutine slots are in use: raise it with run(..., max_goroutines=%llu)",
             h->max_g, (unsigned long long)h->max_g * 4);
     else if (err == SHM_ENOMEM)
         text = PyUnicode_FromFormat(
-            "the shared heap is full: %llu of %llu bytes are in use: raise it with run(..., "
-            "heap_bytes=%llu)",
-            (unsigned long long)load_rlx(&h->heap_committed), /* a figure for people */
-            (unsigned long long)h->heap_bytes, (unsigned long long)h->heap_bytes * 4);
+            "the shared heap has no room for %llu bytes more, %llu of %llu are in use: raise it "
+            "with run(..., heap_bytes=%llu)",
+            (unsigned long long)c->wanted, (unsigned long long)used,
+            (unsigned long long)h->heap_bytes,
+            (unsigned long long)(enough > h->heap_bytes * 4 ? enough : h->heap_bytes * 4));
     else
         text = PyUnicode_FromFormat(
             "/dev/shm has no room for more than the %llu bytes this program's heap has: make it "
             "larger (docker run --shm-size=..., mount -o remount,size=... /dev/shm); "
             "heap_bytes=%llu is only the ceiling",
-            (unsigned long long)load_rlx(&h->heap_committed), /* as above */
-            (unsigned long long)h->heap_bytes);
+            (unsigned long long)used, (unsigned long long)h->heap_bytes);
     return raise_text(core_err.OutOfSharedMemory, text);
 }
 
