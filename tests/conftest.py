@@ -118,7 +118,12 @@ class Running:
         return text.rstrip("\n")
 
     def processes(self) -> list[Process]:
-        return session(self.pid)
+        """Of its session. The kernel gives no process a pid that is still the name of a session: if
+        M0 was waited for and there is one with its pid, that session is somebody else's."""
+        found = session(self.pid)
+        if self.popen.returncode is not None and any(p.pid == self.pid for p in found):
+            return []
+        return found
 
     def keeper(self) -> Process | None:
         """M0's only child in these programs."""
