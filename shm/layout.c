@@ -84,6 +84,7 @@ static const struct shm_field layout[] = {
     F(hdr, goidgen, U8),
     F(hdr, chanid, U8),
     F(hdr, promised, U4),
+    GAP(hdr, promised, pickled),
     F(hdr, pickled, U8),
     GAP(hdr, pickled, idle_m),
     F(hdr, idle_m, "(4,)u8"),
