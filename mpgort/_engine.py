@@ -261,7 +261,8 @@ class Engine:
         while not self.over():
             if self.wanted:
                 self.doze()
-            self.read(SLICE_S)
+            else:
+                self.read(SLICE_S)
         self.wind_up()
 
     def read(self, timeout: float) -> None:

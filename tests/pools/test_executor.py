@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import wait_until
+from conftest import Programs, wait_until
 
 import mpgort
 from mpgort import gosched, spawn
@@ -421,6 +421,23 @@ def state() -> list[int]:
 def test_the_initializer_has_run_once_on_the_worker_of_each_task() -> None:
     with mpgort.Executor(2, initializer=init, initargs=(7,)) as ex:
         assert [ex.submit(state).result() for _ in range(20)] == [[7]] * 20
+
+
+def test_the_end_waits_for_no_slice_of_time(program: Programs) -> None:
+    """It took 0.1 s more: the collector saw that all was over, and went to wait for what comes."""
+    r = program("""
+        import mpgort
+        from mpgort import _engine
+
+        if __name__ == "__main__":
+            _engine.SLICE_S = 3600
+            for waits in (True, False, True):
+                with mpgort.Executor(1) as ex:
+                    f = ex.submit(abs, -1)
+                    waits and f.result()
+            print("over")
+        """)
+    assert r.out == "over\n"
 
 
 def test_a_worker_is_replaced_after_max_tasks_per_child() -> None:
