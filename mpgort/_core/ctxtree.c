@@ -181,22 +181,12 @@ static PyObject *mod_with_timeout(PyObject *mod, PyObject *args)
 static PyObject *mod_with_deadline(PyObject *mod, PyObject *args)
 {
     PyObject *parent, *when;
+    double t;
     shm_off off;
     if (!PyArg_ParseTuple(args, "OO:with_deadline", &parent, &when))
         return NULL;
-    double t = PyFloat_AsDouble(when);
-    if (t == -1.0 && PyErr_Occurred()) {
-        if (PyErr_ExceptionMatches(PyExc_TypeError))
-            PyErr_Format(PyExc_TypeError,
-                         "with_deadline: a time of time.monotonic() is needed, not %.200s",
-                         Py_TYPE(when)->tp_name);
+    if (!core_number(when, "with_deadline", "a time of time.monotonic()", &t))
         return NULL;
-    }
-    if (isnan(t)) {
-        PyErr_SetString(PyExc_ValueError,
-                        "with_deadline: a time of time.monotonic() is needed, not nan");
-        return NULL;
-    }
     CoreProg *prog = prog_of(parent, "with_deadline", &off);
     return prog ? make(prog, off,
                        t > 1.8e10 ? UINT64_MAX

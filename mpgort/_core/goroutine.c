@@ -307,11 +307,11 @@ static PyObject *mod_gosched(PyObject *mod, PyObject *_)
 
 static PyObject *mod_sleep(PyObject *mod, PyObject *seconds)
 {
-    double s = PyFloat_AsDouble(seconds);
+    double s;
     uint64_t when;
-    if (s == -1.0 && PyErr_Occurred())
-        PyErr_Clear(); /* core_when_ns() says what is wrong */
-    else if (s <= 0)
+    if (!core_number(seconds, "sleep", CORE_SECONDS, &s))
+        return NULL;
+    if (s <= 0)
         return core_park_for(PK_GOSCHED, NULL);
     if (core_when_ns(seconds, "sleep", &when) < 0)
         return NULL;

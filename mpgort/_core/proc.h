@@ -250,6 +250,9 @@ int64_t core_timeout_ns(PyObject *o);
 /* The monotonic time `seconds` from now: UINT64_MAX never, now for what is not positive. -1:
  * exception. */
 int core_when_ns(PyObject *seconds, const char *who, uint64_t *when_ns);
+/* False: who (the call) is told that `what` is needed, and no other type, and not nan. */
+bool core_number(PyObject *o, const char *who, const char *what, double *number);
+#define CORE_SECONDS "a number of seconds"
 /* False: a TypeError or OverflowError that names the call. */
 bool core_int64(PyObject *o, const char *who, int64_t *v);
 
@@ -304,8 +307,8 @@ void core_handle_nil(uint8_t kind, PyObject *nil);
 void core_handle_dealloc(PyObject *h);
 Py_hash_t core_handle_hash(PyObject *h);
 PyObject *core_handle_richcompare(PyObject *a, PyObject *b, int op);
-PyObject *core_handle_reduce(PyObject *h,
-                             PyObject *none);           /* for a pickle that is not the codec's */
+/* For a pickle that is not the codec's. */
+PyObject *core_handle_reduce(PyObject *h, PyObject *none);
 PyObject *core_pickled(CoreProg *prog, PyObject *none); /* map.c */
 void core_handle_rest(struct core_proc *s);             /* lets go of what it keeps alive */
 #define CORE_HANDLE_SLOTS                                                                          \

@@ -22,19 +22,27 @@ static bool is_func(CoreHandle *t)
 
 #define NEVER_S 9e9 /* 285 years */
 
+bool core_number(PyObject *o, const char *who, const char *what, double *number)
+{
+    *number = PyFloat_AsDouble(o);
+    if (*number == -1.0 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "%s: %s is needed, not %.200s", who, what,
+                         Py_TYPE(o)->tp_name);
+        return false;
+    }
+    if (isnan(*number)) {
+        PyErr_Format(PyExc_ValueError, "%s: %s is needed, not nan", who, what);
+        return false;
+    }
+    return true;
+}
+
 int core_when_ns(PyObject *seconds, const char *who, uint64_t *when_ns)
 {
-    double s = PyFloat_AsDouble(seconds);
-    if (s == -1.0 && PyErr_Occurred()) {
-        if (PyErr_ExceptionMatches(PyExc_TypeError))
-            PyErr_Format(PyExc_TypeError, "%s: a number of seconds is needed, not %.200s", who,
-                         Py_TYPE(seconds)->tp_name);
+    double s;
+    if (!core_number(seconds, who, CORE_SECONDS, &s))
         return -1;
-    }
-    if (isnan(s)) {
-        PyErr_Format(PyExc_ValueError, "%s: a number of seconds is needed, not nan", who);
-        return -1;
-    }
     /* Rounded up: not before. */
     *when_ns = s > NEVER_S ? UINT64_MAX : shm_now_ns() + (s > 0 ? (uint64_t)ceil(s * 1e9) : 0);
     return 0;
