@@ -129,7 +129,18 @@ static void act(struct shm_ctx *c, int i, void *arg)
     shm_val_drop(c, &was);
 }
 
-/* False: it does not pass that point so often. */
+/* Whether it has died of that, and was reaped: false, it does not pass that point so often. */
+static bool dies(struct shm_ctx *c, void (*fn)(struct shm_ctx *, int, void *), struct scene *s)
+{
+    int status = h_wait(h_fork(fn, 0, s));
+    bool died = WIFSIGNALED(status);
+    CHECK(died || status == 0);
+    if (died)
+        shm_reap(c, &c->mtab[1], status);
+    CHECK_SEGMENT(c);
+    return died;
+}
+
 static bool die_at(const char *point, uint32_t nth)
 {
     struct shm_ctx c;
@@ -138,12 +149,7 @@ static bool die_at(const char *point, uint32_t nth)
     *s = (struct scene){.point = point, .nth = nth, .m = map_new(&c)};
     for (uint64_t k = 0; k < 8; k++)
         CHECK_EQ(store(&c, s->m, k, v_big(&c, k)), SHM_OK);
-    int status = h_wait(h_fork(act, 0, s));
-    bool died = WIFSIGNALED(status);
-    CHECK(died || status == 0);
-    if (died)
-        shm_reap(&c, &c.mtab[1], status);
-    CHECK_SEGMENT(&c);
+    bool died = dies(&c, act, s);
     /* What is done is done in order, whole. */
     bool added = load(&c, s->m, 8) == 8, stored = load(&c, s->m, 1) == 11,
          swapped = load(&c, s->m, 2) == 22, deleted = load(&c, s->m, 3) == UINT64_MAX;
@@ -184,12 +190,7 @@ static bool die_pickling_at(const char *point, uint32_t nth)
     shm_off first, again;
     l_seg(&c);
     *s = (struct scene){.point = point, .nth = nth};
-    int status = h_wait(h_fork(pickle, 0, s));
-    bool died = WIFSIGNALED(status);
-    CHECK(died || status == 0);
-    if (died)
-        shm_reap(&c, &c.mtab[1], status);
-    CHECK_SEGMENT(&c);
+    bool died = dies(&c, pickle, s);
     CHECK_EQ(shm_pickled(&c, &first), SHM_OK);
     CHECK(died || first == s->m);
     CHECK_EQ(shm_pickled(&c, &again), SHM_OK);
