@@ -408,7 +408,6 @@ class Cell:
     note: str = ""
     ratio: float | None = None  # to mpgort's
     rounds: list[float] = field(default_factory=list)
-    late: bool = False
 
 
 @dataclass
@@ -428,10 +427,9 @@ def compare(work: Work, kinds: list[type[Contender]], procs: int, scale: int, n:
                 cell.note = kind.cannot[work.key]
             elif work.among and kind.name not in work.among:
                 cell.note = "not measured"
-            elif not cell.late:
+            elif cell.note != LATE:
                 value, note = measured(work, kind, procs, scale)
                 cell.note = note or cell.note
-                cell.late = note == LATE
                 if value is not None:
                     cell.rounds.append(value)
     for cell in cells:
