@@ -208,12 +208,14 @@ def _walk(name: str, qualname: str) -> object:
 def _loaded(name: str) -> bool:
     """Whether the module is there, or is one of a package that is: numpy.rec is imported late, and
     np.recarray says that it is of it."""
-    package = sys.modules.get(name.rpartition(".")[0])
-    if name not in sys.modules and hasattr(package, "__path__"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            return False
+    if name in sys.modules:
+        return True
+    if not hasattr(sys.modules.get(name.rpartition(".")[0]), "__path__"):
+        return False
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
     return name in sys.modules
 
 

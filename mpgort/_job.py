@@ -201,10 +201,7 @@ class Job:
             self.source = iter(source)
             self.read_ahead()
         elif isinstance(source, range) or not lazy:
-            if isinstance(source, range):
-                self.buffer = Buffer(source)
-            else:
-                self.buffer.extend(source)
+            self.buffer = Buffer(source if isinstance(source, range) else list(source))
             if self.buffer:
                 engine.jobs.add(self)
             self.feed()
