@@ -6,9 +6,11 @@
  * and cleared by who has taken the P. Giving one back is step I1 of the idle dance (idle.c).
  *
  * WHO IS WANTED follows from the P's place alone: of the work Ps (all but M0's) the first nprocs +
- * extra. So nobody has to be chosen or told: an M looks at each schedule whether its P is still
- * wanted; if not, what the ring holds goes to the global queue and the P is Pdead. Timers stay in
- * its heap: everybody runs those of all Ps that have ever been.
+ * extra. So nobody has to be chosen or told: an M looks at each schedule, when it has found what to
+ * run, whether its P is still wanted; if not, that and what the ring holds goes to the global queue
+ * and the P is Pdead. What runs then goes on until its M schedules (Go's stopTheWorld would wait
+ * for it); what is queued later is run by no P beyond the number. Timers stay in its heap:
+ * everybody runs those of all Ps that have ever been.
  *
  *   more    a dead P that is wanted becomes idle; if there are none, the P table grows (its pages
  *           are committed one by one, its addresses reserved for all). Missing Ms are started by

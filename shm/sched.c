@@ -396,6 +396,22 @@ static int attention(struct shm_ctx *c)
     return attn & SHM_ATTN_NOW ? SHM_EINTR : SHM_OK;
 }
 
+/* The P under this M went beyond the number while it searched: what was found waits for a P that
+ * is wanted, or is at home and needs none. */
+static void unwanted(struct shm_ctx *c, shm_gref r)
+{
+    if (r) {
+        if (shm_g(c, r)->home_m1)
+            shm_homeqput(c, c->m, r);
+        else
+            shm_globrunqput(c, r);
+        own_add(&c->m->moved, 1); /* as in refuse() */
+        store_rlx(&c->m->inflight[SHM_IF_GOT], 0);
+    }
+    shm_putp(c);
+    shm_wakep(c);
+}
+
 int shm_findrunnable(struct shm_ctx *c, bool block, shm_gref *g, bool *inherit)
 {
     bool woken = false;
@@ -403,11 +419,15 @@ int shm_findrunnable(struct shm_ctx *c, bool block, shm_gref *g, bool *inherit)
     for (;;) {
         int e = attention(c);
         if (e == SHM_OK) {
-            if (unlikely(c->p != NULL && !shm_p_wanted(c, c->p)))
-                shm_putp(c);
             if (unlikely(c->p == NULL))
                 shm_takep(c);
             *g = find(c, inherit);
+            /* After the search, whose acquire of *g brings the number that was stored before *g was
+             * queued: what is spawned when gomaxprocs has returned runs on no P beyond it. */
+            if (unlikely(c->p != NULL && !shm_p_wanted(c, c->p))) {
+                unwanted(c, *g);
+                continue;
+            }
             if (likely(*g != 0)) {
                 if (woken)
                     own_add(&c->m->st.useful_wakes, 1);

@@ -304,6 +304,71 @@ static void test_a_spare_runs_what_only_it_can_run_without_a_p(void)
     h_seg_end(&c);
 }
 
+static struct shm_ctx *lowerer;
+
+static void lower(void)
+{
+    uint32_t old;
+    CHECK_EQ(shm_gomaxprocs(lowerer, 1, &old), SHM_OK);
+    CHECK_EQ(old, 2);
+}
+
+static shm_gref late[2];
+
+static void lower_and_spawn(void)
+{
+    lower();
+    late[0] = spawn(lowerer); /* in the ring, for the stealing */
+    late[1] = spawn(lowerer);
+}
+
+static void test_what_is_spawned_after_gomaxprocs_runs_on_no_p_beyond_it(void)
+{
+    struct shm_ctx c, w;
+    m_alone(&c, 2, SHM_M_WORKER);
+    second(&w, &c, SHM_M_WORKER);
+    next_g(&c);
+    uint32_t pi = c.p->index;
+    lowerer = &c;
+    h_call_after(1, lower_and_spawn); /* w has just taken the other P */
+    CHECK_EQ(next_g(&w), 0);
+    CHECK_EQ(h_call_left, 0);
+    CHECK(w.p == NULL);
+    nothing_in_hand(&w);
+    CHECK_EQ(SHM_ST_STATUS(load_acq(&c.ptab[1 - pi].status)), Pdead);
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(next_g(&c), late[i]); /* the first looks at the global queue */
+        shm_goexit0(&c, late[i]);
+    }
+    CHECK_EQ(next_g(&c), 0);
+    h_seg_end(&c);
+}
+
+static void lower_and_spawn_at_home(void)
+{
+    lower();
+    CHECK_EQ(shm_gnew(lowerer, &late[0]), SHM_OK);
+    shm_g(lowerer, late[0])->home_m1 = 2;
+    shm_newproc(lowerer, late[0]);
+}
+
+static void test_an_m_whose_p_is_beyond_gomaxprocs_runs_what_is_at_home_without_it(void)
+{
+    struct shm_ctx c, w;
+    m_alone(&c, 2, SHM_M_WORKER);
+    second(&w, &c, SHM_M_WORKER);
+    CHECK_EQ(w.m1, 2);
+    next_g(&c);
+    lowerer = &c;
+    h_call_after(1, lower_and_spawn_at_home);
+    CHECK_EQ(next_g(&w), late[0]);
+    CHECK(w.p == NULL);
+    nothing_in_hand(&w);
+    shm_goexit0(&w, late[0]);
+    CHECK_EQ(next_g(&w), 0);
+    h_seg_end(&c);
+}
+
 static void test_shutdown_and_attention_come_before_work(void)
 {
     struct shm_ctx c;
@@ -364,4 +429,6 @@ H_MAIN(T(test_a_new_goroutine_runs_next_and_the_former_next_goes_to_the_tail),
        T(test_m0_queues_for_the_workers_and_runs_only_what_is_at_home),
        T(test_a_p_belongs_to_one_m_and_a_spare_finds_none),
        T(test_a_spare_runs_what_only_it_can_run_without_a_p),
+       T(test_what_is_spawned_after_gomaxprocs_runs_on_no_p_beyond_it),
+       T(test_an_m_whose_p_is_beyond_gomaxprocs_runs_what_is_at_home_without_it),
        T(test_shutdown_and_attention_come_before_work), T(test_the_sched_line_reads_as_gos))

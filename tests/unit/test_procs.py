@@ -67,8 +67,8 @@ def test_gomaxprocs_gives_the_old_number_and_no_more_run_at_once(procs: int) -> 
     numbers = [4, 1, 3, 2, 1, 5, 1]
     seen = mpgort.run(changes, numbers, procs=procs)
     assert [old for old, _, _ in seen] == [procs, *numbers[:-1]]
-    assert all(1 <= most <= n for _, n, most in seen)
-    assert any(most > 1 for _, n, most in seen if n > 2)
+    assert all(1 <= most <= n for _, n, most in seen), seen
+    assert any(most > 1 for _, n, most in seen if n > 2), seen
 
 
 async def in_a_worker(numbers: list[int]) -> Any:
