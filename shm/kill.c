@@ -14,6 +14,9 @@
  *              does the rest.
  *   outside    a plain function that waits with its thread blocked: its C stack cannot be dropped,
  *              so it is ended with its M, too.
+ *   nested     the same, but others are at home there, and that M runs them meanwhile: it is told,
+ *              by an exception, for their sake. shm_kill_told(): if it goes on, the keeper ends it
+ *              as one that runs.
  *
  * In the first two cases the join has its end at once, before the goroutine's remains are cleared
  * away.
@@ -104,6 +107,12 @@ bool shm_join_kill(struct shm_ctx *c, shm_off off, uint32_t why)
     FAILPOINT("kill.marked");
     carry_out(c, off);
     return true;
+}
+
+void shm_kill_told(struct shm_ctx *c, shm_gref r)
+{
+    ended(c, shm_g(c, r)->obj);
+    ask_keeper(c, r, c->m1);
 }
 
 /* ---- the keeper's part ----------------------------------------------------------------------- */

@@ -14,6 +14,10 @@
  * worker that takes a coroutine that is at home and makes a call that blocks its M, instead of
  * awaiting; rejected, for its sake, to let all others at home wait for the function on the stack.
  *
+ * KILLED while it waits, it is told so by an exception, as long as others live here: its M's end
+ * would be theirs, and one of them may well be who has killed it. Each call that would wait raises
+ * it again, and the keeper ends the M if it goes on (shm_kill_told).
+ *
  * Meanwhile the G is at home here (home_m1): if this M dies, its reaper ends it. */
 #include "proc.h"
 #include <math.h>
@@ -63,6 +67,18 @@ static bool unpark(struct shm_ctx *c, shm_gref gr)
            shm_execute(c, gr, true);
 }
 
+/* What ended the wait of n, whose turn it is now, or not yet. That it waits for its turn is no wait
+ * of its own: a cancel that ended that is for the next one. */
+static void came(struct shm_ctx *c, struct core_nest *n)
+{
+    struct shm_g *g = shm_g(c, n->g);
+    if (!n->ready)
+        n->ok = g->ok;
+    else if (g->ok == SHM_OK_CANCELLED)
+        store_seq(&((struct shm_join *)shm_at(c, g->obj))->cancel, 1); /* tag: cancel */
+    g->ok = n->ok;
+}
+
 /* The nearest deadline of those that wait on this stack. */
 static uint64_t nearest(const struct core_nest *n)
 {
@@ -91,6 +107,7 @@ static bool end_late(struct core_proc *s)
             top = true;
             continue;
         }
+        came(c, n);
         n->ready = n->late = true;
         g->home_why = SHM_HOME_LOCKED;
         repark(c, n->g);
@@ -132,12 +149,16 @@ static int block_nested(struct core_proc *s, shm_gref gr, int64_t timeout_ns)
                                 "the runtime was shut down");
             break;
         }
-        if (g == gr)
+        if (g == gr) {
+            came(c, &here);
+            r = here.late ? CORE_LATE : 0;
             break;
+        }
         struct core_nest *below = here.outer;
         while (below != NULL && below->g != g)
             below = below->outer;
         if (below != NULL) {
+            came(c, below);
             below->ready = true;
             below->deadline_ns = UINT64_MAX;
             repark(c, g);
@@ -240,6 +261,14 @@ static int block_futex(CoreProg *prog, shm_gref gr, int64_t timeout_ns)
     }
 }
 
+/* The running gr is killed, and is to know it. */
+SHM_COLD static void tell_killed(struct core_proc *s, shm_gref gr)
+{
+    if (!s->prog->is_m0) /* that is nobody's to end */
+        shm_kill_told(s->c, gr);
+    PyErr_SetString(core_err.Killed, "the goroutine was killed");
+}
+
 PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
 {
     struct shm_ctx *c = core_ctx(prog);
@@ -253,11 +282,14 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     shm_gref gr = s ? s->curg : 0;
     bool own = gr != 0, nested = own && (load_rlx(&c->hdr->nprocs) == 0 || /* from start to end */
                                          (!prog->is_m0 && s->nhomes > (s->curhome != NULL)));
+    struct shm_join *j = own && shm_g(c, gr)->obj ? shm_at(c, shm_g(c, gr)->obj) : NULL;
     int r = 0;
     if (s != NULL && gr == 0)
         PyErr_SetString(PyExc_RuntimeError, "blocking call on the scheduler's stack (m->g0)");
     else if (s != NULL && load_rlx(&c->m->locks) > 0) /* own word */
         PyErr_SetString(PyExc_RuntimeError, "schedule: holding locks");
+    else if (nested && !prog->is_m0 && j != NULL && load_seq(&j->kill)) /* tag: kill */
+        tell_killed(s, gr);
     else if (timeout_ns == 0 && look_up(prog, c) == 0)
         PyErr_SetNone(PyExc_TimeoutError);
     else if (timeout_ns == 0)
@@ -290,7 +322,10 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         g->home_why = SHM_HOME_TIMED;
     if (own && !prog->is_m0)
         shm_handoffp(c);
+    uint64_t epoch = shm_wait_next(g);
     r = core_park_ops[pk->kind].park(c, pk, gr);
+    if (j != NULL && r == SHM_PARKED)
+        shm_join_marks(c, j, gr, epoch); /* as in park() of proc.c */
     int w = 0;
     bool idle = own && !nested && !prog->is_m0 && r == SHM_PARKED;
     if (idle) /* for shm_checkdead(); no waker looks here, idle_m does not name this M */
@@ -303,9 +338,12 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         store_seq(&c->m->spinning, SHM_M_BUSY);
     }
     PyObject *v = NULL;
-    if (r == SHM_PARKED && w == 0 && (g->ok == SHM_OK_CANCELLED || g->ok == SHM_OK_KILLED)) {
+    if (j != NULL && load_seq(&j->kill)) { /* tag: kill; also if it has what it waited for */
         w = -1;
-        PyErr_SetNone(g->ok == SHM_OK_CANCELLED ? core_err.Cancelled : core_err.Killed);
+        tell_killed(s, gr);
+    } else if (r == SHM_PARKED && w == 0 && g->ok == SHM_OK_CANCELLED) {
+        w = -1;
+        PyErr_SetNone(core_err.Cancelled);
     } else if ((r == SHM_PARKED && w == 0) || r == SHM_OK)
         v = core_park_ops[pk->kind].resume(prog, c, g);
     else if (w == 1)

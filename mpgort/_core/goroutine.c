@@ -412,7 +412,8 @@ static PyMethodDef goroutine_methods[] = {
      "has ended."},
     {"kill", (PyCFunction)goroutine_kill, METH_NOARGS,
      "kill()\n--\n\nEnds it, whatever it does: no finally block runs, `await h` raises Killed. One "
-     "that never parks\nis ended with its process, which is replaced. False if it has ended."},
+     "that never parks\nis ended with its process, which is replaced; where others are at home, a "
+     "plain function that\nwaits has Killed raised first. False if it has ended."},
     CORE_HANDLE_REDUCE,
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL},

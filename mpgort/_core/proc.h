@@ -86,6 +86,7 @@ struct core_nest {
     shm_gref g;
     bool ready;           /* its wait is over, its turn to return is not yet */
     bool late;            /* as its time was up */
+    uint8_t ok;           /* g->ok at the end of its wait */
     uint64_t deadline_ns; /* UINT64_MAX: none */
     struct core_nest *outer;
 };

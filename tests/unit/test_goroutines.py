@@ -174,6 +174,54 @@ async def spinner(n: int) -> int:
     return n
 
 
+def is_cancelled_and_waits(up: Chan) -> None:
+    up.get().cancel()
+    chan().get()
+
+
+async def cancel_before_a_blocking_wait() -> str:
+    up = chan(1)
+    h = spawn(is_cancelled_and_waits, up)
+    await up.send(h)
+    try:
+        return repr(await h)
+    except mpgort.Cancelled:
+        return h.status()
+
+
+def test_a_cancel_of_a_plain_function_that_runs_is_raised_where_it_waits_next(procs: int) -> None:
+    assert mpgort.run(cancel_before_a_blocking_wait, procs=procs) == "cancelled"
+
+
+def gets_then_waits(up: Chan, ch: Chan) -> Any:
+    up.put(None)
+    v = ch.get()
+    try:
+        chan().get()
+    except mpgort.Cancelled:
+        return v
+
+
+async def cancel_before_its_turn() -> tuple[Any, Any]:
+    up, below, above = chan(), chan(), chan()
+    h = spawn(gets_then_waits, up, below)
+    await up.recv()
+    on_top = spawn(gets_then_waits, up, above)
+    await up.recv()
+    await below.send("got")
+    await sleep(0.02)
+    h.cancel()
+    await sleep(0.02)
+    await above.send("above")
+    on_top.cancel()
+    return await h, await on_top
+
+
+def test_a_cancel_takes_nothing_from_who_waits_for_his_turn_to_return(procs: int) -> None:
+    """Their calls are on one stack with procs=0."""
+    assert mpgort.run(cancel_before_its_turn, procs=procs) == ("got", "above")
+
+
 async def cancel_storm(count: int) -> int:
     handles = [spawn(spinner, 1_000_000) for _ in range(count)]
     for h in handles:

@@ -438,6 +438,57 @@ def test_without_workers_the_wait_of_a_plain_function_that_is_killed_raises_kill
     assert ended_by == ["Killed"]
 
 
+def is_killed_and_waits(up: Chan, stubborn: str) -> None:
+    up.get().kill()
+    while True:
+        try:
+            chan().get()
+        except Exception:
+            while stubborn == "computes":
+                pass
+            if not stubborn:
+                raise
+
+
+async def heavy_parent(held: str) -> tuple[str, int]:
+    """Its M is the child's, too, if there is one only."""
+    up = chan(1)
+    h = spawn(is_killed_and_waits, up, "")
+    await up.send(h)
+    return await outcome(h), len(held)
+
+
+@pytest.mark.usefixtures("auto")
+def test_a_plain_function_that_waits_where_others_are_at_home_is_killed_and_they_go_on(
+    procs: int,
+) -> None:
+    expected = ("Killed: the goroutine was killed", 20_000)
+    assert mpgort.run(heavy_parent, "x" * 20_000, procs=procs) == expected
+
+
+async def at_home(up: Chan, held: str) -> int:
+    await up.send(None)
+    await chan().recv()
+    return len(held)
+
+
+async def kill_the_stubborn(stubborn: str) -> tuple[str, str, int]:
+    up = chan()
+    guest = spawn(at_home, up, "x" * 20_000)
+    await up.recv()
+    h = spawn(is_killed_and_waits, up, stubborn)
+    await up.send(h)
+    end = await outcome(h), (await outcome(guest)).split()[0]
+    return *end, mpgort._core.current().stats()["deaths"]
+
+
+@pytest.mark.usefixtures("auto")
+@pytest.mark.parametrize("stubborn", ["computes", "waits"])
+def test_one_that_goes_on_after_it_was_told_ends_with_its_process(stubborn: str) -> None:
+    expected = ("Killed: the goroutine was killed", "MDied:", 1)
+    assert mpgort.run(kill_the_stubborn, stubborn, procs=1) == expected
+
+
 async def hog_with_deadline() -> list[str]:
     return [await outcome(spawn(computes, timeout=0.05)) for _ in range(2)]
 
