@@ -196,14 +196,29 @@ def look_at_all() -> tuple[list[Seen], list[Refused]]:
     return [x for x in every if isinstance(x, Seen)], [x for x in every if isinstance(x, Refused)]
 
 
+def labels(every: list[Seen]) -> list[str]:
+    """What each is called on a command line: its pid; where a process has several (Runtimes,
+    Executors, Pools), with the number of its descriptor there, which stays."""
+    here = Counter(s.running.pid for s in every)
+    return [
+        f"{s.running.pid}.{s.running.fd}" if here[s.running.pid] > 1 else str(s.running.pid)
+        for s in every
+    ]
+
+
 def choose(which: str | None) -> Seen:
-    """The program with this pid or name; without one, the only one. Raises NoProgram, BadSegment
-    if the one with that pid cannot be looked at."""
+    """The program with this pid, label or name; without one, the only one. Raises NoProgram,
+    BadSegment if the one with that pid cannot be looked at."""
     every, refused = look_at_all()
-    fit = [s for s in every if which is None or which in (str(s.view.pid), s.view.name)]
+    named = dict(zip(labels(every), every, strict=True))
+    fit = {
+        label: s
+        for label, s in named.items()
+        if which is None or which in (label, str(s.view.pid), s.view.name)
+    }
     if len(fit) == 1:
-        return fit[0]
-    names = ", ".join(f"{s.view.pid} ({s.view.name})" for s in (fit or every))
+        return fit.popitem()[1]
+    names = ", ".join(f"{label} ({s.view.name})" for label, s in (fit or named).items())
     for r in refused:
         if which == str(r.running.pid) or (which is None and not every):
             raise BadSegment(f"program {r.running.pid}: {r.why}")

@@ -19,15 +19,15 @@ import argparse
 import inspect
 import itertools
 import json
+import os
 import runpy
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import mpgort
 from mpgort import _core, _doctor, _monitor, _trace, _traceback, demos
@@ -44,7 +44,7 @@ def load_program(path: Path) -> ModuleType:
     Raises what the file raises; SyntaxError if it does not compile, OSError if it is unreadable."""
     module = ModuleType("__mp_main__")
     module.__file__ = str(path)
-    code = compile(path.read_bytes(), str(path), "exec")
+    code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     if not sys.flags.safe_path:
         sys.path[0] = str(path.parent.resolve())
@@ -84,8 +84,13 @@ def execute(file: str, argv: list[str], procs: int | None, wrap: Wrap | None = N
     except mpgort.Deadlock as e:
         print(f"fatal error: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as e:
+        hook, tb = sys.excepthook, below(e.__traceback__)
+        sys.excepthook = lambda kind, value, _: hook(kind, value.with_traceback(tb), tb)
+        raise  # which ends this process as SIGINT does
     except Exception as e:
-        traceback.print_exception(e.with_traceback(below(e.__traceback__)))
+        tb = below(e.__traceback__)
+        sys.excepthook(type(e), e.with_traceback(tb), tb)
         return 1
     return 0
 
@@ -105,9 +110,9 @@ def demo(args: argparse.Namespace) -> int:
 def ps(args: argparse.Namespace) -> int:
     print(f"{'PID':>8}  {'PROCS':>5}  {'GOROUTINES':>10}  {'UP':>8}  NAME")
     seen, refused = _monitor.look_at_all()
-    for v in (s.view for s in seen):
-        up = _monitor.brief(v.up_s)
-        print(f"{v.pid:>8}  {v.procs:>5}  {v.goroutines:>10}  {up:>8}  {v.name}")
+    for s, label in zip(seen, _monitor.labels(seen), strict=True):
+        v, up = s.view, _monitor.brief(s.view.up_s)
+        print(f"{label:>8}  {v.procs:>5}  {v.goroutines:>10}  {up:>8}  {v.name}")
     for r in refused:
         complain(f"program {r.running.pid}: {r.why}")
     return 0
@@ -122,9 +127,11 @@ def top(args: argparse.Namespace) -> int:
         with Live(auto_refresh=False) as live:
             for turn in itertools.count(1):
                 live.update(_monitor.top_table(now, before, args.interval), refresh=True)
-                if turn == args.count or not Path(f"/proc/{now.pid}").exists():
+                if turn == args.count:
                     break
                 time.sleep(args.interval)
+                if seen.prog.ended or not Path(f"/proc/{now.pid}").exists():
+                    break
                 with _monitor.reading(seen):
                     before, now = now, _monitor.view(seen.prog, now.pid)
     except (_monitor.NoProgram, BadSegment) as e:
@@ -168,6 +175,11 @@ def record(seen: _monitor.Seen, seconds: float) -> list[_trace.TraceEvent]:
     return events
 
 
+def write_trace(f: TextIO, events: list[_trace.TraceEvent], name: str) -> None:
+    json.dump(_trace.chrome(events, name), f)
+    print(f"{len(events)} events in {f.name}: open it in ui.perfetto.dev", file=sys.stderr)
+
+
 def trace(args: argparse.Namespace) -> int:
     events: list[_trace.TraceEvent] = []
 
@@ -183,25 +195,28 @@ def trace(args: argparse.Namespace) -> int:
         return traced_main
 
     if Path(args.what).is_file():
-        status, name = execute(args.what, args.args, args.procs, traced), args.what
-    else:
-        try:
-            seen = _monitor.choose(args.what)
-        except _monitor.NoProgram as e:
-            return complain(f"{e}; nor is there a file {args.what}")
-        except BadSegment as e:
-            return complain(str(e))
+        with open(args.out, "w") as f:
+            try:
+                return execute(args.what, args.args, args.procs, traced)
+            finally:  # sys.exit() and Ctrl-C end a program, too
+                write_trace(f, events, args.what)
+    if args.args:
+        return complain(f"arguments are a FILE's, and there is no file {args.what}")
+    try:
+        seen = _monitor.choose(args.what)
+    except _monitor.NoProgram as e:
+        return complain(f"{e}; nor is there a file {args.what}")
+    except BadSegment as e:
+        return complain(str(e))
+    with open(args.out, "w") as f:
         try:
             events = record(seen, args.seconds)
         except (RuntimeError, MemoryError, OSError) as e:
             return complain(f"program {seen.view.pid}: {e}")
         except Exception as e:
             return complain(f"program {seen.view.pid}: {_monitor.damage(e)}")
-        status, name = 0, seen.view.name
-    with open(args.out, "w") as f:
-        json.dump(_trace.chrome(events, name), f)
-    print(f"{len(events)} events in {args.out}: open it in ui.perfetto.dev", file=sys.stderr)
-    return status
+        write_trace(f, events, seen.view.name)
+    return 0
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -281,7 +296,7 @@ def make_parser() -> argparse.ArgumentParser:
     p = commands.add_parser("ps", help="the programs that run now")
     p.set_defaults(call=ps)
 
-    which = {"metavar": "PROGRAM", "help": "its pid or name"}
+    which = {"metavar": "PROGRAM", "help": "its pid or name, as `mpgort ps` has it"}
     p = commands.add_parser("top", help="what the Ms of a running program do")
     p.add_argument("program", nargs="?", **which)  # type: ignore[arg-type]
     p.add_argument("--interval", type=positive, default=1.0, metavar="S", help="seconds, 1")
@@ -311,6 +326,23 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def shown(call: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """The exit status of a command that shows something, to somebody who may not look to the end
+    (`| head`), or in a place that has no room."""
+    try:
+        status = call(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = 1
+    except OSError as e:
+        status = complain(str(e))
+    else:
+        return status
+    # What could not be written is not tried again at exit, with a message of Python's.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return status
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
@@ -320,5 +352,5 @@ def main(argv: list[str] | None = None) -> int:
         args.args += rest  # of FILE, after an option of ours
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    status: int = args.call(args)
-    return status
+    call: Callable[[argparse.Namespace], int] = args.call
+    return call(args) if call in (run, bench) else shown(call, args)

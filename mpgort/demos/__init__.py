@@ -26,6 +26,14 @@ class Demo(Protocol):
     def demo(self, args: argparse.Namespace) -> int: ...
 
 
+def at_least_1(text: str) -> int:
+    """The value of an option that says how many."""
+    n = int(text)
+    if n < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return n
+
+
 def load(name: str) -> Demo:
     """The module of one of NAMES."""
     return cast(Demo, importlib.import_module(f"{__name__}.{name}"))

@@ -11,6 +11,8 @@ import signal
 import time
 from typing import Any
 
+from mpgort.demos import at_least_1
+
 
 def square(x: int) -> tuple[int, int]:
     time.sleep(0.02)
@@ -18,7 +20,7 @@ def square(x: int) -> tuple[int, int]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", type=int, default=200, metavar="TASKS", help="how many tasks")
+    parser.add_argument("-n", type=at_least_1, default=200, metavar="TASKS", help="how many tasks")
 
 
 def demo(args: argparse.Namespace) -> int:

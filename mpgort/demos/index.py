@@ -32,6 +32,7 @@ from rich.table import Table
 
 import mpgort
 from mpgort import Chan, chan, go, spawn
+from mpgort.demos import at_least_1
 
 ALIVE = 64  # file goroutines at once: enough to keep every M busy, few enough to stay small
 
@@ -291,7 +292,7 @@ def report(
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--limit", type=int, metavar="N", help="stop after N files")
+    parser.add_argument("--limit", type=at_least_1, metavar="N", help="stop after N files")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     parser.add_argument(
         "--stdlib-only", action="store_true", help="leave the installed packages out"

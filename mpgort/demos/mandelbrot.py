@@ -13,6 +13,7 @@ from pathlib import Path
 
 import mpgort
 from mpgort import Chan, chan, go
+from mpgort.demos import at_least_1
 
 DEPTH = 160  # iterations until a point counts as inside
 
@@ -68,8 +69,8 @@ def png(picture: list[bytes]) -> bytes:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--width", type=int, default=720)
-    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--width", type=at_least_1, default=720)
+    parser.add_argument("--height", type=at_least_1, default=480)
     parser.add_argument("--out", default="mandelbrot.png", metavar="FILE")
 
 

@@ -10,6 +10,7 @@ import time
 
 import mpgort
 from mpgort import Chan, chan, go, spawn
+from mpgort.demos import at_least_1
 
 
 async def pong(balls: Chan[int], back: Chan[int]) -> None:
@@ -56,7 +57,9 @@ async def with_asyncio(rounds: int) -> float:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", type=int, default=100_000, metavar="ROUNDS", help="round trips")
+    parser.add_argument(
+        "-n", type=at_least_1, default=100_000, metavar="ROUNDS", help="round trips"
+    )
 
 
 def demo(args: argparse.Namespace) -> int:

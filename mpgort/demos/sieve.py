@@ -8,6 +8,7 @@ import time
 
 import mpgort
 from mpgort import Chan, chan, go
+from mpgort.demos import at_least_1
 
 
 async def generate(out: Chan[int]) -> None:
@@ -42,7 +43,9 @@ async def main(count: int) -> list[int]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", type=int, default=300, metavar="PRIMES", help="how many primes")
+    parser.add_argument(
+        "-n", type=at_least_1, default=300, metavar="PRIMES", help="how many primes"
+    )
 
 
 def demo(args: argparse.Namespace) -> int:

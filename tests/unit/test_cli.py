@@ -1,5 +1,7 @@
 """The command `mpgort`: what it says, and with which status it ends."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +128,26 @@ async def main():
     assert "in bad" in done.stderr
 
 
+def test_run_ends_by_sigint_with_a_traceback_of_the_program_alone(tmp_path: Path) -> None:
+    done = mpgort("run", program(tmp_path, "async def main():\n    raise KeyboardInterrupt\n"))
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert "in main" in done.stderr
+    assert "cli.py" not in done.stderr
+
+
+def test_run_calls_the_excepthook_that_the_program_has_set(tmp_path: Path) -> None:
+    source = """
+import sys
+sys.excepthook = lambda kind, value, tb: print("hook:", kind.__name__, value)
+
+async def main():
+    raise LookupError("lost")
+"""
+    done = mpgort("run", program(tmp_path, source))
+    assert (done.stdout, done.stderr, done.returncode) == ("hook: LookupError lost\n", "", 1)
+
+
 def test_run_passes_the_status_of_sys_exit_on(tmp_path: Path) -> None:
     source = "import sys\nasync def main():\n    sys.exit(7)\n"
     assert mpgort("run", program(tmp_path, source)).returncode == 7
@@ -176,6 +198,51 @@ def test_procs_may_stand_on_either_side_of_the_demos_name() -> None:
         assert (args.name, args.procs) == ("sieve", 3)
     args = parser.parse_args(["demo"])
     assert (args.name, args.procs) == ("index", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["sieve", "-n", "0"], "-n: 0: must be 1 or more"),
+        (["pingpong", "-n", "-5"], "-n: -5: must be 1 or more"),
+        (["mandelbrot", "--width", "0"], "--width: 0: must be 1 or more"),
+        (["index", "--limit", "-1"], "--limit: -1: must be 1 or more"),
+    ],
+)
+def test_a_demo_refuses_to_do_nothing(
+    capsys: pytest.CaptureFixture[str], options: list[str], text: str
+) -> None:
+    with pytest.raises(SystemExit) as e:
+        cli.main(["demo", *options])
+    assert e.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    r, w = os.pipe()
+    os.close(r)
+    with os.fdopen(w) as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "mpgort", "doctor"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("command", [["ps"], ["demo", "--list"]])
+def test_what_cannot_be_written_is_said_in_one_line(command: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mpgort", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (2, "mpgort: [Errno 28] No space left on device\n")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,35 @@ def test_ps_does_not_list_a_program_that_has_ended_in_a_process_that_has_not(
     p.popen.communicate()
 
 
+SEVERAL = """
+    import time
+    import mpgort
+
+    a, b = mpgort.Runtime(1), mpgort.Runtime(1)
+    a.go(mpgort.sleep, 100)
+    print("up", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_of_several_programs_in_one_process_each_has_a_label_that_chooses_it(
+    program: Programs,
+) -> None:
+    p = program.start(SEVERAL)
+    assert p.line() == "up"
+    rows = [line.split() for line in mpgort("ps").stdout.splitlines()]
+    goroutines = {row[0]: row[2] for row in rows if row[0].startswith(f"{p.pid}.")}
+    assert sorted(goroutines.values()) == ["0", "1"]
+    done = mpgort("stack", str(p.pid))
+    assert done.returncode == 2
+    assert all(f"{label} (prog0.py)" in done.stderr for label in goroutines)
+    for label, n in goroutines.items():
+        done = mpgort("stack", label)
+        assert (done.returncode, done.stdout.count("goroutine ")) == (0, int(n)), done
+    p.end()
+    p.popen.communicate()
+
+
 def test_top_shows_each_m_and_what_its_counters_grew_by(waiting: _monitor.Seen) -> None:
     done = mpgort("top", str(waiting.view.pid), "--count", "2", "--interval", "0.1")
     assert done.returncode == 0, done.stderr
@@ -202,6 +232,40 @@ def test_trace_runs_a_file_and_writes_what_perfetto_reads(tmp_path: Path, last: 
     starts = {e["id"] for e in events if e["ph"] == "s"}
     ends = [e["id"] for e in events if e["ph"] == "f"]
     assert ends and set(ends) <= starts and len(ends) == len(set(ends))
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [("sys.exit(3)", 3), ("raise KeyboardInterrupt", -signal.SIGINT)]
+)
+def test_trace_writes_what_was_recorded_however_the_program_ends(
+    tmp_path: Path, end: str, status: int
+) -> None:
+    path, out = tmp_path / "ends.py", tmp_path / "out.json"
+    path.write_text(
+        "import mpgort, sys\nasync def main():\n    for n in range(3):\n"
+        "        await mpgort.spawn(abs, n)\n    " + end
+    )
+    done = mpgort("trace", str(path), "-o", str(out), "--procs", "1")
+    assert done.returncode == status, done.stderr
+    assert [e for e in json.loads(out.read_text())["traceEvents"] if e["ph"] == "X"]
+
+
+def test_trace_says_that_it_cannot_write_before_it_begins(
+    waiting: _monitor.Seen, tmp_path: Path
+) -> None:
+    path = tmp_path / "says.py"
+    path.write_text("async def main():\n    print('ran')\n")
+    for what in (str(path), str(waiting.view.pid)):
+        done = mpgort("trace", what, "-o", str(tmp_path / "no" / "x.json"), "--seconds", "30")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("mpgort: [Errno 2] No such file or directory")
+        assert done.stderr.count("\n") == 1
+
+
+def test_trace_refuses_arguments_for_a_program_that_runs(waiting: _monitor.Seen) -> None:
+    done = mpgort("trace", str(waiting.view.pid), "20", "-o", "x.json")
+    assert done.returncode == 2
+    assert done.stderr.startswith("mpgort: arguments are a FILE's")
 
 
 def test_trace_records_a_running_program_and_gives_its_slot_back(waiting: _monitor.Seen) -> None:
