@@ -100,6 +100,8 @@ static inline bool shm_of_this_life(const struct shm_ctx *c, shm_gref r)
     return r &&
            SHM_ST_GEN(load_acq(&shm_g(c, r)->status)) == shm_ggen(r); /* pairs with its moves */
 }
+/* shm_reap_locks() of all the dead that others may wait for. */
+void shm_reap_holders(struct shm_ctx *c);
 /* Some microseconds. False: the program ends, nothing of this matters any more. */
 bool shm_reap_pause(struct shm_ctx *c);
 /* Queues what the dead M names and is nowhere; takes its names back. False: the program ends. */

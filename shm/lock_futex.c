@@ -20,7 +20,9 @@
  * that the process has ended. A waiter sleeps at most BOUND at a time; if it then sees that the
  * owner has ended, it tells the keeper, and sleeps on. An owner that is stopped or swapped out is
  * waited for. The keeper itself, and M0 while no keeper lives (it is M0 that makes another), would
- * wait for themselves: they do that part of the reaping here which needs no lock, shm_reap_locks().
+ * wait for themselves, and not only for a dead owner: a living one may wait in turn for a lock of
+ * somebody dead. So at each BOUND they do that part of the reaping which needs no lock, for all the
+ * dead that hold any: shm_reap_holders().
  *
  * Rejected: pthread mutexes with PTHREAD_MUTEX_ROBUST. The kernel hands the lock of a dead owner to
  * the next waiter at once, that is, to an M that would have to repair what it does not know.
@@ -147,17 +149,24 @@ static void tell_keeper(struct shm_ctx *c)
         c->kick_fd = -1; /* the keeper is gone: its successor looks for the dead at its start */
 }
 
-/* The owner of a lock that the caller waits for has ended. */
-static void owner_died(struct shm_ctx *c, uint32_t m1)
+/* Nobody else will: the keeper, and M0 while there is none that lives. */
+static bool reaps(struct shm_ctx *c)
 {
-    bool keeper = false;
     uint32_t kind = load_rlx(&c->m->kind), n = load_acq(&c->hdr->max_m); /* pairs with minit */
-    for (uint32_t i = 0; kind == SHM_M_M0 && !keeper && i < n; i++)
-        keeper = load_acq(&c->mtab[i].kind) == SHM_M_KEEPER && shm_m_alive(c, i + 1); /* as above */
-    bool keeps = load_rlx(&c->hdr->nprocs) != 0; /* from start to end */
-    if (m1 != 0 && (kind == SHM_M_KEEPER || (kind == SHM_M_M0 && !keeper && keeps)))
-        shm_reap_locks(c, &c->mtab[m1 - 1]);
-    else
+    if (kind != SHM_M_M0 || load_rlx(&c->hdr->nprocs) == 0)              /* from start to end */
+        return kind == SHM_M_KEEPER;
+    for (uint32_t i = 0; i < n; i++)
+        if (load_acq(&c->mtab[i].kind) == SHM_M_KEEPER && shm_m_alive(c, i + 1)) /* as above */
+            return false;
+    return true;
+}
+
+/* The caller has waited long for that M. */
+static void waits_on(struct shm_ctx *c, uint32_t m1)
+{
+    if (reaps(c))
+        shm_reap_holders(c);
+    else if (!shm_m_alive(c, m1))
         tell_keeper(c);
 }
 
@@ -165,8 +174,7 @@ static void owner_died(struct shm_ctx *c, uint32_t m1)
  * locks. */
 void shm_wait_for_m(struct shm_ctx *c, uint32_t m1)
 {
-    if (!shm_m_alive(c, m1))
-        owner_died(c, m1);
+    waits_on(c, m1);
     nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
 }
 
@@ -194,8 +202,8 @@ SHM_COLD static void lock_slow(struct shm_ctx *c, shm_lockword *l)
                 continue;
             v |= WAITERS;
         }
-        if (shm_futex_wait(l, v, BOUND_NS) == SHM_ETIME && !shm_m_alive(c, v & 0xffff))
-            owner_died(c, v & 0xffff);
+        if (shm_futex_wait(l, v, BOUND_NS) == SHM_ETIME)
+            waits_on(c, v & 0xffff);
     }
 }
 

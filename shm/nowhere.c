@@ -31,6 +31,7 @@ struct names { /* runnable Gs that the dead M names */
 
 bool shm_reap_pause(struct shm_ctx *c)
 {
+    shm_reap_holders(c); /* who is waited for may wait for their locks */
     usleep(PAUSE_US);
     return load_acq(&c->hdr->shutdown) == 0; /* pairs with who ends the program */
 }

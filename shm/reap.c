@@ -8,7 +8,7 @@
  * TWO PARTS
  *   locks   undo log, then waits, then locks, in this order: shm_reap_locks(). It takes no lock and
  *           uses nothing of the reaper's own slot, so that who waits for a dead M's lock can do it
- *           there (lock_futex.c). Before the locks go, every wait that the dead M had in hand under
+ *           there, for all who are dead (lock_futex.c). Before the locks go, every wait that the dead M had in hand under
  *           them is whole again: a G it was parking is armed; a G it had claimed and given nothing
  *           is armed again. Else the next owner of the lock would take their sudogs for stale. A
  *           select stays claimed: the dead M held one of its channels, those of the others have
@@ -118,7 +118,8 @@ static bool begin_locks(struct shm_ctx *c, struct shm_m *dead)
     uint32_t by = 0;
     while (!cas_acqrel(&dead->reaper_m1, &by, c->m1)) { /* acquires what a former one has done */
         if (by != c->m1 && shm_m_alive(c, by)) {
-            if (!shm_reap_pause(c))
+            nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL); /* he waits for nobody */
+            if (load_acq(&c->hdr->shutdown)) /* pairs with who ends the program */
                 return false;
             by = 0;
         }
@@ -139,6 +140,17 @@ void shm_reap_locks(struct shm_ctx *c, struct shm_m *dead)
         rearm(c, dead, SHM_IF_WAKE + i);
     shm_lock_reap(c, dead);
     store_rel(&dead->reaper_m1, 0); /* pairs with the CAS in begin_locks() */
+}
+
+void shm_reap_holders(struct shm_ctx *c)
+{
+    uint32_t n = load_acq(&c->hdr->max_m); /* pairs with shm_minit() */
+    for (uint32_t i = 0; i < n; i++) {
+        struct shm_m *m = &c->mtab[i]; /* of a dead one the words that he has left, as above */
+        bool holds = load_acq(&m->held_n) || load_acq(&m->lockset) || load_acq(&m->ref_obj);
+        if (holds && m != c->m && load_acq(&m->kind) != SHM_M_FREE && !shm_m_alive(c, i + 1))
+            shm_reap_locks(c, m);
+    }
 }
 
 /* ---- 1: wakes that were under way ------------------------------------------------------------ */

@@ -149,6 +149,51 @@ static void test_reaping_leaves_a_lock_that_the_dead_one_only_wanted(void)
     h_seg_end(&c);
 }
 
+/* M 1 dies with a lock, M 2 has another and waits for that one; the reaper waits for M 2. */
+
+static void hold_and_take(struct shm_ctx *c, int i, void *arg)
+{
+    (void)i;
+    struct scene *s = arg;
+    shm_lock(c, &c->hdr->sched_lock);
+    store_rel(&s->held, 2);
+    take_after(c, i, arg);
+    shm_unlock(c, &c->hdr->sched_lock);
+}
+
+static void waits_for_one_that_waits_for_the_dead(uint32_t kind)
+{
+    if (H_TSAN)
+        return; /* needs a process to kill */
+    struct shm_ctx c;
+    h_seg(&c, (struct shm_opts){0});
+    CHECK_EQ(shm_minit(&c, kind), SHM_OK);
+    struct scene *s = h_shared(sizeof *s);
+    int owner = h_fork(die_holding, 0, s);
+    H_WAIT(load_acq(&s->held) == 1);
+    int between = h_fork(hold_and_take, 0, s);
+    H_WAIT(load_acq(&s->held) == 2);
+    CHECK_EQ(kill(owner, SIGKILL), 0);
+    shm_lock(&c, &c.hdr->sched_lock); /* nobody but this M could reap */
+    CHECK_EQ(load_acq(&s->taken), 1);
+    shm_unlock(&c, &c.hdr->sched_lock);
+    CHECK_EQ(h_wait(between), 0);
+    CHECK_EQ(h_wait(owner), SIGKILL);
+    munmap(s, sizeof *s);
+    shm_mexit(&c);
+    h_seg_end(&c);
+}
+
+static void test_a_keeper_that_waits_for_one_who_waits_for_the_dead_reaps_their_locks(void)
+{
+    waits_for_one_that_waits_for_the_dead(SHM_M_KEEPER);
+}
+
+static void test_so_does_m0_while_there_is_no_keeper(void)
+{
+    waits_for_one_that_waits_for_the_dead(SHM_M_M0);
+}
+
 static void test_a_slot_given_to_a_new_m_does_not_own_the_former_ones_lock(void)
 {
     struct shm_ctx c;
@@ -296,6 +341,8 @@ H_MAIN(T(test_a_lock_excludes),
        T(test_an_m_names_the_locks_it_holds_in_whatever_order_it_gives_them_back),
        T(test_a_waiter_waits_for_a_dead_owner_until_it_is_reaped),
        T(test_reaping_leaves_a_lock_that_the_dead_one_only_wanted),
+       T(test_a_keeper_that_waits_for_one_who_waits_for_the_dead_reaps_their_locks),
+       T(test_so_does_m0_while_there_is_no_keeper),
        T(test_a_slot_given_to_a_new_m_does_not_own_the_former_ones_lock),
        T(test_no_wakeup_of_a_note_is_lost), T(test_a_wakeup_that_races_with_the_time_limit_is_seen),
        T(test_a_sleep_is_not_shorter_than_its_limit_and_leaves_the_note_clear),
