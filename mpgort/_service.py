@@ -137,9 +137,8 @@ def on_sigterm(sig: int, frame: FrameType | None) -> None:
         signal.raise_signal(signal.SIGTERM)
         return
     now = time.monotonic()
-    for host in hosts:
-        if host.draining_until is None:
-            host.draining_until = now + host.drain_s
+    for host in hosts:  # the second may come before the drain has begun
+        host.draining_until = now + host.drain_s if host.draining_until is None else 0.0
     sys.exit(DRAIN_STATUS)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import Programs, wait_until
+from goroutines import stands
 
 import mpgort
 from mpgort import _m, gosched
@@ -111,11 +112,13 @@ def slow(x: int) -> int:
     return x
 
 
-def compute(seconds: float) -> None:
+def compute_until(told: Path) -> bool:
     """Unlike a sleep, which lets the keeper give others another place to run."""
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + 20
     while time.perf_counter() < end:
-        pass
+        if told.exists():
+            return True
+    return False
 
 
 def test_many_threads_never_have_more_than_max_pending_futures() -> None:
@@ -141,15 +144,18 @@ def test_many_threads_never_have_more_than_max_pending_futures() -> None:
         wait_until("all are given back", lambda: room.pending == 0)
 
 
-def test_an_executor_raises_at_max_pending_and_cancelling_makes_room() -> None:
+def test_an_executor_raises_at_max_pending_and_cancelling_makes_room(tmp_path: Path) -> None:
+    told = tmp_path / "told"
     with mpgort.Executor(1, max_pending=2, when_full="raise") as ex:
-        a = ex.submit(compute, 0.5)
+        a = ex.submit(compute_until, told)
         wait_until("it has begun", a.running)
         b = ex.submit(slow, 1)
         with pytest.raises(queue.Full):
             ex.submit(slow, 2)
         assert b.cancel()
-        assert ex.submit(slow, 3).result(timeout=30) == 3
+        last = ex.submit(slow, 3)
+        told.touch()
+        assert last.result(timeout=30) == 3 and a.result(timeout=30)
 
 
 def test_a_callback_that_submits_does_not_wait_for_the_room_it_would_make() -> None:
@@ -245,14 +251,15 @@ def test_recycle_moves_heavy_goroutines_to_others(monkeypatch: pytest.MonkeyPatc
         assert rt.stats()["deaths"] == 0
 
 
-def test_recycle_waits_for_a_call_and_says_so_at_its_timeout() -> None:
+def test_recycle_waits_for_a_call_and_says_so_at_its_timeout(tmp_path: Path) -> None:
     with mpgort.Runtime(1) as rt:
         wait_until("it stands", lambda: rt.stats()["workers"] == 1)
         before = pids(rt)
-        h = rt.spawn(time.sleep, 1.0)
+        h = rt.spawn(stands, str(tmp_path / "told"))
         wait_until("it runs", lambda: h.status() == "running")
         assert not rt.recycle(timeout=0.05)
-        assert h.result(timeout=30) is None
+        (tmp_path / "told").touch()
+        assert h.result(timeout=30)
         wait_until("it goes when it can", lambda: not pids(rt) & before)
         assert rt.spawn(whoami).result(timeout=30) not in before
 
@@ -395,11 +402,22 @@ def test_a_drain_ends_at_its_limit(program: Programs) -> None:
     assert r.seconds < 10
 
 
-def test_a_second_sigterm_ends_the_drain(program: Programs) -> None:
-    p = program.start(service().replace("0.2", "20"))
+TELLS = """
+                try:
+                    time.sleep(30)
+                except SystemExit:
+                    print("told", flush=True)
+                    raise"""
+
+
+@pytest.mark.parametrize("pause", [0, 0.3], ids=["before it drains, perhaps", "while it drains"])
+def test_a_second_sigterm_ends_the_drain(program: Programs, pause: float) -> None:
+    """Whenever it comes: before the drain has begun it was lost."""
+    p = program.start(service(wait=TELLS).replace("0.2", "20"))
     assert p.line() == "ready"
     os.kill(p.pid, signal.SIGTERM)
-    time.sleep(0.3)
+    assert p.line() == "told"
+    time.sleep(pause)
     os.kill(p.pid, signal.SIGTERM)
     r = p.wait(15)
     assert r.status == 143 and "done" not in r.out
