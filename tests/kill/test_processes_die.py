@@ -38,7 +38,7 @@ BUSY = """
             go(echo, jobs, results)
         end = time.monotonic() + (100 if os.path.isabs(until) else float(until))
         n = 0
-        while time.monotonic() < end and not (n % 100 == 0 and os.path.exists(until)):
+        while time.monotonic() < end and not (n and n % 100 == 0 and os.path.exists(until)):
             await jobs.send(n)
             n = await results.recv()
             if n % 100 == 0:
@@ -259,16 +259,18 @@ def test_of_a_process_that_is_stopped_for_two_seconds_nothing_but_time_is_lost(p
 
 
 def test_a_stopped_keeper_does_not_hold_up_the_end(program):
-    p = program.start(BUSY, "fork", "0.3")
+    stop = program.folder / "stop"
+    p = program.start(BUSY, "fork", str(stop))
     assert p.line() == "up"
     two_workers(p)
     os.kill(p.keeper().pid, signal.SIGSTOP)
+    stop.touch()
     r = p.wait(20)
     assert (r.status, r.out) == (0, "up\nTrue\n"), r.err
 
 
 def test_a_stopped_worker_does_not_hold_up_the_end(program):
-    p = program.start(BUSY, "fork", "0.3")
+    p = program.start(BUSY, "fork", "100")
     assert p.line() == "up"
     two_workers(p)
     os.kill(p.workers()[0].pid, signal.SIGSTOP)

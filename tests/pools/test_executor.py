@@ -293,11 +293,14 @@ def test_a_task_that_raises_stop_iteration_is_not_the_end_of_the_results(
     assert isinstance(e.value.__cause__, StopIteration) and e.value.__cause__.value == 5
 
 
-def test_a_map_that_is_late_raises_timeout_error(ex: mpgort.Executor) -> None:
-    results = ex.map(time.sleep, [0, 0.5], timeout=0.1)
+def test_a_map_that_is_late_raises_timeout_error(ex: mpgort.Executor, tmp_path: Path) -> None:
+    there, late = tmp_path / "there", tmp_path / "late"
+    there.touch()
+    results = ex.map(is_there, [there, late], timeout=1)
     assert next(results) is None
     with pytest.raises(TimeoutError):
         next(results)
+    late.touch()
 
 
 # ---- who waits ---------------------------------------------------------------------------------
@@ -554,9 +557,10 @@ def test_ctrl_c_while_waiting_loses_no_result(program: Any, kind: str) -> None:
         if __name__ == "__main__":
             signal.signal(signal.SIGALRM, strike)
             ex = mpgort.Executor(2)
-            futures = [ex.submit(work, i) for i in range(300)]
-            struck = 0
-            for i, f in enumerate(futures):
+            futures, struck = [], 0
+            for i in range(300):
+                futures += [ex.submit(work, n) for n in range(len(futures), min(i + 4, 300))]
+                f = futures[i]  # few are ahead of it, so that it is waited for
                 while True:
                     try:
                         waiting = True

@@ -10,10 +10,12 @@ import os
 import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import wait_until
+from goroutines import stands
 
 import mpgort
 from mpgort import _options, _pool
@@ -109,21 +111,22 @@ def test_nested_tasks_by_spawn_need_no_workers_of_their_own() -> None:
         assert [f.result(timeout=60) for f in [ex.submit(tree, 6) for _ in range(3)]] == [64] * 3
 
 
-def test_shutdown_from_another_thread_refuses_who_waits_for_room() -> None:
+def test_shutdown_from_another_thread_refuses_who_waits_for_room(tmp_path: Path) -> None:
     ex = mpgort.Executor(1, max_pending=1)
-    first = ex.submit(time.sleep, 0.3)
+    first = ex.submit(stands, str(tmp_path / "told"))
     refused = threading.Event()
 
     def second() -> None:
         with pytest.raises(RuntimeError, match="after shutdown"):
             ex.submit(int)
         refused.set()
+        (tmp_path / "told").touch()
 
     t = threading.Thread(target=second)
     t.start()
     wait_until("it waits", lambda: t.is_alive() and ex._room is not None and ex._room.pending == 1)
     ex.shutdown()
-    assert refused.wait(30) and first.result(timeout=0) is None
+    assert refused.wait(30) and first.result(timeout=0)
     t.join()
 
 
@@ -152,7 +155,7 @@ def test_the_pools_take_every_option_of_a_runtime_and_hand_it_on() -> None:
             kind(1, scrubb=True)  # type: ignore[call-arg]
 
 
-def stands(_: int) -> tuple[float, float]:
+def blocks(_: int) -> tuple[float, float]:
     """In a call that blocks, longer than it takes the keeper to see that (20 ms)."""
     begin = time.monotonic()
     time.sleep(0.05)
@@ -163,9 +166,9 @@ def stands(_: int) -> tuple[float, float]:
 def test_no_more_tasks_run_at_once_than_there_are_workers_also_when_they_block(n: int) -> None:
     with mpgort.Executor(n) as ex, mpgort.Pool(n) as pool:
         ways = [
-            [f.result(timeout=30) for f in [ex.submit(stands, i) for i in range(4)]],
-            list(ex.map(stands, range(4), chunksize=1)),
-            pool.map(stands, range(4), chunksize=1),
+            [f.result(timeout=30) for f in [ex.submit(blocks, i) for i in range(4)]],
+            list(ex.map(blocks, range(4), chunksize=1)),
+            pool.map(blocks, range(4), chunksize=1),
         ]
         for spans in ways:
             assert max(sum(b <= at < e for b, e in spans) for at, _ in spans) <= n
@@ -176,17 +179,21 @@ def test_no_more_tasks_run_at_once_than_there_are_workers_also_when_they_block(n
 def test_a_pool_beside_others_is_started_by_fork_as_the_first_was(program: Any) -> None:
     """So it finds what the main block has made, as that of concurrent.futures does."""
     done = program("""
-        import threading, time
+        import os, threading, time
         import mpgort
 
         def task(x):
             return x, made
 
+        def waits(path):
+            while not os.path.exists(path):
+                time.sleep(0.002)
+
         async def main():
             return await mpgort.spawn(task, 4)
 
         if __name__ == "__main__":
-            made, lock = "here", threading.Lock()
+            made, told, lock = "here", __file__ + ".told", threading.Lock()
             one = mpgort.Executor(1)
             print(one.submit(task, 1).result())
             two = mpgort.Executor(1)
@@ -201,7 +208,8 @@ def test_a_pool_beside_others_is_started_by_fork_as_the_first_was(program: Any) 
                 with mpgort.Executor(1) as ex:
                     late.append(ex._start().runtime._host.opts.method)
                 done.set()
-            one.submit(time.sleep, 0.1).add_done_callback(begins)
+            one.submit(waits, told).add_done_callback(begins)
+            open(told, "w").close()
             print(done.wait(30), late)
     """)
     assert (done.status, done.err) == (0, "")

@@ -9,12 +9,13 @@ import os
 import queue
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from goroutines import stands
 
 import mpgort
 from mpgort import gosched
@@ -73,17 +74,20 @@ def test_imap_goes_on_after_an_item_that_failed(pool: mpgort.Pool) -> None:
     assert seen == [("failed", i) if i % 3 == 0 else i for i in range(n)]
 
 
-def test_the_timeout_of_next_is_for_one_item(pool: mpgort.Pool) -> None:
+def test_the_timeout_of_next_is_for_one_item(pool: mpgort.Pool, tmp_path: Path) -> None:
     for rest in (list, lambda it: [next(it), *it]):
-        items = pool.imap(late, [0.1, 0.0, 0.0])
+        told = tmp_path / rest.__name__
+        items = pool.imap(late, [(0, told), (1, None), (2, None)])
         with pytest.raises(multiprocessing.TimeoutError):
             items.next(timeout=0.001)
-        assert rest(items) == [0.1, 0.0, 0.0]
+        told.touch()
+        assert rest(items) == [0, 1, 2]
 
 
-def late(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
+def late(item: tuple[int, Path | None]) -> int:
+    n, told = item
+    assert told is None or stands(str(told))
+    return n
 
 
 def third_stops(x: int) -> int:

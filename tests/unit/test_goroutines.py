@@ -529,20 +529,25 @@ def test_a_heavy_goroutine_is_not_copied_at_each_park(procs: int) -> None:
     assert stats["alloc_bytes"] < 100 * 1024 * n / 10
 
 
-async def cpu_turns(size: int, turns: int) -> set[int]:
+async def cpu_turns(size: int, first: sync.AtomicInt, enough: sync.AtomicInt) -> set[int]:
+    """Computes until one of them has run on another process than the first."""
     ballast = list(range(size))
     pids = set()
-    for _ in range(turns):
+    limit = time.monotonic() + LIMIT
+    while not enough.load() and time.monotonic() < limit:
         end = time.perf_counter() + 0.002
         while time.perf_counter() < end:
             ballast[0] += 1
         pids.add(os.getpid())
+        if not first.cas(0, os.getpid()) and first.load() != os.getpid():
+            enough.store(1)
         await gosched()
     return pids
 
 
 async def made_on_one_m() -> list[set[int]]:
-    handles = [spawn(cpu_turns, 20_000, 60) for _ in range(6)]
+    first, enough = sync.AtomicInt(), sync.AtomicInt()
+    handles = [spawn(cpu_turns, 20_000, first, enough) for _ in range(6)]
     return [await h for h in handles]
 
 

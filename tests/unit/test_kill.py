@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from goroutines import until
+from goroutines import stands, until
 
 import mpgort
 from mpgort import (
@@ -109,24 +110,54 @@ def test_a_parked_goroutine_ends_at_once_without_its_finally(
     ]
 
 
-async def never_runs(log: Chan) -> None:
-    await log.send("ran")
+async def runs(log: Chan, i: int) -> None:
+    await log.send(i)
 
 
-async def kill_runnable(n: int) -> tuple[int, int]:
+async def kill_runnable(n: int, procs: int, told: Path) -> tuple[set[str], int]:
+    held = [spawn(computes_until, str(told)) for _ in range(procs)]
+    await until(lambda: all(h.status() == "running" for h in held))
     log = chan(n)
-    handles = [spawn(never_runs, log) for _ in range(n)]
+    handles = [spawn(runs, log, i) for i in range(n)]
+    for h in handles:
+        h.kill()
+    told.touch()
+    results = {await outcome(h) for h in handles}
+    assert [await h for h in held] == [True] * procs
+    await until(lambda: num_goroutine() == 1)
+    return results, len(log)
+
+
+def computes_until(told: str) -> bool:
+    """Computes, so that the keeper gives nobody else its P."""
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        if os.path.exists(told):
+            return True
+    return False
+
+
+def test_a_runnable_goroutine_that_is_killed_never_runs(procs: int, tmp_path: Path) -> None:
+    results, ran = mpgort.run(kill_runnable, 50, procs, tmp_path / "told", procs=procs)
+    assert (results, ran) == ({"Killed: the goroutine was killed"}, 0)
+
+
+async def kill_while_they_run(n: int) -> None:
+    log = chan(n)
+    handles = [spawn(runs, log, i) for i in range(n)]
     for h in handles:
         h.kill()
     results = [await outcome(h) for h in handles]
     assert set(results) <= {"None", "Killed: the goroutine was killed"}
     await until(lambda: num_goroutine() == 1)
-    return sum(r != "None" for r in results), len(log)
+    log.close()
+    ran = [i async for i in log]
+    assert len(ran) == len(set(ran))  # those killed at their end are among them
+    assert {i for i, r in enumerate(results) if r == "None"} <= set(ran)
 
 
-def test_a_runnable_goroutine_is_killed_or_has_run_but_not_both(procs: int) -> None:
-    killed, ran = mpgort.run(kill_runnable, 50, procs=procs)
-    assert killed + ran == 50 and (procs or killed == 50)
+def test_of_a_start_and_a_kill_one_wins_and_nothing_is_run_twice(procs: int) -> None:
+    mpgort.run(kill_while_they_run, 50, procs=procs)
 
 
 async def calls_without_parking(log: Chan) -> None:
@@ -329,16 +360,18 @@ def test_a_program_that_waits_for_a_deadline_is_not_dead(procs: int) -> None:
     assert mpgort.run(deadline_is_no_deadlock, procs=procs) == expected
 
 
-async def thread_is_left() -> str:
+async def thread_is_left(told: Path) -> str:
     async def waits() -> None:
-        await to_thread(time.sleep, 0.5)
+        await to_thread(stands, str(told))
 
-    return await outcome(spawn(waits, timeout=0.05))
+    said = await outcome(spawn(waits, timeout=0.05))
+    told.touch()
+    return said
 
 
-def test_a_timeout_does_not_wait_for_a_thread(procs: int) -> None:
+def test_a_timeout_does_not_wait_for_a_thread(procs: int, tmp_path: Path) -> None:
     expected = "TimeoutError: the goroutine ran longer than its timeout"
-    assert mpgort.run(thread_is_left, procs=procs) == expected
+    assert mpgort.run(thread_is_left, tmp_path / "told", procs=procs) == expected
 
 
 def test_a_kill_from_a_plain_thread() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import wait_until
+from conftest import comes_to_rest, wait_until
 
 import mpgort
 from mpgort import chan, context, shared, sleep, spawn, sync
@@ -22,7 +22,7 @@ from mpgort import chan, context, shared, sleep, spawn, sync
 def rt(request: pytest.FixtureRequest) -> Iterator[mpgort.Runtime]:
     with mpgort.Runtime(request.param) as runtime:
         yield runtime
-        assert runtime._prog.check(False) == []
+        comes_to_rest(runtime._prog)
 
 
 async def one_of_each() -> list[Any]:

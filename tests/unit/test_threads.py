@@ -321,27 +321,34 @@ def test_blocked_threads_hold_no_p(procs: int, tmp_path: Path) -> None:
     assert mpgort.run(p_is_free, 10, tmp_path / "told", procs=procs) == [True] * 10
 
 
-async def cancelled() -> list[str]:
-    h = spawn(waits_for_thread)
+async def cancelled(told: Path, ended: Path) -> list[str]:
+    h = spawn(waits_for_thread, told, ended)
     await until(lambda: h.status() == "to_thread")
     h.cancel()
     return await h
 
 
-async def waits_for_thread() -> list[str]:
+async def waits_for_thread(told: Path, ended: Path) -> list[str]:
     seen = []
-    begun = time.monotonic()
     try:
-        await to_thread(time.sleep, 0.3)
+        await to_thread(stands_and_says, str(told), ended)
     except Cancelled:
-        seen.append("cancelled" if time.monotonic() - begun < 0.25 else "late")
-    await sleep(0.4)  # the thread ends meanwhile: its result is nobody's
+        seen.append("cancelled, late" if ended.exists() else "cancelled")
+    told.touch()
+    await until(ended.exists)
+    await sleep(0.1)  # its result comes meanwhile, and is nobody's
     seen.append(await to_thread(str, "second"))
     return seen
 
 
-def test_a_cancel_ends_the_await_and_the_late_result_is_dropped(procs: int) -> None:
-    assert mpgort.run(cancelled, procs=procs) == ["cancelled", "second"]
+def stands_and_says(told: str, ended: Path) -> None:
+    stands(told)
+    ended.touch()
+
+
+def test_a_cancel_ends_the_await_and_the_late_result_is_dropped(procs: int, tmp_path: Path) -> None:
+    paths = tmp_path / "told", tmp_path / "ended"
+    assert mpgort.run(cancelled, *paths, procs=procs) == ["cancelled", "second"]
 
 
 async def is_no_deadlock() -> str:
