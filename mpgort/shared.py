@@ -2,8 +2,8 @@
 
 `zeros((1000, 1000))` in a goroutine gives a NumPy array; sent over a channel, given as an argument
 or held as a local of a goroutine that moves, it is the same memory everywhere, and so is each
-slice and view of it. The memory goes back to the system with the last of them, in whatever
-process.
+slice and view of it. The memory is free with the last of them, in whatever process, and the system
+has it back within about a second.
 
 `dict()` is a map from str or bytes to whatever can be sent, one for all who have it. Each of its
 calls is one step, whoever else is at it; values go in and come out as messages do, by value.

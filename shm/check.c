@@ -38,11 +38,25 @@ void check_say(struct check *k, const char *fmt, ...)
 
 /* ---- 1: blocks ------------------------------------------------------------------------------- */
 
+/* INV warm-free (runs.c). */
+static void free_large(struct check *k, shm_off off)
+{
+    unsigned names = 0;
+    for (int i = 0; i < SHM_WARM; i++)
+        names += k->c->hdr->warm[i].blk == off;
+    if (names != 1)
+        check_say(k, "large block %#llx is free, named %u times as warm", LLU(off), names);
+    k->warm++;
+}
+
 static void collect(void *arg, shm_off off, const struct shm_blk *b)
 {
     struct check *k = arg;
-    if (b->state == 0)
+    if (b->state == 0) {
+        if (b->cls == SHM_NCLASS)
+            free_large(k, off);
         return;
+    }
     if (b->state > 2 || b->cls > SHM_NCLASS) {
         check_say(k, "block %#llx: state %u, class %u", LLU(off), b->state, b->cls);
         return;
@@ -229,6 +243,12 @@ static void check_left(struct check *k)
     shm_heap_stats(c, &s);
     if (s.live_blocks != k->nblocks)
         check_say(k, "heap: %zu live blocks, counted %llu", k->nblocks, LLU(s.live_blocks));
+    uint64_t warm = 0;
+    for (int i = 0; i < SHM_WARM; i++)
+        warm += c->hdr->warm[i].blk != 0;
+    if (warm != k->warm || warm != load_rlx(&c->hdr->warm_n)) /* at rest */
+        check_say(k, "heap: %zu large blocks are free, %llu named as warm, counted %llu", k->warm,
+                  LLU(warm), LLU(load_rlx(&c->hdr->warm_n)));
     if (s.live_conts != k->conts)
         check_say(k, "heap: %zu continuations, counted %llu", k->conts, LLU(s.live_conts));
     if (shm_gcounted(c) != k->gs)

@@ -32,7 +32,7 @@ struct check {
     void *arg;
     int breaches;
     struct block *blocks;
-    size_t nblocks, cap, conts;
+    size_t nblocks, cap, conts, warm;
     uint8_t *at; /* per g slot */
     uint64_t ng;
     uint64_t gs;  /* with SHM_GF_COUNTED */

@@ -1,10 +1,7 @@
-/* heap.c — the shared heap: blocks in size classes from per-M magazines, and page runs.
+/* heap.c — the shared heap: blocks in size classes from per-M magazines. Under them: runs.c.
  *
  * TWO LAYERS
- *   runs     The region [heap_off, heap_top) is tiled by runs of 4 KiB pages, each with a 64-byte
- *            header at its start: a SPAN (blocks of one class), a LARGE block, or FREE. Free runs
- *            are linked in address order, taken first fit from their upper end, and merged with
- *            their neighbours; a free run at the top lowers heap_top. All under heap_lock, by tx.
+ *   runs     of 4 KiB pages: spans of blocks of one class, and large blocks (runs.c)
  *   blocks   32 B .. 32 KiB, in 28 classes at most 4/3 apart (from 48 on no request wastes more
  *            than a quarter). A block is an 8-byte header and its payload. Each M has, per class, a
  *            magazine (last in, first out: the block freed last is the one still in the cache) and
@@ -17,7 +14,7 @@
  * by another M would need the owner's consent).
  *
  * WHO OWNS A BLOCK
- *   free (0)       its M's magazine or bump span, or the depot, has it
+ *   free (0)       its M's magazine or bump span, the depot, or hdr->warm (runs.c) has it
  *   allocated (1)  the M in its header: if that M dies, it is garbage
  *   published (2)  something in the segment names it
  * INV mag-truth: for a block whose M has died, the magazine decides, not the header. Allocation
@@ -33,37 +30,10 @@
  *
  * SCRUB, an option: continuations and messages may hold secrets. What is freed is overwritten, and
  * so is what leaves a value in place or stays behind in a block written anew (bytes.c), a channel's
- * slot, and what an undo log keeps after its commit. Pages given back are the system's to clear.
- *
- * MEMORY IS GIVEN BACK. Of a free run only the first page, with its header, is backed: the others
- * are holes. They are punched before the run is linked, while it still belongs to who frees it, so
- * neither a reader of the list nor a rollback meets a run that is half one and half the other; an
- * allocation commits its pages again. heap_committed moves in the same transaction.
- * Spans are not given back: what a class has needed once it is likely to need again.
- *
- * A death between the commit of a merge and the punching of the page that held the absorbed header
- * leaves that one page backed: it is whole again after the run's next use. */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* fallocate */
-#endif
-#include "internal.h"
+ * slot, and what an undo log keeps after its commit. Pages given back are the system's to clear. */
+#include "heap.h"
 
-#include <fcntl.h>
-
-#define PAGE 4096ULL
-#define RUN_HEAD 64
 #define MAX_SMALL 32768
-
-enum { RUN_FREE = 1, RUN_SPAN = 2, RUN_LARGE = 3 };
-
-struct run {
-    uint64_t pages;
-    uint64_t kind_cls; /* RUN_* << 32 | class of a span */
-    shm_off next;      /* of a free run: the next by address */
-    uint64_t pad_[4];
-    struct shm_blk blk; /* of a large block; its payload begins after the header */
-};
-static_assert(sizeof(struct run) == RUN_HEAD, "one line, and payloads of large blocks are aligned");
 
 /* What a free block's payload holds while it is in the depot. */
 struct chained {
@@ -74,10 +44,6 @@ struct chained {
 static_assert(sizeof(struct chained) + sizeof(struct shm_blk) <= 32, "fits the smallest class");
 
 /* ---- size classes ---------------------------------------------------------------------------- */
-
-static const uint16_t sizes[SHM_NCLASS] = {
-    32,  48,   64,   80,   96,   112,  128,  160,  192,  256,   320,   416,   544,   704,
-    928, 1216, 1600, 2112, 2784, 3680, 4864, 6432, 8512, 11264, 14912, 19744, 25600, MAX_SMALL};
 
 /* Class by size in units of 16 bytes, up to 928. */
 static const uint8_t cls_of_16[] = {
@@ -104,11 +70,6 @@ static uint32_t mag_cap(unsigned cls)
     return n > SHM_MAG ? SHM_MAG : n < 4 ? 4 : n;
 }
 
-static uint64_t span_blocks(unsigned cls, uint64_t pages)
-{
-    return (pages * PAGE - RUN_HEAD) / sizes[cls];
-}
-
 /* The fewest pages, four or more, for four blocks or more and a rest of at most a sixteenth. */
 static uint64_t span_pages(unsigned cls)
 {
@@ -129,15 +90,6 @@ static void own_set32(uint32_t *w, uint32_t v)
 static void own_set64(uint64_t *w, uint64_t v)
 {
     store_rel((_Atomic uint64_t *)w, v);
-}
-
-static struct run *run_at(const struct shm_ctx *c, shm_off off)
-{
-    return shm_at(c, off);
-}
-static uint64_t run_kind(const struct run *r)
-{
-    return r->kind_cls >> 32;
 }
 
 static uint64_t block_bytes(const struct shm_ctx *c, shm_off off)
@@ -180,157 +132,6 @@ void shm_publish(struct shm_ctx *c, shm_off off)
 void shm_adopt(struct shm_ctx *c, shm_off off)
 {
     blk_move(c, off, 1, "adopt");
-}
-
-/* ---- page runs ------------------------------------------------------------------------------- */
-
-/* What a new run holds before anybody can reach it: written plainly. */
-static void run_format(struct shm_ctx *c, shm_off at, unsigned kind, unsigned cls, uint64_t pages)
-{
-    if (kind == RUN_LARGE) {
-        shm_blk_set(&run_at(c, at)->blk, SHM_NCLASS, 1, c->m1, 0);
-        return;
-    }
-    for (uint64_t i = 0; i < span_blocks(cls, pages); i++)
-        shm_blk_set(shm_at(c, at + RUN_HEAD + i * sizes[cls]), cls, 0, 0, 0);
-}
-
-/* heap_lock held, in a tx. The link that leads to what comes after the free run at `prev`. */
-static uint64_t *link_after(struct shm_ctx *c, shm_off prev)
-{
-    return prev ? &run_at(c, prev)->next : &c->hdr->run_free;
-}
-
-/* heap_lock held. A new span becomes this M's bump span of its class. */
-static int run_take(struct shm_ctx *c, uint64_t pages, unsigned kind, unsigned cls, shm_off *off)
-{
-    struct shm_hdr *h = c->hdr;
-    shm_off prev = 0, r = h->run_free;
-    while (r && run_at(c, r)->pages < pages) {
-        prev = r;
-        r = run_at(c, r)->next;
-    }
-    uint64_t spare = r ? run_at(c, r)->pages - pages : 0;
-    shm_off at = r ? r + spare * PAGE : h->heap_top;
-    if (!r && pages * PAGE > h->size - at) {
-        c->wanted = pages * PAGE;
-        return SHM_ENOMEM;
-    }
-    /* The rest of a large block is committed by its owner alone: it may take long. */
-    int e = shm_commit(c, at, kind == RUN_SPAN ? pages * PAGE : PAGE);
-    if (e)
-        return e;
-    struct run *n = run_at(c, at);
-    run_format(c, at, kind, cls, pages);
-    shm_tx_begin(c);
-    shm_tx_store64(c, &n->pages, pages);
-    shm_tx_store64(c, &n->kind_cls, (uint64_t)kind << 32 | cls);
-    if (!r)
-        shm_tx_store64(c, &h->heap_top, at + pages * PAGE);
-    else if (spare)
-        shm_tx_store64(c, &run_at(c, r)->pages, spare);
-    else
-        shm_tx_store64(c, link_after(c, prev), n->next);
-    shm_tx_store64(c, &h->heap_committed,
-                   load_rlx(&h->heap_committed) + (pages - (r && !spare)) * PAGE);
-    if (kind == RUN_LARGE) {
-        shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) + pages * PAGE);
-        shm_tx_store64(c, &h->large_n, load_rlx(&h->large_n) + 1);
-    } else {
-        shm_tx_store64(c, &h->cut[cls], load_rlx(&h->cut[cls]) + span_blocks(cls, pages));
-        struct shm_mag *mag = &c->m->mag[cls];
-        shm_tx_store64(c, &mag->bump, at + RUN_HEAD);
-        shm_tx_store64(c, &mag->bump_end, at + RUN_HEAD + span_blocks(cls, pages) * sizes[cls]);
-    }
-    shm_tx_commit(c);
-    *off = at;
-    return SHM_OK;
-}
-
-static int run_alloc(struct shm_ctx *c, uint64_t pages, unsigned kind, unsigned cls, shm_off *off)
-{
-    shm_lock(c, &c->hdr->heap_lock);
-    int e = run_take(c, pages, kind, cls, off);
-    shm_unlock(c, &c->hdr->heap_lock);
-    return e;
-}
-
-static void punch(struct shm_ctx *c, shm_off at, uint64_t n)
-{
-    if (n == 0)
-        return;
-    while (fallocate(c->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)n))
-        if (errno != EINTR)
-            shm_throw("heap: punch %#llx + %#llx: %s", (unsigned long long)at,
-                      (unsigned long long)n, strerror(errno));
-}
-
-/* Links the run at `at`, a large block of this M, into the free runs. */
-static void run_free(struct shm_ctx *c, shm_off at)
-{
-    struct shm_hdr *h = c->hdr;
-    struct run *n = run_at(c, at);
-    uint64_t pages = n->pages;
-    if (unlikely(c->hdr->scrub))
-        memset((uint8_t *)n + RUN_HEAD, SHM_SCRUB, PAGE - RUN_HEAD);
-    punch(c, at + PAGE, (pages - 1) * PAGE);
-    FAILPOINT("heap.large.punched");
-
-    shm_lock(c, &h->heap_lock);
-    shm_off pprev = 0, prev = 0, next = h->run_free;
-    while (next && next < at) {
-        pprev = prev;
-        prev = next;
-        next = run_at(c, next)->next;
-    }
-    bool low = prev && prev + run_at(c, prev)->pages * PAGE == at;
-    bool high = next && at + pages * PAGE == next;
-    shm_off start = low ? prev : at, after = high ? run_at(c, next)->next : next;
-    uint64_t total =
-        pages + (low ? run_at(c, prev)->pages : 0) + (high ? run_at(c, next)->pages : 0);
-    bool top = start + total * PAGE == h->heap_top;
-    uint64_t *link = link_after(c, low ? pprev : prev);
-
-    shm_tx_begin(c);
-    if (top) {
-        shm_tx_store64(c, &h->heap_top, start);
-        shm_tx_store64(c, link, 0);
-    } else {
-        struct run *f = run_at(c, start);
-        shm_tx_store64(c, &f->pages, total);
-        shm_tx_store64(c, &f->next, after);
-        shm_tx_store64(c, &f->kind_cls, (uint64_t)RUN_FREE << 32);
-        shm_tx_store64(c, link, start);
-    }
-    shm_tx_store64(c, &n->blk, shm_blk_word(SHM_NCLASS, 0, 0, 0));
-    shm_tx_store64(c, &h->heap_committed,
-                   load_rlx(&h->heap_committed) - (pages + low + high - !top) * PAGE);
-    shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) - pages * PAGE);
-    shm_tx_store64(c, &h->large_n, load_rlx(&h->large_n) - 1);
-    shm_tx_commit(c);
-    if (high)
-        punch(c, next, PAGE);
-    if (low)
-        punch(c, at, PAGE);
-    if (top)
-        punch(c, start, PAGE);
-    shm_unlock(c, &h->heap_lock);
-}
-
-static int large_alloc(struct shm_ctx *c, uint64_t pages, shm_off *off)
-{
-    shm_off at;
-    int e = run_alloc(c, pages, RUN_LARGE, SHM_NCLASS, &at);
-    if (e)
-        return e;
-    FAILPOINT("heap.large.taken");
-    e = shm_commit(c, at, pages * PAGE);
-    if (e) {
-        run_free(c, at);
-        return e;
-    }
-    *off = at + RUN_HEAD;
-    return SHM_OK;
 }
 
 /* ---- magazines and the depot ----------------------------------------------------------------- */
@@ -430,7 +231,7 @@ int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
             return SHM_ENOMEM;
         }
         uint64_t pages = (n + RUN_HEAD + PAGE - 1) / PAGE;
-        int e = large_alloc(c, pages, off);
+        int e = shm_run_large(c, pages, off);
         if (e == SHM_OK)
             count_alloc(c, pages * PAGE);
         return e;
@@ -438,8 +239,7 @@ int shm_alloc(struct shm_ctx *c, size_t n, shm_off *off)
     unsigned cls = cls_of(n + sizeof(struct shm_blk));
     struct shm_mag *mag = &c->m->mag[cls];
     if (unlikely(mag->n == 0 && mag->bump >= mag->bump_end) && !refill(c, cls)) {
-        shm_off at; /* of a span, which mag->bump has from here on */
-        int e = run_alloc(c, span_pages(cls), RUN_SPAN, cls, &at);
+        int e = shm_run_span(c, span_pages(cls), cls);
         if (e)
             return e;
     }
@@ -470,7 +270,7 @@ void shm_free(struct shm_ctx *c, shm_off off)
     shm_blk_set(b, cls, 1, c->m1, 0);
     FAILPOINT("heap.free.owned");
     if (unlikely(cls == SHM_NCLASS)) {
-        run_free(c, off - RUN_HEAD);
+        shm_run_free(c, off - RUN_HEAD);
         count_free(c, bytes);
         return;
     }

@@ -283,6 +283,7 @@ enum {
     SHM_IF_WAKE = 136
 };
 #define SHM_NCLASS 28
+#define SHM_WARM 16 /* large blocks that are kept warm (runs.c) */
 #define SHM_MAG 64
 #define SHM_HELD 72 /* all channels of a select of a few cases, and some on top */
 #define SHM_HANDLES_OWN 16
@@ -454,6 +455,13 @@ struct shm_hdr {
     _Atomic uint64_t depot_n[SHM_NCLASS];  /* blocks in the depot, under its lock; read without */
     shm_lockword depot_lock[SHM_NCLASS];
     shm_off depot[SHM_NCLASS]; /* full magazines, linked through their first block */
+    _Atomic uint64_t warm_max; /* bytes, stored by the keeper */
+    _Atomic uint64_t warm_n;   /* under heap_lock; read without */
+    uint64_t warm_bytes;       /* under heap_lock, as the next */
+    struct shm_warm {
+        shm_off blk; /* a large block that is free and has its pages (runs.c); 0: none */
+        uint64_t since_ns;
+    } warm[SHM_WARM];
     _Alignas(SHM_CACHELINE) shm_lockword code_lock;
     _Atomic uint32_t code_n;
     shm_lockword reason_lock;

@@ -144,7 +144,7 @@ void shm_tx_store32(struct shm_ctx *c, void *word, uint32_t value);
 void shm_tx_commit(struct shm_ctx *c);
 void shm_tx_rollback(struct shm_ctx *c, struct shm_m *dead); /* by its reaper, or by the M itself */
 
-/* ---- heap.c ---------------------------------------------------------------------------------- */
+/* ---- heap.c, runs.c -------------------------------------------------------------------------- */
 
 /* A block's 8-byte header stands before it: class, state (free, allocated, published), owner M and
  * 32 bits for its user. */
@@ -180,6 +180,11 @@ void shm_heap_stats(struct shm_ctx *c, struct shm_heap_stats *s);
  * a program at rest, or under heap_lock. */
 bool shm_heap_each(struct shm_ctx *c, void (*fn)(void *arg, shm_off off, const struct shm_blk *b),
                    void *arg);
+/* Gives back the memory of a large block that is free and was kept for the next one long enough
+ * (UINT64_MAX: of any). False: there is none. */
+bool shm_heap_cool(struct shm_ctx *c, uint64_t now_ns);
+/* Maps what is committed for writing, at once: a fault each page costs three times as much. */
+void shm_populate(void *from, uint64_t n);
 
 /* ---- bytes.c --------------------------------------------------------------------------------- */
 

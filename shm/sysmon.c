@@ -14,6 +14,7 @@
  *   5 an M that has executed nothing for BLOCKED_NS and hardly computes (it is in a C call that
  *     waits), while work is owed: one P more than gomaxprocs, as long as that lasts (procs.c); but
  *     for a program whose number is a promise
+ *   6 memory that is kept warm and that nobody has taken: given back (runs.c)
  *
  * HOW LONG TO SLEEP. 1 ms while some Ps run and some are idle (debts can arise), 10 ms while all
  * run (preemption only) or M0 runs main, and 10 ms for a while after; then, when nothing has run
@@ -44,6 +45,7 @@
 #define TICK_MS 1
 #define SLOW_MS 10
 #define LONG_MS 1000
+#define WARM_MAX (512ULL << 20)
 
 struct round {
     uint32_t running, idle; /* worker Ps */
@@ -132,6 +134,7 @@ static struct round tick(struct shm_ctx *c)
     shm_procs_extra(c, r.owed || blocked < load_rlx(&h->extra) ? blocked : load_rlx(&h->extra));
     r.main_runs = load_rlx(&c->mtab[h->m0_slot].curg) != 0; /* a hint */
     shm_m_offer_leave(c, now);
+    shm_heap_cool(c, now); /* one at a time: 200 MB take 40 ms */
     if (r.owed && r.idle)
         shm_wakeone(c, true);
     if (shm_timer_next(c) < now - LATE_NS)
@@ -150,7 +153,8 @@ static bool somebody_runs(struct shm_ctx *c)
         if (load_rlx(&c->mtab[i].kind) == SHM_M_WORKER &&
             load_seq(&c->mtab[i].spinning) != SHM_M_IDLE) /* pairs with leave_idle() */
             return true;
-    return load_seq(&c->mtab[c->hdr->m0_slot].curg) != 0 || shm_anywork(c);
+    return load_seq(&c->mtab[c->hdr->m0_slot].curg) != 0 || shm_anywork(c) ||
+           load_rlx(&c->hdr->warm_n); /* a hint: in a second at the latest */
 }
 
 /* How long to poll. */
@@ -181,6 +185,9 @@ int shm_sysmon(struct shm_ctx *c, int m0_pidfd, struct shm_child *children, int 
     struct shm_hdr *h = c->hdr;
     struct pollfd fds[SHM_MAX_M + 2] = {{.fd = m0_pidfd, .events = POLLIN},
                                         {.fd = c->kick_fd, .events = POLLIN}};
+    store_rlx(&h->warm_max, h->scrub                       ? 0
+                            : h->heap_bytes / 4 < WARM_MAX ? h->heap_bytes / 4
+                                                           : WARM_MAX);
     if (n > SHM_MAX_M)
         shm_throw("sysmon: %d children, there are %d M slots", n, SHM_MAX_M);
     for (int i = 0; i < n; i++)

@@ -121,6 +121,14 @@ static PyObject *buffer_new(CoreProg *prog, uint8_t kind, uint64_t bytes)
     return core_handle_wrap(prog, kind, off);
 }
 
+/* Its bytes, all of which are written next. */
+static uint8_t *to_write(CoreHandle *h)
+{
+    struct shm_array *a = array_of(h);
+    shm_populate(a->data, a->bytes);
+    return a->data;
+}
+
 /* ---- in a pickle ----------------------------------------------------------------------------- */
 
 PyObject *core_buffer_id(struct enc *E, PyObject *o)
@@ -143,9 +151,8 @@ PyObject *core_buffer_id(struct enc *E, PyObject *o)
         h = (CoreHandle *)buffer_new(prog, HANDLE_FROZEN, (uint64_t)view->len);
         if (h == NULL)
             return NULL;
-        uint8_t *to = array_of(h)->data;
         Py_BEGIN_ALLOW_THREADS
-            memcpy(to, view->buf, (size_t)view->len);
+            memcpy(to_write(h), view->buf, (size_t)view->len);
         Py_END_ALLOW_THREADS
         readonly = 1;
     }
@@ -203,9 +210,8 @@ static PyObject *mod_shared_buffer(PyObject *mod, PyObject *args)
         return NULL;
     PyObject *h = buffer_new(prog, HANDLE_SHARED, bytes);
     if (h != NULL && zero) {
-        uint8_t *to = array_of((CoreHandle *)h)->data;
         Py_BEGIN_ALLOW_THREADS
-            memset(to, 0, bytes);
+            memset(to_write((CoreHandle *)h), 0, bytes);
         Py_END_ALLOW_THREADS
     }
     return h;

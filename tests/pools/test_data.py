@@ -479,6 +479,35 @@ def test_pages_go_back_to_the_system(rt: mpgort.Runtime) -> None:
     wait_until("the pages are given back", lambda: rt.stats()["committed"] < before + (4 << 20))
 
 
+def test_what_is_made_of_memory_kept_from_a_former_array_holds_what_it_should(
+    rt: mpgort.Runtime,
+) -> None:
+    sizes = [BIG, BIG + 100, 2 * BIG, 10 * BIG]
+    for k in range(40):
+        n = sizes[k % 4]
+        back = rt.spawn(np.full, n, float(k)).result()
+        assert rt.spawn(np.sum, np.full(n, float(k))).result() == n * float(k) == back.sum()
+        z = shared.zeros(n, runtime=rt)
+        assert not z.any()
+        z[:] = k
+
+
+@pytest.mark.parametrize("options", [{"procs": 0}, {"procs": 1, "scrub": True}])
+def test_without_a_keeper_or_under_scrub_pages_go_back_at_once(options: dict[str, Any]) -> None:
+    async def main() -> int:
+        prog = mpgort._core.current()
+        assert prog is not None
+        ch = chan(1)
+        await ch.send(np.ones(BIG))
+        before: int = prog.stats()["committed"]
+        got = await ch.recv()
+        assert got.sum() == BIG
+        del got
+        return before - prog.stats()["committed"]
+
+    assert mpgort.run(main, **options) > 7 * BIG
+
+
 def test_sending_a_shared_array_writes_no_more_for_its_size(rt: mpgort.Runtime) -> None:
     def written(a: Any) -> int:
         before = rt.stats()["alloc_bytes"]

@@ -161,6 +161,27 @@ static void test_a_block_that_nothing_names_or_that_is_named_and_free_is_found(v
     scene_end(&s);
 }
 
+static void test_a_large_block_that_is_free_and_not_warm_is_found(void)
+{
+    struct scene s;
+    scene_begin(&s);
+    struct shm_ctx *c = &s.c;
+    shm_off a, b;
+    store_rlx(&c->hdr->warm_max, 1 << 20);
+    CHECK_EQ(shm_alloc(c, 100000, &a), SHM_OK);
+    CHECK_EQ(shm_alloc(c, 200000, &b), SHM_OK);
+    shm_free(c, a);
+    shm_free(c, b);
+    CHECK_EQ(c->hdr->warm[1].blk, b);
+    CHECK_SEGMENT(c);
+    FINDS(c, c->hdr->warm[0].blk, b, "is free, named 0 times as warm");
+    FINDS(c, c->hdr->warm[0].blk, b, "is free, named 2 times as warm");
+    FINDS(c, c->hdr->warm[2].blk, 8, "2 large blocks are free, 3 named as warm");
+    FINDS(c, c->hdr->warm_n, 5, "2 named as warm, counted 5");
+    FINDS(c, shm_blk(c, a)->state, 2, "is published, nothing names it");
+    scene_end(&s);
+}
+
 static void test_a_count_that_does_not_fit_is_found(void)
 {
     struct scene s;
@@ -228,5 +249,6 @@ static void test_a_damaged_segment_is_reported_and_not_crashed_on(void)
 
 H_MAIN(T(test_a_goroutine_that_is_nowhere_is_found), T(test_a_queue_that_is_not_whole_is_found),
        T(test_a_block_that_nothing_names_or_that_is_named_and_free_is_found),
+       T(test_a_large_block_that_is_free_and_not_warm_is_found),
        T(test_a_count_that_does_not_fit_is_found), T(test_what_a_program_leaves_behind_is_found),
        T(test_a_damaged_segment_is_reported_and_not_crashed_on))

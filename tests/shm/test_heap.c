@@ -1,8 +1,7 @@
-/* test_heap.c — blocks and page runs (shm/heap.c). */
+/* test_heap.c — blocks (shm/heap.c). Page runs: test_runs.c. */
 #include "blocks.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 
 /* ---- a /dev/shm that can be full ------------------------------------------------------------- */
 
@@ -16,42 +15,6 @@ int posix_fallocate(int fd, off_t at, off_t n)
     if (load_rlx(&room) != INT64_MAX)
         atomic_fetch_sub_explicit(&room, n, memory_order_relaxed);
     return fallocate(fd, 0, at, n) ? errno : 0;
-}
-
-/* ---- looking --------------------------------------------------------------------------------- */
-
-struct census {
-    uint64_t blocks[3]; /* by state */
-};
-
-static void count_block(void *arg, shm_off off, const struct shm_blk *b)
-{
-    struct census *n = arg;
-    (void)off;
-    CHECK(b->state <= 2);
-    n->blocks[b->state]++;
-}
-
-static struct census census(struct shm_ctx *c)
-{
-    struct census n = {0};
-    CHECK(shm_heap_each(c, count_block, &n));
-    return n;
-}
-
-/* The bytes that the heap says it has; the kernel's count of the whole object must agree. */
-static uint64_t backed(struct shm_ctx *c)
-{
-    struct stat st;
-    CHECK_EQ(fstat(c->fd, &st), 0);
-    uint64_t heap = stats(c).committed, all = (uint64_t)st.st_blocks * 512;
-    static uint64_t outside, since; /* bytes of the object that are not the heap's; which object */
-    if (since != c->hdr->start_ns) {
-        since = c->hdr->start_ns;
-        outside = all - heap;
-    }
-    CHECK_EQ(all - heap, outside);
-    return heap;
 }
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
@@ -210,108 +173,6 @@ static void test_what_other_ms_freed_is_allocated_again(void)
     h_seg_end(&c);
 }
 
-/* ---- page runs ------------------------------------------------------------------------------- */
-
-static void test_freed_runs_merge_and_go_back_to_the_system(void)
-{
-    struct shm_ctx c;
-    seg_with_m(&c, 64 << 20);
-    enum { N = 8 };
-    static const int order[][N] = {{0, 1, 2, 3, 4, 5, 6, 7},
-                                   {7, 6, 5, 4, 3, 2, 1, 0},
-                                   {1, 3, 5, 7, 0, 2, 4, 6},
-                                   {3, 4, 2, 5, 1, 6, 0, 7}};
-    for (size_t o = 0; o < sizeof order / sizeof *order; o++) {
-        uint64_t before = backed(&c), top = c.hdr->heap_top;
-        shm_off off[N];
-        for (int i = 0; i < N; i++) {
-            CHECK_EQ(shm_alloc(&c, 1 << 20, &off[i]), SHM_OK);
-            memset(shm_at(&c, off[i]), i, 1 << 20);
-        }
-        CHECK(backed(&c) - before >= (uint64_t)N << 20);
-        for (int i = 0; i < N; i++) {
-            shm_free(&c, off[order[o][i]]);
-            census(&c); /* the runs tile the heap at each step */
-            for (int k = i + 1; k < N; k++)
-                CHECK_EQ(*((uint8_t *)shm_at(&c, off[order[o][k]]) + 500000), order[o][k]);
-        }
-        CHECK_EQ(backed(&c), before);
-        CHECK_EQ(c.hdr->heap_top, top);
-        CHECK_EQ(c.hdr->run_free, 0);
-    }
-    shm_mexit(&c);
-    h_seg_end(&c);
-}
-
-static void test_a_hole_is_filled_first_and_its_pages_are_backed_again(void)
-{
-    struct shm_ctx c;
-    seg_with_m(&c, 64 << 20);
-    shm_off a, b, guard, x;
-    CHECK_EQ(shm_alloc(&c, 300000, &a), SHM_OK);
-    CHECK_EQ(shm_alloc(&c, 700000, &b), SHM_OK);
-    CHECK_EQ(shm_alloc(&c, 40000, &guard), SHM_OK);
-    uint64_t top = c.hdr->heap_top, full = backed(&c);
-    shm_free(&c, a);
-    shm_free(&c, b);
-    CHECK(backed(&c) <= full - 990000);
-    CHECK_EQ(shm_alloc(&c, 990000, &x), SHM_OK); /* fits only if the two were merged */
-    CHECK(x < guard);
-    CHECK_EQ(c.hdr->heap_top, top);
-    memset(shm_at(&c, x), 1, 990000);
-    shm_free(&c, x);
-    CHECK_EQ(shm_alloc(&c, 50000, &x), SHM_OK);
-    CHECK(x < guard);
-    uint64_t n = 0;
-    shm_off small[3000];
-    for (; n < 3000 && c.hdr->heap_top == top; n++) /* spans are cut from the hole as well */
-        CHECK_EQ(shm_alloc(&c, 300, &small[n]), SHM_OK);
-    CHECK(n == 3000 || n * 300 > 600000);
-    CHECK_EQ(small[10] < guard, 1);
-    h_seg_end(&c);
-}
-
-static void churn_runs(struct shm_ctx *c, int i, void *arg)
-{
-    int rounds = *(int *)arg;
-    shm_off off[16] = {0};
-    size_t len[16];
-    for (int r = 0; r < rounds; r++) {
-        uint64_t x = (c->rng = c->rng * 6364136223846793005ULL + 1442695040888963407ULL) >> 30;
-        int k = (int)(x % 16);
-        if (off[k]) {
-            const uint8_t *p = shm_at(c, off[k]);
-            CHECK_EQ(p[0], i);
-            CHECK_EQ(p[len[k] / 2], i);
-            CHECK_EQ(p[len[k] - 1], i);
-            shm_free(c, off[k]);
-            off[k] = 0;
-            continue;
-        }
-        len[k] = 33000 + (x >> 4) % 300000;
-        CHECK_EQ(shm_alloc(c, len[k], &off[k]), SHM_OK);
-        uint8_t *p = shm_at(c, off[k]);
-        p[0] = p[len[k] / 2] = p[len[k] - 1] = (uint8_t)i;
-    }
-    for (int k = 0; k < 16; k++)
-        if (off[k])
-            shm_free(c, off[k]);
-}
-
-static void test_runs_of_many_ms_do_not_overlap(void)
-{
-    struct shm_ctx c;
-    seg_with_m(&c, 0);
-    int rounds = H_N(1500, 50000);
-    h_ms(4, churn_runs, &rounds);
-    CHECK_EQ(stats(&c).large_bytes, 0);
-    CHECK_EQ(c.hdr->run_free, 0);
-    CHECK_EQ(c.hdr->heap_top, c.hdr->heap_off);
-    CHECK_EQ(backed(&c), 0);
-    shm_mexit(&c);
-    h_seg_end(&c);
-}
-
 /* ---- no memory ------------------------------------------------------------------------------- */
 
 static void test_at_the_ceiling_nothing_changes_and_a_free_helps(void)
@@ -438,7 +299,7 @@ static void test_a_dead_ms_blocks_are_neither_lost_nor_free_twice(void)
         return; /* needs a process to kill */
     static const char *const where[] = {
         "heap.alloc.marked", "heap.bump.marked",   "heap.free.owned",   "heap.free.stored",
-        "heap.large.taken",  "heap.large.punched", "handle.unref.last", "handle.released",
+        "runs.large.taken",  "runs.large.punched", "handle.unref.last", "handle.released",
         "undo.noted",        "undo.counted",       "undo.stored",       "undo.commit",
         "undo.committed",    "lock.taken",         "lock.released"};
     for (size_t w = 0; w < sizeof where / sizeof *where; w++)
@@ -476,9 +337,6 @@ H_MAIN(T(test_a_block_is_large_enough_aligned_and_wastes_at_most_a_quarter),
        T(test_the_block_freed_last_is_used_first),
        T(test_a_block_has_one_owner_and_may_be_freed_by_any_m),
        T(test_what_other_ms_freed_is_allocated_again),
-       T(test_freed_runs_merge_and_go_back_to_the_system),
-       T(test_a_hole_is_filled_first_and_its_pages_are_backed_again),
-       T(test_runs_of_many_ms_do_not_overlap),
        T(test_at_the_ceiling_nothing_changes_and_a_free_helps),
        T(test_without_room_nothing_changes_and_a_later_try_succeeds),
        T(test_a_dead_ms_blocks_are_neither_lost_nor_free_twice))
