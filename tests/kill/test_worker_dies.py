@@ -175,10 +175,14 @@ def test_what_is_at_home_on_a_dead_worker_ends_and_what_is_light_does_not(progra
                 await box.send(n)
             handles = [spawn(pinned, ready, gate), spawn(blocked, ready, gate)]
             pids = {await ready.recv() for _ in handles}
-            lights = [spawn(light, ready, gate) for _ in range(4)] + [spawn(asleep, ready)]
+            lights = [spawn(light, ready, gate) for _ in range(4)]
             for _ in lights:
                 await ready.recv()
-            while {h.status() for h in handles + lights} != {"chan receive", "sleep"}:
+            while {h.status() for h in handles + lights} != {"chan receive"}:
+                await sleep(0.001)
+            lights.append(spawn(asleep, ready))  # the last: it sleeps a second
+            await ready.recv()
+            while lights[-1].status() in ("runnable", "running"):
                 await sleep(0.001)
             for pid in pids:
                 os.kill(pid, 9)

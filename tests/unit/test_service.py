@@ -453,6 +453,8 @@ def test_draining_takes_no_more_work(program: Programs) -> None:
             except SystemExit as e:
                 print(e.code, rt.shutdown())
             with mpgort.Runtime(1, drain_on_sigterm=True) as rt:
+                while rt.stats()["problems"]:  # until the worker is there
+                    time.sleep(0.002)
                 try:
                     os.kill(os.getpid(), signal.SIGTERM)
                     time.sleep(30)
