@@ -19,10 +19,10 @@
  * doing has to be undone first, and only the reaper does that (undo.c), once, knowing by a pidfd
  * that the process has ended. A waiter sleeps at most BOUND at a time; if it then sees that the
  * owner has ended, it tells the keeper, and sleeps on. An owner that is stopped or swapped out is
- * waited for. The keeper itself, and M0 while no keeper lives (it is M0 that makes another), would
- * wait for themselves, and not only for a dead owner: a living one may wait in turn for a lock of
- * somebody dead. So at each BOUND they do that part of the reaping which needs no lock, for all the
- * dead that hold any: shm_reap_holders().
+ * waited for. The keeper itself, and M0 while no keeper lives (it is M0 that makes another, and a
+ * thread of it that waits here may have the GIL), would wait for themselves, and not only for a
+ * dead owner: a living one may wait in turn for a lock of somebody dead. So at each BOUND they do
+ * that part of the reaping which needs no lock, for all the dead that hold any: shm_reap_holders().
  *
  * Rejected: pthread mutexes with PTHREAD_MUTEX_ROBUST. The kernel hands the lock of a dead owner to
  * the next waiter at once, that is, to an M that would have to repair what it does not know.
@@ -149,11 +149,13 @@ static void tell_keeper(struct shm_ctx *c)
         c->kick_fd = -1; /* the keeper is gone: its successor looks for the dead at its start */
 }
 
-/* Nobody else will: the keeper, and M0 while there is none that lives. */
+/* Nobody else will: the keeper, and M0 while there is none that lives, whichever of its threads. */
 static bool reaps(struct shm_ctx *c)
 {
+    const struct shm_m *m0 = &c->mtab[c->hdr->m0_slot]; /* set from start to end, as nprocs */
     uint32_t kind = load_rlx(&c->m->kind), n = load_acq(&c->hdr->max_m); /* pairs with minit */
-    if (kind != SHM_M_M0 || load_rlx(&c->hdr->nprocs) == 0)              /* from start to end */
+    bool of_m0 = kind == SHM_M_AUX && load_rlx(&m0->pid) == load_rlx(&c->m->pid);
+    if ((kind != SHM_M_M0 && !of_m0) || load_rlx(&c->hdr->nprocs) == 0)
         return kind == SHM_M_KEEPER;
     for (uint32_t i = 0; i < n; i++)
         if (load_acq(&c->mtab[i].kind) == SHM_M_KEEPER && shm_m_alive(c, i + 1)) /* as above */

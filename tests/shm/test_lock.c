@@ -165,8 +165,9 @@ static void waits_for_one_that_waits_for_the_dead(uint32_t kind)
 {
     if (H_TSAN)
         return; /* needs a process to kill */
-    struct shm_ctx c;
-    h_seg(&c, (struct shm_opts){0});
+    struct shm_ctx first, c;
+    seg_with_m(&first);
+    shm_ctx_copy(&c, &first);
     CHECK_EQ(shm_minit(&c, kind), SHM_OK);
     struct scene *s = h_shared(sizeof *s);
     int owner = h_fork(die_holding, 0, s);
@@ -181,7 +182,8 @@ static void waits_for_one_that_waits_for_the_dead(uint32_t kind)
     CHECK_EQ(h_wait(owner), SIGKILL);
     munmap(s, sizeof *s);
     shm_mexit(&c);
-    h_seg_end(&c);
+    shm_mexit(&first);
+    h_seg_end(&first);
 }
 
 static void test_a_keeper_that_waits_for_one_who_waits_for_the_dead_reaps_their_locks(void)
@@ -189,9 +191,10 @@ static void test_a_keeper_that_waits_for_one_who_waits_for_the_dead_reaps_their_
     waits_for_one_that_waits_for_the_dead(SHM_M_KEEPER);
 }
 
-static void test_so_does_m0_while_there_is_no_keeper(void)
+static void test_so_does_m0_by_each_of_its_threads_while_there_is_no_keeper(void)
 {
     waits_for_one_that_waits_for_the_dead(SHM_M_M0);
+    waits_for_one_that_waits_for_the_dead(SHM_M_AUX);
 }
 
 static void test_a_slot_given_to_a_new_m_does_not_own_the_former_ones_lock(void)
@@ -342,7 +345,7 @@ H_MAIN(T(test_a_lock_excludes),
        T(test_a_waiter_waits_for_a_dead_owner_until_it_is_reaped),
        T(test_reaping_leaves_a_lock_that_the_dead_one_only_wanted),
        T(test_a_keeper_that_waits_for_one_who_waits_for_the_dead_reaps_their_locks),
-       T(test_so_does_m0_while_there_is_no_keeper),
+       T(test_so_does_m0_by_each_of_its_threads_while_there_is_no_keeper),
        T(test_a_slot_given_to_a_new_m_does_not_own_the_former_ones_lock),
        T(test_no_wakeup_of_a_note_is_lost), T(test_a_wakeup_that_races_with_the_time_limit_is_seen),
        T(test_a_sleep_is_not_shorter_than_its_limit_and_leaves_the_note_clear),
