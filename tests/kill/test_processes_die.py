@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import Programs, Running, wait_until
 
+from mpgort import _monitor, _segment
+
 STORM = os.environ.get("MPGORT_STORM", "0") not in ("", "0")
 KILLS = int(os.environ.get("MPGORT_KILLS", "100" if STORM else "10"))
 STOP_S = 2.0
@@ -269,11 +271,28 @@ def test_a_stopped_keeper_does_not_hold_up_the_end(program):
     assert (r.status, r.out) == (0, "up\nTrue\n"), r.err
 
 
+def stop_without_locks(p: Running, pid: int) -> None:
+    """One that is stopped while it has a lock is waited for by who wants it: INV only-the-dead."""
+    seen = _monitor.choose(str(p.pid))
+    (slot,) = (slot for slot, _, owner, _ in seen.prog.slots() if owner == pid)
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        wait_until("stopped", lambda: {q.pid: q.state for q in p.processes()}[pid] == "T")
+        m = _segment.m_table(seen.prog)[slot]
+        if not (m["held_n"] or m["lockset"] or m["ref_obj"]):
+            break
+        del m
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.001)
+    del m
+    seen.prog.detach()
+
+
 def test_a_stopped_worker_does_not_hold_up_the_end(program):
     p = program.start(BUSY, "fork", "100")
     assert p.line() == "up"
     two_workers(p)
-    os.kill(p.workers()[0].pid, signal.SIGSTOP)
+    stop_without_locks(p, p.workers()[0].pid)
     os.kill(p.pid, signal.SIGINT)
     r = p.wait(20)
     assert r.status == -signal.SIGINT, r.err

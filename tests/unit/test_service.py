@@ -354,12 +354,16 @@ SERVICE = """
 """
 
 
-def service(drain: str = "True", wait: str = "time.sleep(30)", setup: str = "pass") -> str:
+# Not time.sleep(30): a signal that comes just before its system call is told when it is over.
+SLEEPS = "for _ in range(3000): time.sleep(0.01)"
+
+
+def service(drain: str = "True", wait: str = SLEEPS, setup: str = "pass") -> str:
     return SERVICE.format(drain=drain, wait=wait, setup=setup)
 
 
 @pytest.mark.parametrize("everybody", [False, True], ids=["m0", "the whole group"])
-@pytest.mark.parametrize("wait", ["time.sleep(30)", "rt.chan().get(timeout=30)"])
+@pytest.mark.parametrize("wait", [SLEEPS, "rt.chan().get(timeout=30)"])
 def test_sigterm_drains_and_exits_with_143(program: Programs, everybody: bool, wait: str) -> None:
     p = program.start(service(wait=wait))
     assert p.line() == "ready"
@@ -402,9 +406,9 @@ def test_a_drain_ends_at_its_limit(program: Programs) -> None:
     assert r.seconds < 10
 
 
-TELLS = """
+TELLS = f"""
                 try:
-                    time.sleep(30)
+                    {SLEEPS}
                 except SystemExit:
                     print("told", flush=True)
                     raise"""
