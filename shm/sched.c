@@ -27,7 +27,8 @@
  * FAIRNESS. The global queue every 61st schedule; a home queue every other one; a runnext inherits
  * the time slice, so that two Gs that ready each other in turns share one: after 10 ms (keeper) or
  * CHAIN turns the runnext goes to the tail and the ring has its turn. With procs=0 there is no
- * keeper: shm_preempt_requested() looks at the clock. */
+ * keeper, and an M that runs without a P what is at home there is not seen by it:
+ * shm_preempt_requested() looks at the clock. */
 #include "internal.h"
 
 #include <limits.h>
@@ -225,8 +226,8 @@ bool shm_preempt_requested(const struct shm_ctx *c)
 {
     return (c->p && load_rlx(&c->p->preempt)) || /* a level: late is well */
            (load_rlx(&c->m->attn) & (SHM_ATTN_NOW | SHM_ATTN_OFFLOAD)) ||
-           /* Without a keeper the M looks at the clock itself. */
-           (load_rlx(&c->hdr->nprocs) == 0 && coarse_ns() > c->now_ns + SLICE_NS);
+           /* Without a keeper, or a P that it could name, the M looks at the clock itself. */
+           ((load_rlx(&c->hdr->nprocs) == 0 || c->homely) && coarse_ns() > c->now_ns + SLICE_NS);
 }
 
 /* ---- looking for work ------------------------------------------------------------------------ */

@@ -22,10 +22,12 @@ from mpgort import (
     Runtime,
     chan,
     context,
+    default,
     go,
     goid,
     gosched,
     num_goroutine,
+    select,
     sleep,
     spawn,
     sync,
@@ -333,6 +335,29 @@ def test_who_is_at_home_goes_on_while_a_plain_function_waits_there(procs: int, h
         return [await h for h in hs]
 
     assert mpgort.run(main, procs=procs) == [list(range(20))] * 3
+
+
+def answers(ask: Chan, reply: Chan) -> None:
+    reply.put(ask.get())
+
+
+async def polls(held: str) -> tuple[Any, int]:
+    ask, reply = chan(), chan(1)
+    h = spawn(answers, ask, reply)
+    await until(lambda: h.status() == "chan receive")
+    await ask.send("answer")
+    while True:
+        i, v = await select(reply.recv, default)
+        if i == 0:
+            return v, len(held)
+
+
+def test_who_polls_at_home_is_preempted_for_a_plain_function_that_waited_there(procs: int) -> None:
+    assert mpgort.run(polls_at_home, procs=procs) == ("answer", 20_000)
+
+
+async def polls_at_home() -> tuple[Any, int]:
+    return await spawn(polls, "x" * 20_000)
 
 
 def in_vain_and_for_good(up: Chan, ch: Chan, timeout: float | None) -> Any:
