@@ -37,6 +37,8 @@ from importlib.machinery import (
 )
 from typing import Any, cast
 
+import cloudpickle.cloudpickle as cp
+
 from . import _byvalue
 from ._bytecode import Point, analyse
 from ._errors import CodeMismatch
@@ -114,7 +116,9 @@ def describe(
         if not points:
             return f"the bytecode of {code.co_qualname} is of an unknown shape"
     name = str(name)
-    body: bytes | tuple[bytes, bytes] | None = None
+    body: tuple[bytes, bytes | dict[str, str]] | None = (
+        None  # code, its unit or what a loader added
+    )
     if unit is not None:
         key = digest(code, unit.key.hex())
         body = marshal.dumps(code), unit.data
@@ -123,7 +127,7 @@ def describe(
         name = _main_name(name)
         key = digest(code, name)
         if not _same_everywhere(module) or _find(module, code.co_qualname, key, name) is not code:
-            body = marshal.dumps(code)
+            body = marshal.dumps(code), _added(code, globals)
     lines = tuple(p.line for p in points)
     slots = tuple(len(p.locals) + len(p.stack) for p in points)
     first = code.co_firstlineno
@@ -131,11 +135,22 @@ def describe(
     return key, marshal.dumps(what), points
 
 
+def _added(code: types.CodeType, globals: dict[str, Any]) -> dict[str, str]:
+    """The modules that a loader has put among the globals, under names that nobody can write, for
+    the code that it has rewritten: '@pytest_ar'. By those names."""
+    found = {}
+    for name in cp._extract_code_globals(code):
+        value = None if name.isidentifier() else globals.get(name)
+        if isinstance(value, types.ModuleType):
+            found[name] = value.__name__
+    return found
+
+
 def locate(payload: bytes, key: bytes) -> tuple[types.CodeType, dict[str, Any]]:
     """The code that a payload describes, and its globals here. Raises CodeMismatch."""
     _, name, qualname, filename, line, _, _, body = marshal.loads(payload)
     where = f"{name}.{qualname} ({filename}:{line})"
-    if isinstance(body, tuple):
+    if body is not None and isinstance(body[1], bytes):
         unit = _byvalue.load(body[1])
         unit.moves = True  # it is in the table already
         code = unit.codes.get(key)
@@ -152,9 +167,11 @@ def locate(payload: bytes, key: bytes) -> tuple[types.CodeType, dict[str, Any]]:
     if code is None:
         if body is None:
             raise CodeMismatch(f"{where}: this process has other code under that name")
-        code = cast(types.CodeType, marshal.loads(body))
+        code = cast(types.CodeType, marshal.loads(body[0]))
         if digest(code, name) != key:
             raise CodeMismatch(f"{where}: the code that was sent does not match its own digest")
+        for added, of in body[1].items():
+            module.__dict__.setdefault(added, import_module(of))
     return code, module.__dict__
 
 

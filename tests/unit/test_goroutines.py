@@ -688,8 +688,11 @@ async def run_rewritten(n: int) -> int:
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_code_that_a_loader_of_its_own_has_rewritten_is_sent_along(method: str) -> None:
-    """A fresh interpreter imports this module without pytest's assertions."""
+    """A fresh interpreter imports this module without pytest's assertions; what they call when they
+    fail is there all the same, under the name that pytest gave it."""
     assert mpgort.run(run_rewritten, 1, procs=1, start_method=method) == 1
+    with pytest.raises(AssertionError, match="(?s)pytest's loader.*assert 2 == 1"):
+        mpgort.run(run_rewritten, 2, procs=1, start_method=method)
 
 
 # ---- what is not awaited -------------------------------------------------------------------------
