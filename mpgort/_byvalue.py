@@ -52,6 +52,7 @@ from typing import Any
 import cloudpickle.cloudpickle as cp
 
 from ._buffer import BUFFER_MIN
+from ._errors import Refused
 
 UNIT = "__mpgort_unit__"  # a unit's globals lead to it, and to its class, under these names
 ROOT = "__mpgort_root__"
@@ -405,10 +406,8 @@ def reduce(p: Any, o: Any) -> Any:
     """How the pickler p (_pickle.py) sends a function or class that goes by no name. None: it is of
     a module, and cloudpickle's affair."""
     if isinstance(o, type):
-        if type(o).__name__ == "PyCArrayType":  # ctypes makes each of two others, once per process
-            parts = o._type_, o._length_  # type: ignore[attr-defined]
-            if o is operator.mul(*parts):
-                return operator.mul, parts
+        if "_ctypes" in (o.__module__, type(o).__module__):
+            return _of_ctypes(o)
         came = _filled.get(o)
         if came is None and not _is_session(o.__module__, p.known):
             return None
@@ -444,6 +443,22 @@ def reduce(p: Any, o: Any) -> Any:
     cells = None if o.__closure__ is None else tuple(types.CellType() for _ in o.__closure__)
     state = attributes, slots
     return make_function, (data, ext, cells), state, None, None, cp._function_setstate
+
+
+def _of_ctypes(o: Any) -> Any:
+    """Of a type that the import of a module has not made. ctypes makes arrays and pointers of other
+    types, and functions of theirs, once per process."""
+    kind = type(o).__name__
+    made: Any = None
+    if kind == "PyCArrayType":
+        made = operator.mul, (o._type_, o._length_)
+    elif kind == "PyCPointerType" and isinstance(getattr(o, "_type_", None), type):
+        made = sys.modules["ctypes"].POINTER, (o._type_,)
+    elif kind == "PyCFuncPtrType" and o._flags_ == sys.modules["_ctypes"].FUNCFLAG_CDECL:
+        made = sys.modules["ctypes"].CFUNCTYPE, (o._restype_, *getattr(o, "_argtypes_", ()))
+    if made is None or made[0](*made[1]) is not o:
+        raise Refused(f"{o.__qualname__}, a type of ctypes that no module leads to, never crosses")
+    return made
 
 
 def parts(f: types.FunctionType, known: Known | None) -> Iterator[tuple[str, Any]]:

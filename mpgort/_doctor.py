@@ -86,6 +86,8 @@ def check_shm() -> Finding:
     except OSError as e:
         return Finding("fail", folder, str(e), f"mount a tmpfs there: mount -t tmpfs shm {folder}")
     found = f"{size(usage.free)} free of {size(usage.total)}"
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return Finding("fail", folder, "read-only", f"mount -o remount,rw {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         return Finding("fail", folder, found, f"this user cannot write there: chmod 1777 {folder}")
     if usage.free < SHM_COMFORT:

@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 from mpgort import _core
 from mpgort._engine import SLICE_S, Engine, Handle, method_of, recast
 from mpgort._job import Job
-from mpgort._options import Given, check_bound, default_procs, integer, whole
+from mpgort._options import Given, check_bound, deadline_in, default_procs, integer, whole
 from mpgort._service import full
 
 P = ParamSpec("P")
@@ -83,12 +83,9 @@ class Future(concurrent.futures.Future[T]):
             return timeout
         if engine.pid != os.getpid():
             raise RuntimeError("this future belongs to the process that this one was forked from")
-        if timeout is None:
-            engine.lead(self.done, None)
-            return None
-        deadline = time.monotonic() + timeout
+        deadline = deadline_in(timeout)
         engine.lead(self.done, deadline)
-        return max(0.0, deadline - time.monotonic())
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     # ---- as a task (_engine.Task) ----------------------------------------------------------------
 
@@ -316,7 +313,7 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError("buffersize must be an integer or None")
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_in(timeout)
         coro = is_async(fn)
         star = len(iterables) != 1
         source: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]

@@ -22,6 +22,7 @@ A process that the user forks is no M: there, handles raise (`after_fork_in_chil
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -137,6 +138,24 @@ def unwatch_sigquit() -> None:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def above_std() -> Generator[None]:
+    """What is opened within has no descriptor below 3, though this process was started with stdin,
+    stdout or stderr closed: its children open stdin anew, and what some library writes to stdout is
+    not for the segment."""
+    taken: list[int] = []
+    try:
+        for fd in range(3):
+            try:
+                os.fstat(fd)
+            except OSError:
+                taken.append(os.open(os.devnull, os.O_RDWR))  # the lowest that is free: fd
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+
+
 # ---- a program's processes --------------------------------------------------------------------
 
 
@@ -165,6 +184,11 @@ class Host:
         self.lock = threading.Lock()
         self.fds: list[int] = []
         self.inherited: tuple[int, ...] = ()  # by interpreters that are not forked: Plan
+        with above_std():
+            self.start()
+
+    def start(self) -> None:
+        opts = self.opts
         fd = _segment.make()
         try:
             self.prog = _core.Program.create(
@@ -223,6 +247,10 @@ class Host:
             ) from e
 
     def start_keeper(self, method: str) -> None:
+        with above_std():
+            self.start_process(method)
+
+    def start_process(self, method: str) -> None:
         _m.flush()  # what is buffered here would be written by each child again
         if method == "fork":
             pid = self.fork_keeper()

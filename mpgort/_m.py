@@ -109,7 +109,13 @@ def dump_plan(plan: Plan) -> tuple[int, tuple[int, ...]]:
     from multiprocessing import reduction, spawn
 
     vars(sys.modules["__main__"]).setdefault("__spec__", None)  # pdb's has none; it is asked for
-    prep = dict(spawn.get_preparation_data("mpgort"))
+    try:
+        prep = dict(spawn.get_preparation_data("mpgort"))
+    except FileNotFoundError as e:
+        raise RuntimeError(
+            "the current directory is no more, and new interpreters are to start there: os.chdir() "
+            "to one that is, or start_method='fork'"
+        ) from e
     prep["authkey"] = bytes(prep["authkey"])
     if not os.path.isfile(prep.get("init_main_from_path", __file__)):
         del prep["init_main_from_path"]  # "<stdin>"
@@ -232,8 +238,10 @@ def settle() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    null = os.open(os.devnull, os.O_RDONLY)
+    null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
+    while null < 3:  # stdin, or stdout, was closed: nothing else is opened under their numbers
+        null = os.dup(null)
     os.close(null)
 
 

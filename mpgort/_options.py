@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -105,6 +106,26 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
     return n
 
 
+def deadline_in(timeout: float | None) -> float | None:
+    """The time.monotonic() that is so many seconds from now; None: never."""
+    if timeout is None:
+        return None
+    if not hasattr(timeout, "__float__") and not hasattr(timeout, "__index__"):
+        raise TypeError(f"a timeout must be a number of seconds, not {type(timeout).__name__}")
+    if timeout != timeout:
+        raise ValueError("a timeout must be a number of seconds, not nan")
+    return None if timeout > 9e9 else time.monotonic() + timeout
+
+
+def program_name(name: str | None) -> str:
+    """As `mpgort ps` shows it. What of a file's name is no text (see os.fsdecode) is left out."""
+    if name is None:
+        name = os.path.basename(sys.argv[0] if sys.argv else "")
+    elif not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {name!r}")
+    return name.encode(errors="replace").decode()
+
+
 def arguments(name: str, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a tuple, not {value!r}")
@@ -155,7 +176,6 @@ def check_options(who: str, procs: int | None, given: Given) -> Options:
     blas_threads = given.get("blas_threads")
     max_rss = given.get("max_rss")
     max_tasks = given.get("max_tasks_per_m")
-    name = given.get("name")
     if sys.platform != "linux":
         raise UnsupportedPlatform(f"mpgort needs Linux (futexes, pidfds), this is {sys.platform}")
     if procs is None:
@@ -208,7 +228,7 @@ def check_options(who: str, procs: int | None, given: Given) -> Options:
         scrub=bool(given.get("scrub")) or debug.get("scrub", "0") == "1",
         shake=int(shake),
         plan=plan,
-        name=os.path.basename(sys.argv[0] if sys.argv else "") if name is None else str(name),
+        name=program_name(given.get("name")),
     )
 
 

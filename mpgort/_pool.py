@@ -25,7 +25,7 @@ from mpgort import _core
 from mpgort._engine import Engine, Handle, method_of, recast
 from mpgort._executor import is_async
 from mpgort._job import Failure, Job
-from mpgort._options import Given, default_procs, integer, whole
+from mpgort._options import Given, deadline_in, default_procs, integer, whole
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 Callback = Callable[[Any], object] | None
@@ -51,7 +51,7 @@ class AsyncResult:
         return self._success
 
     def wait(self, timeout: float | None = None) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_in(timeout)
         if not self.ready():
             self._engine.lead(self.ready, deadline)
         if not self.ready():
@@ -118,7 +118,7 @@ class IMapIterator(_core.Drain[Any]):
 
     def next(self, timeout: float | None = None) -> Any:
         """The next value; raises multiprocessing.TimeoutError after `timeout` seconds."""
-        self._job.deadline = None if timeout is None else time.monotonic() + timeout
+        self._job.deadline = deadline_in(timeout)
         try:
             return self.__next__()
         finally:

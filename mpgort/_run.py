@@ -17,7 +17,7 @@ from mpgort import _core, _keeper, _m, _service
 from mpgort._errors import Deadlock, GoroutinePanic, Killed
 from mpgort._group import end_idle
 from mpgort._host import Host, Lifted, Shield, hosts, watch_sigquit
-from mpgort._options import Given, check_bound, check_options
+from mpgort._options import Given, check_bound, check_options, deadline_in
 
 _running = threading.Lock()  # held by the one run() of this process
 
@@ -186,8 +186,7 @@ class Runtime:
         others work on meanwhile. False: after `timeout` seconds not all are replaced (one that was
         asked still goes when it can)."""
         self._check()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        return _service.recycle(self._host, deadline)
+        return _service.recycle(self._host, deadline_in(timeout))
 
     def stack(self) -> str:
         """Every goroutine as Go prints it: id, [wait reason, minutes], the frames."""
@@ -202,7 +201,7 @@ class Runtime:
         host = self._host
         if host.stopped:
             return True
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_in(timeout)
         try:
             drained = not drain or drain_until(host, deadline)
         finally:

@@ -12,6 +12,7 @@ against /dev/shm's limit and shows no program in /proc."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -53,7 +54,9 @@ def make() -> int:
     name = f"/mpgort-{os.geteuid()}-{os.getpid()}-{secrets.token_hex(6)}"
     try:
         shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
-    except posix_ipc.Error as e:
+    except (posix_ipc.Error, OSError) as e:
+        if isinstance(e, OSError) and e.errno not in (errno.ENOSPC, errno.EROFS):
+            raise
         raise OutOfSharedMemory(
             f"cannot make {SHM_DIR}{name}: {e}; a program needs {SHM_DIR} writable (mpgort doctor)"
         ) from e

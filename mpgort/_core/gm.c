@@ -157,6 +157,19 @@ static PyObject *m_repr(MObject *o)
 {
     return PyUnicode_FromFormat("<mpgort.runtime.M %u>", o->index);
 }
+static PyTypeObject M_Type;
+
+static PyObject *m_richcompare(PyObject *a, PyObject *b, int op)
+{
+    if (!Py_IS_TYPE(b, &M_Type) || (op != Py_EQ && op != Py_NE))
+        Py_RETURN_NOTIMPLEMENTED;
+    MObject *x = (MObject *)a, *y = (MObject *)b;
+    return PyBool_FromLong((x->prog == y->prog && x->index == y->index) == (op == Py_EQ));
+}
+static Py_hash_t m_hash(MObject *o)
+{
+    return (Py_hash_t)o->index;
+}
 static PyObject *m_id(MObject *o, void *_)
 {
     return PyLong_FromUnsignedLong(o->index);
@@ -185,6 +198,8 @@ static PyTypeObject M_Type = {
     .tp_basicsize = sizeof(MObject),
     .tp_dealloc = (destructor)m_dealloc,
     .tp_repr = (reprfunc)m_repr,
+    .tp_hash = (hashfunc)m_hash,
+    .tp_richcompare = m_richcompare,
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
     .tp_getset = m_getset,
 };

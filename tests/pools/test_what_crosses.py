@@ -206,8 +206,37 @@ def test_a_full_heap_is_an_error_of_each_call_and_touches_nothing_stored() -> No
 
 
 def test_arrays_of_ctypes_cross_with_their_type() -> None:
-    sent = [(ctypes.c_double * 3)(1, 2, 3), ctypes.create_string_buffer(b"abc"), ctypes.c_int * 2]
+    int_p = ctypes.POINTER(ctypes.c_int)
+    sent = [
+        (ctypes.c_double * 3)(1, 2, 3),
+        ctypes.create_string_buffer(b"abc"),
+        ctypes.c_int * 2,
+        int_p,
+        int_p * 2,
+        ctypes.CFUNCTYPE(ctypes.c_int, int_p),
+    ]
     with mpgort.Runtime(1) as rt:
         came = rt.spawn(lambda x: x, sent).result(30)
-    assert [type(x) for x in came] == [type(x) for x in sent] and came[2] is sent[2]
+    assert [type(x) for x in came] == [type(x) for x in sent]
+    assert all(x is y for x, y in zip(came[2:], sent[2:], strict=True))
     assert list(came[0]) == [1, 2, 3] and came[1].value == b"abc"
+
+
+def a_type_of_ctypes(which: str) -> object:
+    class Local(ctypes.Structure):
+        _fields_ = (("n", ctypes.c_int),)
+
+    return {"metaclass": type(ctypes.POINTER(ctypes.c_int)), "local": Local}[which]
+
+
+@pytest.mark.parametrize(("which", "named"), [("metaclass", "PyCPointerType"), ("local", "Local")])
+def test_a_type_of_ctypes_that_no_module_leads_to_is_refused_by_name(
+    which: str, named: str
+) -> None:
+    with mpgort.Runtime(1) as rt:
+        for call in (
+            lambda: rt.spawn(a_type_of_ctypes, which).result(30),
+            lambda: rt.spawn(print, a_type_of_ctypes(which)),
+        ):
+            with pytest.raises(mpgort.SerializationError, match=f"{named}, a type of ctypes"):
+                call()

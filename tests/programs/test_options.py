@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def runtime(**options: Any) -> None:
         ({"max_rss": 0}, ValueError, "max_rss=0: give 1 or more"),
         ({"max_tasks_per_m": 0}, ValueError, "max_tasks_per_m=0: give 1 or more"),
         ({"max_tasks_per_m": True}, TypeError, "max_tasks_per_m must be an integer, not True"),
+        ({"name": 3}, TypeError, "name must be a str, not 3"),
     ],
 )
 def test_a_bad_option_is_refused_at_the_call_by_name(
@@ -47,6 +49,26 @@ def test_a_bad_option_is_refused_at_the_call_by_name(
     with pytest.raises(error) as e:
         face(**option)
     assert text in str(e.value)
+
+
+@pytest.mark.parametrize(("value", "error"), [("x", TypeError), (float("nan"), ValueError)])
+def test_a_timeout_that_is_no_number_is_refused_by_each_call_that_has_one(
+    value: Any, error: type[Exception]
+) -> None:
+    with mpgort.Runtime(1) as rt, mpgort.Executor(1) as ex, mpgort.Pool(1) as pool:
+        h, ch = rt.spawn(mpgort.sleep, 0.2), rt.chan()
+        waits = [h.result, ch.get, rt.recycle, rt.shutdown, ch.as_queue().get]
+        waits.append(ex.submit(time.sleep, 0.1).result)
+        waits.append(pool.apply_async(time.sleep, (0.1,)).get)
+        waits.append(pool.imap(abs, [1]).next)
+        waits.append(lambda timeout: ex.map(abs, [1], timeout=timeout))
+        waits.append(lambda timeout: rt.spawn(abs, 1, timeout=timeout))
+        for wait in waits:
+            with pytest.raises(error, match="a timeout must be a number of seconds, not "):
+                wait(timeout=value)
+        assert ex.submit(abs, -1).result(float("inf")) == 1
+        assert list(ex.map(abs, [-1], timeout=float("inf"))) == [1]
+        assert pool.apply_async(abs, (-1,)).get(float("inf")) == 1
 
 
 @pytest.mark.parametrize("face", [run, runtime])

@@ -6,6 +6,7 @@ rights and hits one commit of all, whichever process makes it. MPGORT_STORM=1: e
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
@@ -61,7 +62,7 @@ SHORT = r"""
     int shm_open(const char *name, int flags, mode_t mode)
     {
         (void)name, (void)flags, (void)mode;
-        errno = EACCES;
+        errno = atoi(getenv("SHORT_ERRNO"));
         return -1;
     }
 """
@@ -190,8 +191,10 @@ def test_dev_shm_full_at_any_commit_is_an_error_there_and_nothing_else_is_touche
         assert seen >= n
 
 
-def test_without_a_right_to_dev_shm_the_start_says_so(program, short):
-    env = {"LD_PRELOAD": str(short / "closed.so")}
+@pytest.mark.parametrize("why", (errno.EACCES, errno.ENOSPC, errno.EROFS))
+def test_where_dev_shm_takes_no_file_the_start_says_so(program, short, why):
+    """No right to it, no inode, a read-only one."""
+    env = {"LD_PRELOAD": str(short / "closed.so"), "SHORT_ERRNO": str(why)}
     r = program(PROGRAM, env=env)
     assert r.status == 0, r.err
     assert "at the start cannot make /dev/shm/mpgort-" in r.out and "writable" in r.out, r.out
@@ -537,3 +540,73 @@ def test_a_keeper_without_a_descriptor_for_a_new_worker_goes_on_when_it_has_one(
 """
     )
     assert (r.status, r.out) == (0, "two again\n"), r.err
+
+
+STREAMLESS = """
+    import os
+    import sys
+
+    if __name__ == "__main__":
+        for fd in map(int, sys.argv[3]):
+            os.close(fd)
+    import mpgort
+
+    def descriptors():
+        return sorted(fd for fd in range(3) if os.path.lexists(f"/proc/self/fd/{fd}"))
+
+    async def main():
+        return [await mpgort.spawn(descriptors) for _ in range(3)]
+
+    if __name__ == "__main__":
+        found = mpgort.run(main, procs=1, start_method=sys.argv[2])
+        text = f"{found} {descriptors()}"
+        with open(sys.argv[1], "w") as f:
+            f.write(text)
+"""
+
+
+@pytest.mark.parametrize("method", ("fork", "forkserver", "spawn"))
+@pytest.mark.parametrize("closed", ("0", "012"))
+def test_a_program_whose_streams_are_closed_keeps_its_own_files_clear_of_them(
+    program, tmp_path, method, closed
+):
+    """Its children have /dev/null there: nothing else is opened under these numbers."""
+    r = program(STREAMLESS, str(tmp_path / "found"), method, closed)
+    assert r.status == 0, r.err
+    left = [] if closed == "012" else [1, 2]
+    assert (tmp_path / "found").read_text() == f"{[[0, 1, 2]] * 3} {left}"
+
+
+def test_without_a_current_directory_new_interpreters_cannot_start_and_forks_can(program):
+    r = program("""
+        import os, tempfile
+        import mpgort
+
+        if __name__ == "__main__":
+            with tempfile.TemporaryDirectory() as folder:
+                os.chdir(folder)
+            print(mpgort.run(abs, -1, procs=1, start_method="fork"))
+            try:
+                mpgort.run(abs, -1, procs=1, start_method="spawn")
+            except RuntimeError as e:
+                print(e)
+    """)
+    assert r.out.startswith("1\nthe current directory is no more"), (r.out, r.err)
+
+
+def test_a_file_whose_name_is_no_text_can_be_the_program(program, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.py"))
+    path.write_text(
+        "import mpgort\n"
+        "async def main():\n"
+        "    mpgort.go(mpgort.sleep, 0)\n"
+        "    await mpgort.chan().recv()\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        "        mpgort.run(main, procs=1)\n"
+        "    except mpgort.Deadlock as e:\n"
+        "        print(ascii(str(e)))\n"
+    )
+    r = program(path)
+    assert r.status == 0, r.err
+    assert "/caf\\udce9.py:4" in r.out

@@ -389,6 +389,7 @@ async def park_under_lock() -> list[Any]:
     ch = chan(1)
     m = acquirem()
     m2 = acquirem()
+    assert m == m2 and len({m, m2}) == 1
     seen: list[Any] = [m.locks]
     await ch.send(1)  # does not park: allowed
     seen.append(await ch.recv())
