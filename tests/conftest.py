@@ -81,10 +81,19 @@ def session(sid: int) -> list[Process]:
     return found
 
 
-def shm_names() -> list[str]:
-    """Names in /dev/shm whose maker is dead: nobody will unlink them."""
-    names = (n for n in os.listdir("/dev/shm") if n.startswith("mpgort-"))
-    return [n for n in names if not os.path.exists(f"/proc/{n.split('-')[2]}")]
+def shm_names(since: float) -> dict[str, int]:
+    """Names in /dev/shm that were made after this time.monotonic(), and whose maker is dead: nobody
+    will unlink them. With the maker's pid."""
+    found = {}
+    for path in Path("/dev/shm").glob("mpgort-*"):
+        maker = int(path.name.split("-")[2])
+        try:
+            age = time.time() - path.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if age < time.monotonic() - since + 0.01 and not os.path.exists(f"/proc/{maker}"):
+            found[path.name] = maker
+    return found
 
 
 def wait_until(what: str, true: Callable[[], object], limit: float = 10.0) -> None:
@@ -252,7 +261,10 @@ class Programs:
             from mpgort import _segment
 
             _segment.sweep()
-        assert shm_names() == []
+        assert running.pid not in shm_names(running.started).values()
+        # Any other's may be of another session of tests beside this one, which kills makers, and
+        # sweeps; or of a process that this program has started.
+        wait_until("no name is left in /dev/shm", lambda: not shm_names(running.started))
 
     def finish(self) -> None:
         for running in self.all:
