@@ -8,11 +8,11 @@
  * TWO PARTS
  *   locks   undo log, then waits, then locks, in this order: shm_reap_locks(). It takes no lock and
  *           uses nothing of the reaper's own slot, so that who waits for a dead M's lock can do it
- *           there, for all who are dead (lock_futex.c). Before the locks go, every wait that the dead M had in hand under
- *           them is whole again: a G it was parking is armed; a G it had claimed and given nothing
- *           is armed again. Else the next owner of the lock would take their sudogs for stale. A
- *           select stays claimed: the dead M held one of its channels, those of the others have
- *           taken it for stale all the time (select.c, REVIVED).
+ *           there, for all who are dead (lock_futex.c). Before the locks go, every wait that the
+ *           dead M had in hand under them is whole again: a G it was parking is armed; a G it had
+ *           claimed and given nothing is armed again. Else the next owner of the lock would take
+ *           their sudogs for stale. A select stays claimed: the dead M held one of its channels,
+ *           those of the others have taken it for stale all the time (select.c, REVIVED).
  *   rest    shm_reap(), with this M's own verbs, locks and names:
  *             1 what was claimed and given is readied, a select that was given nothing is revived;
  *               a half-done abort is ended; a drain goes on. Who wanted to cancel or kill a G while
