@@ -227,7 +227,7 @@ bool shm_preempt_requested(const struct shm_ctx *c)
     return (c->p && load_rlx(&c->p->preempt)) || /* a level: late is well */
            (load_rlx(&c->m->attn) & (SHM_ATTN_NOW | SHM_ATTN_OFFLOAD)) ||
            /* Without a keeper, or a P that it could name, the M looks at the clock itself. */
-           ((load_rlx(&c->hdr->nprocs) == 0 || c->homely) && coarse_ns() > c->now_ns + SLICE_NS);
+           ((c->p == NULL || load_rlx(&c->hdr->nprocs) == 0) && coarse_ns() > c->now_ns + SLICE_NS);
 }
 
 /* ---- looking for work ------------------------------------------------------------------------ */

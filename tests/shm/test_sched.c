@@ -298,6 +298,9 @@ static void test_a_spare_runs_what_only_it_can_run_without_a_p(void)
     CHECK_EQ(next_g(&c), 0);
     CHECK_EQ(next_g(&spare), r);
     CHECK(spare.p == NULL);
+    CHECK(!shm_preempt_requested(&spare));
+    spare.now_ns -= 20000000; /* nobody else sees that its slice is over */
+    CHECK(shm_preempt_requested(&spare));
     shm_gref light = spawn(&spare); /* it has no ring */
     CHECK_EQ(load_acq(&c.hdr->runq_size), 1);
     CHECK_EQ(next_g(&c), light);
