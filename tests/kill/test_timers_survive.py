@@ -25,10 +25,11 @@ def test_what_a_killed_worker_had_set_fires_for_the_others(program, procs):
             await ch.send("told")
 
         async def set_and_die(out, told):
+            t0 = time.monotonic()
             ctx, cancel = context.with_timeout(context.background(), 0.3)
             kid, _ = context.with_cancel(ctx)
             after_func(0.3, tell, told)
-            await out.send((after(0.3), Ticker(0.05), kid, time.monotonic()))
+            await out.send((after(0.3), Ticker(0.05), kid, t0))
             os.kill(os.getpid(), signal.SIGKILL)
 
         async def main():
