@@ -547,7 +547,7 @@ def test_a_worker_that_dies_just_when_it_is_to_be_killed_is_buried(program: Prog
     was named as the one to be killed again and again, and no death was looked at any more."""
     r = program(
         """
-        import os, select, signal
+        import os, select, signal, time
         import mpgort
         from mpgort import _keeper
 
@@ -558,7 +558,8 @@ def test_a_worker_that_dies_just_when_it_is_to_be_killed_is_buried(program: Prog
             p.poll()
             return stopped(pid, pidfd)
 
-        def hog():
+        def hog(begun):
+            begun[0] = 1  # no runtime call: at one it would end by itself
             while True:
                 pass
 
@@ -566,11 +567,16 @@ def test_a_worker_that_dies_just_when_it_is_to_be_killed_is_buried(program: Prog
             stopped, _keeper.stopped = _keeper.stopped, dies_meanwhile
             with mpgort.Runtime(procs=2, start_method="fork") as rt:
                 for _ in range(3):
+                    begun = mpgort.shared.zeros(1, runtime=rt)
+                    h = rt.spawn(hog, begun)
+                    while not begun[0]:
+                        time.sleep(0.001)
+                    h.kill()
                     try:
-                        rt.spawn(hog, timeout=0.05).result(timeout=20)
-                    except TimeoutError as e:
+                        h.result(timeout=20)
+                    except mpgort.Killed as e:
                         print(e)
                 print(rt.spawn(pow, 2, 5).result(timeout=20), rt.stats()["deaths"])
         """
     )
-    assert r.out.splitlines() == ["the goroutine ran longer than its timeout"] * 3 + ["32 3"]
+    assert r.out.splitlines() == ["the goroutine was killed"] * 3 + ["32 3"]
