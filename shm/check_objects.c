@@ -235,12 +235,13 @@ static uint64_t check_joins(struct check *k, shm_off off, shm_off first, shm_off
         const struct shm_join *j = shm_at(k->c, at);
         if (!b || !b->object || shm_kind(&j->obj) != SHM_OBJ_JOIN)
             return n;
-        if (j->listed != listed || j->gprev != prev || (listed == 1 && j->group != off))
+        if (j->listed != listed || j->gprev != prev || (listed == 1 && j->group != off) ||
+            !j->counted)
             check_say(k,
                       "group %#llx: join %#llx: listed %u, wanted %u; prev %#llx, wanted %#llx; in "
-                      "group %#llx",
-                      LLU(off), LLU(at), j->listed, listed, LLU(j->gprev), LLU(prev),
-                      LLU(j->group));
+                      "group %#llx, counted %u",
+                      LLU(off), LLU(at), j->listed, listed, LLU(j->gprev), LLU(prev), LLU(j->group),
+                      j->counted);
         prev = at;
         at = j->gnext;
     }

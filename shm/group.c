@@ -17,7 +17,8 @@
  *   parent ends     without leaving the block (killed, its M died): shm_group_orphan() aborts.
  *
  * INV told-once: join->group is set until the group has counted the end of that child; both change
- * in one transaction. So a reaper may call shm_group_done() again. An M that dies in an abort
+ * in one transaction. So a reaper may call shm_group_done() again. It is set before the group knows
+ * the child: of one whose maker died in between (not join->counted) no end is counted. An M that dies in an abort
  * leaves `aborting` set and the child it had in hand in `cancelling`; it names the group in
  * inflight[SHM_IF_DRAIN], and shm_group_drain() goes on. */
 #include "internal.h"
@@ -148,6 +149,7 @@ int shm_group_add(struct shm_ctx *c, shm_off off, shm_off join)
         else if (gr->limit && gr->next == 0)
             shm_tx_store64(c, &gr->next, join);
         shm_tx_store32(c, &gr->pending, pending + 1);
+        shm_tx_store32(c, &join_at(c, join)->counted, 1);
         shm_tx_commit(c);
         e = SHM_OK;
     }
@@ -299,7 +301,7 @@ void shm_group_done(struct shm_ctx *c, shm_off join)
     if (off == 0)
         return;
     struct shm_group *gr = group_at(c, off);
-    bool bad = failed(j), kid, last;
+    bool bad, kid, last;
     shm_obj_ref_hand(c, off); /* as long as j's may go */
     shm_lock(c, &gr->lock);
     if (j->group == 0) { /* told by another, INV told-once */
@@ -310,6 +312,7 @@ void shm_group_done(struct shm_ctx *c, shm_off join)
     shm_obj_unref(c, off);
     /* From the children to the failures, or out of them: done again it is found done. */
     kid = j->listed == KIDS;
+    bad = failed(j) && j->counted;
     if (bad && j->listed == 0)
         shm_obj_ref_hand(c, join);
     shm_tx_begin(c);
@@ -325,8 +328,8 @@ void shm_group_done(struct shm_ctx *c, shm_off join)
     if (kid && !bad)
         shm_obj_unref(c, join);
     shm_tx_begin(c);
-    shm_tx_store32(c, &gr->pending, load_rlx(&gr->pending) - 1); /* under the lock */
-    if (load_rlx(&j->admitted))                                  /* under the lock */
+    shm_tx_store32(c, &gr->pending, load_rlx(&gr->pending) - j->counted); /* under the lock */
+    if (load_rlx(&j->admitted))                                           /* under the lock */
         shm_tx_store32(c, &gr->running, gr->running - 1);
     shm_tx_store64(c, &j->group, 0);
     shm_tx_store64(c, &c->m->hand_group, off);

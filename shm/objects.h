@@ -239,7 +239,7 @@ struct shm_join {
     shm_off doneq;    /* the queue that gets it when it has ended, a reference; 0: none */
     shm_off dnext;
     _Atomic uint32_t kill; /* SHM_K_*: moved from none once (kill.c) */
-    uint32_t pad0_;
+    uint32_t counted;      /* group.c: 1: in group->pending */
     struct shm_tnode deadline;
     shm_off retry; /* struct shm_retry, 0: it ends with its M; by the owner of g, by tx */
 };

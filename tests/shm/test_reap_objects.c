@@ -250,6 +250,28 @@ static void spawn(struct shm_ctx *c)
     shm_join_give(c, shm_g(c, r), j);
     shm_newproc(c, r);
 }
+/* As a group's spawn. */
+static void spawn_child(struct shm_ctx *c)
+{
+    shm_off j;
+    uint32_t slot;
+    CHECK_EQ(shm_join_new(c, &j), SHM_OK);
+    shm_join_group(c, j, O->group);
+    CHECK_EQ(shm_handle_hold(c, j, &slot), SHM_OK);
+    shm_gref r = call(c);
+    ((struct shm_join *)shm_at(c, j))->g = r;
+    shm_join_give(c, shm_g(c, r), j);
+    if (shm_group_add(c, O->group, j) == SHM_OK) {
+        shm_newproc(c, r);
+        return;
+    }
+    CHECK(!d_alone); /* it takes none any more */
+    shm_gcont_drop(c, shm_g(c, r));
+    shm_g(c, r)->obj = 0;
+    CHECK(shm_casgstatus(c, r, Gidle, Gdead));
+    shm_gfree(c, r);
+    shm_obj_unref(c, j);
+}
 /* As submit: the end goes to a queue, the handle comes last. */
 static void submit(struct shm_ctx *c)
 {
@@ -577,6 +599,7 @@ static const struct act acts[] = {
     {"make an after_func", build, make_func, apart, 0, 0},
     {"spawn", build, spawn, apart, 0, 0},
     {"submit", build, submit, apart, 0, 0},
+    {"spawn into a group", build, spawn_child, apart, 0, 0},
     {"the last handle on channels", build, drop_chans, apart, 0, 0},
     {"the last handle on timers", build, drop_timers, apart, 0, 0},
     {"the last handle on sync objects", build, drop_syncs, apart, 0, 0},
