@@ -414,14 +414,24 @@ def module_named(name: str, content: dict[str, dict[str, bytes]]) -> types.Modul
 # ---- context variables: by the module and the global that lead to them --------------------------
 
 
-def context_items(context: contextvars.Context) -> tuple[tuple[str, str, Any], ...]:
-    """(module, name, value) of each variable that a module's global leads to."""
-    found = []
+_DECIMAL = "decimal", "decimal_context"  # a variable that C alone knows
+
+
+def context_items(
+    context: contextvars.Context,
+) -> tuple[tuple[tuple[str, str, Any], ...], str | None]:
+    """(module, name, value) of each variable that a module's global leads to; and why another is
+    not among them."""
+    found, lost = [], None
     for var, value in context.items():
         where = _where(var)
+        if where is None and type(value) is getattr(sys.modules.get("decimal"), "Context", None):
+            where = _DECIMAL
         if where is not None:
             found.append((*where, value))
-    return tuple(found)
+        else:
+            lost = ascii(f"context variable {var.name}: no module leads to it")[1:-1]
+    return tuple(found), lost
 
 
 # Where a variable was found, or None and how many modules there were then. The look through all
@@ -447,6 +457,9 @@ def _where(var: contextvars.ContextVar[Any]) -> tuple[str, str] | None:
 
 def context_set(items: tuple[tuple[str, str, Any], ...]) -> None:
     for module, name, value in items:
+        if (module, name) == _DECIMAL:
+            import_module(module).setcontext(value)
+            continue
         try:
             var = getattr(import_module(module), name, None)
         except Exception:

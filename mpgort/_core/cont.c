@@ -182,16 +182,19 @@ static bool same_words(const struct shm_ctx *c, shm_off off, const struct core_e
 }
 
 /* Stores e's bytes, followed by the context's, as g's continuation: into `kept`, if that is not 0
- * and fits, else that is let go. */
+ * and fits, else that is let go. parks: all of the context, or ENC_PINNED, and e and kept are still
+ * the caller's. */
 int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
-                    PyObject *ctx, shm_off kept)
+                    PyObject *ctx, shm_off kept, bool parks)
 {
     shm_off off = kept;
     uint8_t has = 0;
     int r = 0;
     if (!core_context_empty(ctx)) {
         size_t before = (size_t)(e->p - e->base);
-        r = core_context_put(ctx, e);
+        r = core_context_put(ctx, e, parks);
+        if (r == ENC_PINNED)
+            return r;
         uint32_t n = (uint32_t)((size_t)(e->p - e->base) - before);
         if (r == ENC_OK)
             r = core_enc_append(e, &n, sizeof n);
@@ -311,8 +314,11 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
     s->enc.budget = whole ? SIZE_MAX : hdr->heavy_bytes;
     int r = core_chain_encode(root, (PyObject *)pk, &s->enc);
     if (r == ENC_OK) {
-        if (core_cont_store(s, s->c, g, &s->enc, s->ctx, kept) < 0)
+        r = core_cont_store(s, s->c, g, &s->enc, s->ctx, kept, true);
+        if (r < 0)
             return -1;
+    }
+    if (r == ENC_OK) {
         g->op = (uint8_t)pk->kind;
         g->home_m1 = 0;
         g->home_why = SHM_HOME_NONE;

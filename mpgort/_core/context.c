@@ -1,7 +1,9 @@
 /* context.c — the context variables of goroutines: which context is entered, and how it crosses.
  *
  * Goroutines that set none share one empty context; only one that has some pays for its own: its
- * items end the continuation (SHM_GF_CONTEXT).
+ * items end the continuation (SHM_GF_CONTEXT). What of a context cannot cross (its value cannot, or
+ * nothing leads to the variable in another process) a new goroutine does without. One that has such
+ * a variable and parks stays at home: it would find another value there, and nobody would say so.
  *
  * KNOWN CONTEXTS. To encode a context costs some ten microseconds of Python (each variable's module
  * is looked for), at every park of a program whose main has set one variable. But a context's
@@ -18,6 +20,7 @@
 static struct {
     PyObject *vars; /* the mapping; held, so that its address stays its own */
     PyObject *bytes;
+    bool whole;   /* nothing was left out */
 } written[KNOWN]; /* by the address of vars */
 static struct {
     PyObject *bytes;
@@ -95,27 +98,46 @@ static bool immutable(PyObject *o)
 static PyObject *keepable(PyObject *ctx, const uint8_t *p, size_t n)
 {
     PyObject *items = PyObject_CallMethod(core_code_py, "context_items", "O", ctx);
-    bool yes = items != NULL && immutable(items);
+    bool yes = items != NULL && immutable(PyTuple_GET_ITEM(items, 0));
     Py_XDECREF(items);
     PyObject *bytes = yes ? PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)n) : NULL;
     PyErr_Clear();
     return bytes;
 }
 
-static void keep_written(PyObject *vars, PyObject *bytes)
+static void keep_written(PyObject *vars, PyObject *bytes, bool whole)
 {
     unsigned i = place_of_vars(vars);
     Py_XSETREF(written[i].vars, Py_NewRef(vars));
     Py_XSETREF(written[i].bytes, Py_NewRef(bytes));
+    written[i].whole = whole;
 }
 
 /* ---- crossing -------------------------------------------------------------------------------- */
 
-static int encode(PyObject *ctx, struct core_enc *e)
+/* The exception that is set says why an item of a context cannot cross. */
+static void left_out(PyObject *item, struct core_enc *e)
 {
-    PyObject *items = PyObject_CallMethod(core_code_py, "context_items", "O", ctx);
-    if (items == NULL)
+    PyObject *exc = take_exception();
+    PyObject *why = PyUnicode_FromFormat("context variable %S: %S", PyTuple_GET_ITEM(item, 1), exc);
+    const char *text = why != NULL ? PyUnicode_AsUTF8(why) : NULL;
+    PyOS_snprintf(e->reason, sizeof e->reason, "%s", text != NULL ? text : "a context variable");
+    PyErr_Clear();
+    Py_XDECREF(why);
+    Py_XDECREF(exc);
+}
+
+/* *whole: nothing is left out; else e->reason says what, and why. */
+static int encode(PyObject *ctx, struct core_enc *e, bool *whole)
+{
+    PyObject *answer = PyObject_CallMethod(core_code_py, "context_items", "O", ctx);
+    if (answer == NULL)
         return ENC_ERROR;
+    PyObject *items = Py_NewRef(PyTuple_GET_ITEM(answer, 0)), *lost = PyTuple_GET_ITEM(answer, 1);
+    *whole = lost == Py_None;
+    if (!*whole)
+        PyOS_snprintf(e->reason, sizeof e->reason, "%s", PyUnicode_AsUTF8(lost));
+    Py_DECREF(answer);
     PyObject *kept = PyList_New(0);
     for (Py_ssize_t i = 0; kept != NULL && i < PyTuple_GET_SIZE(items); i++) {
         PyObject *item = PyTuple_GET_ITEM(items, i);
@@ -129,8 +151,10 @@ static int encode(PyObject *ctx, struct core_enc *e)
         if (r == ENC_OK ? PyList_Append(kept, item) < 0
                         : !PyErr_ExceptionMatches(core_error("SerializationError")))
             Py_CLEAR(kept);
-        else if (r != ENC_OK)
-            PyErr_Clear();
+        else if (r != ENC_OK) {
+            *whole = false;
+            left_out(item, e);
+        }
     }
     Py_DECREF(items);
     int r = kept != NULL ? core_value_encode(kept, e) : ENC_ERROR;
@@ -148,21 +172,25 @@ static int decode(const uint8_t *p, size_t n, struct core_words *W)
     return r != NULL ? 0 : -1;
 }
 
-/* Appends what of ctx can cross to e: ENC_OK, or ENC_ERROR with an exception. */
-int core_context_put(PyObject *ctx, struct core_enc *e)
+/* Appends what of ctx can cross to e: ENC_OK, or ENC_ERROR with an exception. all: only if that is
+ * all of it; else ENC_PINNED, and e->reason says why. */
+int core_context_put(PyObject *ctx, struct core_enc *e, bool all)
 {
     PyObject *vars = context_vars(ctx), *bytes;
     unsigned i = place_of_vars(vars);
-    if (written[i].vars == vars)
+    if (written[i].vars == vars && (written[i].whole || !all))
         return core_enc_append(e, PyBytes_AS_STRING(written[i].bytes),
                                (size_t)PyBytes_GET_SIZE(written[i].bytes));
     size_t from = (size_t)(e->p - e->base), budget = e->budget;
     e->budget = SIZE_MAX;
-    int r = encode(ctx, e);
+    bool whole = true;
+    int r = encode(ctx, e, &whole);
     e->budget = budget;
+    if (r == ENC_OK && all && !whole)
+        return ENC_PINNED;
     if (r == ENC_OK &&
         (bytes = keepable(ctx, e->base + from, (size_t)(e->p - e->base) - from)) != NULL) {
-        keep_written(vars, bytes);
+        keep_written(vars, bytes, whole);
         Py_DECREF(bytes);
     }
     return r;
@@ -181,7 +209,7 @@ int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n, struct c
         if ((copy = PyContext_Copy(ctx)) != NULL) {
             Py_XSETREF(made[i].bytes, Py_NewRef(bytes));
             Py_XSETREF(made[i].ctx, copy);
-            keep_written(context_vars(ctx), bytes);
+            keep_written(context_vars(ctx), bytes, true);
         }
         PyErr_Clear();
         Py_DECREF(bytes);

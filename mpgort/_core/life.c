@@ -65,7 +65,7 @@ int core_gnew(CoreProg *prog, PyObject *fn, PyObject *args, PyObject *kwargs, sh
         g->parent = me ? (uint32_t)shm_g(c, me)->goid : 0;
         if (me)
             shm_g_site_set(g, core_site(s));
-        r = core_cont_store(s, c, g, e, current_context(), 0);
+        r = core_cont_store(s, c, g, e, current_context(), 0, false);
         if (r < 0)
             core_gdrop(c, gr);
     }

@@ -446,7 +446,7 @@ static bool offload(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *
     core_enc_reset(&s->enc);
     s->enc.budget = SIZE_MAX;
     if (core_chain_encode(root, park, &s->enc) != ENC_OK ||
-        core_cont_store(s, c, g, &s->enc, s->ctx, 0) != 0) {
+        core_cont_store(s, c, g, &s->enc, s->ctx, 0, true) != 0) {
         PyErr_Clear();
         return false;
     }

@@ -194,7 +194,7 @@ int core_try_done(struct core_proc *s, CorePark *pk, PyObject **result);
 bool core_context_empty(PyObject *ctx);
 int core_context_switch(struct core_proc *s, PyObject *ctx); /* enters ctx, leaves the former */
 int core_context_base(struct core_proc *s);                  /* back to the shared empty one */
-int core_context_put(PyObject *ctx, struct core_enc *e);
+int core_context_put(PyObject *ctx, struct core_enc *e, bool all);
 int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n, struct core_words *W);
 
 /* cont.c */
@@ -203,7 +203,7 @@ struct core_home *core_home_make(struct core_proc *s, shm_gref gr);
 void core_home_drop(struct core_proc *s, struct core_home *h);
 void core_home_free(struct core_home *h);
 int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, struct core_enc *e,
-                    PyObject *ctx, shm_off kept);
+                    PyObject *ctx, shm_off kept, bool parks);
 /* Enters the goroutine's own context, if its continuation has one; *chain: how many bytes of it are
  * the await chain or call. */
 int core_cont_open(struct core_proc *s, const struct shm_g *g, const uint8_t **p, size_t *chain,

@@ -6,6 +6,7 @@ goid)."""
 from __future__ import annotations
 
 import contextvars
+import decimal
 import os
 import threading
 import time
@@ -104,6 +105,67 @@ async def many_contexts() -> bool:
 
 def test_contexts_of_interleaved_goroutines_do_not_mix(procs: int) -> None:
     assert mpgort.run(many_contexts, procs=procs)
+
+
+class Request:
+    VAR: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+
+
+async def keeps_across_parks(which: str, ch: Chan) -> Any:
+    file: contextvars.ContextVar[Any] = USER  # type: ignore[assignment]
+    if which == "request":
+        Request.VAR.set("own")
+    elif which == "USER":
+        file.set(open(__file__))
+    else:
+        decimal.getcontext().prec = 7
+    await ch.recv()
+    for _ in range(3):
+        await gosched()
+    if which == "request":
+        return Request.VAR.get()
+    return file.get().name if which == "USER" else str(decimal.Decimal(1) / 3)
+
+
+async def keeps_main() -> list[Any]:
+    ch = chan()
+    handles = [spawn(keeps_across_parks, w, ch) for w in ("request", "USER", "decimal") * 2]
+    ch.close()
+    return [await h for h in handles]
+
+
+def test_no_park_takes_a_context_variable_away(procs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that no module's global leads to, nor one whose value cannot cross, nor C's."""
+    monkeypatch.setenv("MPGORT_MIGRATE", "always")
+    assert mpgort.run(keeps_main, procs=procs) == ["own", __file__, "0.3333333"] * 2
+
+
+async def third() -> str:
+    return str(decimal.Decimal(1) / 3)
+
+
+async def precise() -> str:
+    decimal.getcontext().prec = 5
+    return await spawn(third)
+
+
+def test_a_goroutine_computes_with_the_decimal_context_of_its_creator(procs: int) -> None:
+    assert mpgort.run(precise, procs=procs) == "0.33333"
+
+
+@pytest.mark.usefixtures("auto")
+def test_a_dump_says_which_context_variable_keeps_a_goroutine_at_home(rt: mpgort.Runtime) -> None:
+    ch = rt.chan()
+    handles = [rt.spawn(keeps_across_parks, w, ch) for w in ("request", "USER", "decimal")]
+    for h in handles:
+        wait_until(lambda h=h: h.status() == "chan receive")  # type: ignore[misc]
+    text = rt.stack()
+    assert "pinned: context variable request: no module leads to it]" in text
+    assert "pinned: context variable USER: " in text and "an open file" in text
+    assert text.count("pinned") == 2
+    ch.close()
+    for h in handles:
+        h.result(30)
 
 
 # ---- cancel --------------------------------------------------------------------------------------
