@@ -92,7 +92,7 @@ class Future(concurrent.futures.Future[T]):
     def ended(self, h: Handle) -> None:
         if self.done():
             return
-        if not h._begun():
+        if h._withdrawn():  # by a cancel() that will say so in a moment
             self._mark_cancelled()
             return
         value, exc = h._outcome()

@@ -237,6 +237,13 @@ static PyObject *goroutine_withdraw(CoreHandle *h, PyObject *_)
     return PyBool_FromLong(cas_acqrel(&join_of(h)->begun, &none, 2)); /* pairs with start() */
 }
 
+static PyObject *goroutine_withdrawn(CoreHandle *h, PyObject *_)
+{
+    if (core_ctx(h->prog) == NULL)
+        return NULL;
+    return PyBool_FromLong(load_acq(&join_of(h)->begun) == 2); /* as above */
+}
+
 static PyObject *goroutine_begun(CoreHandle *h, PyObject *_)
 {
     if (core_ctx(h->prog) == NULL)
@@ -402,6 +409,8 @@ static PyMethodDef goroutine_methods[] = {
     {"done", (PyCFunction)goroutine_done, METH_NOARGS, "done()\n--\n\nTrue once it has ended."},
     {"_withdraw", (PyCFunction)goroutine_withdraw, METH_NOARGS,
      "_withdraw()\n--\n\nTrue: it had not begun, and never will."},
+    {"_withdrawn", (PyCFunction)goroutine_withdrawn, METH_NOARGS,
+     "_withdrawn()\n--\n\nTrue once _withdraw() was."},
     {"_begun", (PyCFunction)goroutine_begun, METH_NOARGS,
      "_begun()\n--\n\nTrue once an M has begun to run it."},
     {"status", (PyCFunction)goroutine_status, METH_NOARGS,

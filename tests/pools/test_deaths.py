@@ -5,8 +5,10 @@ What users of other pools report of deaths is in test_reports.py."""
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import ctypes
 import os
+import random
 import resource
 import signal
 import time
@@ -97,6 +99,20 @@ def dies_at_50(x: int) -> int:
     return x
 
 
+def test_a_task_that_ends_before_it_has_begun_is_not_taken_for_a_cancelled_one() -> None:
+    """As that of a worker that dies just before the call is made."""
+    with mpgort.Executor(1) as ex:
+        held = ex.submit(time.sleep, 30)
+        wait_until("it runs", held.running)
+        queued = ex.submit(double, 1)
+        assert queued._handle is not None and held._handle is not None
+        assert queued._handle.kill()
+        assert isinstance(queued.exception(timeout=30), mpgort.Killed)
+        assert not queued.cancelled()
+        assert held._handle.kill()
+        assert isinstance(held.exception(timeout=30), mpgort.Killed)
+
+
 def test_map_raises_at_the_item_that_killed_its_worker() -> None:
     with mpgort.Executor(2) as ex:
         got = []
@@ -140,6 +156,42 @@ def test_arrays_that_a_dead_worker_held_are_given_back() -> None:
         prog = engine.runtime._prog
         wait_until("the arrays are freed", lambda: prog.stats()["large_bytes"] == 0)
         comes_to_rest(prog)
+
+
+def one_more(a: Any, k: int) -> Any:
+    assert (a == k).all()
+    return np.full(len(a), k + 1, np.uint8)
+
+
+def test_arrays_to_and_fro_are_what_they_were_while_workers_are_killed() -> None:
+    rnd, died = random.Random(7), 0
+    sizes = [70_000, 100_000, 300_000, 1 << 20, 3 << 20]
+    with mpgort.Runtime(2) as rt:
+        for turn in range(40):
+            sent = []
+            for _ in range(6):
+                n, k = rnd.choice(sizes), rnd.randrange(200)
+                sent.append((n, k, rt.spawn(one_more, np.full(n, k, np.uint8), k)))
+            if turn % 2:
+                time.sleep(rnd.random() * 0.01)
+                slots = rt._prog.slots()
+                pids = [pid for _, kind, pid, _ in slots if kind == mpgort._core.M_WORKER]
+                with contextlib.suppress(ProcessLookupError, IndexError):  # is just being replaced
+                    os.kill(rnd.choice(pids), signal.SIGKILL)
+            while sent:
+                n, k, h = sent.pop()
+                try:
+                    got = h.result(30)
+                except mpgort.MDied:
+                    died += 1
+                else:
+                    assert len(got) == n and (got == k + 1).all()
+                    del got
+                del h
+        assert died <= 20
+        wait_until("the arrays are freed", lambda: rt.stats()["large_bytes"] == 0)
+        comes_to_rest(rt._prog)
+        wait_until("their pages are, too", lambda: rt.stats()["committed"] < 4 << 20)
 
 
 def test_shutdown_waits_for_a_task_whose_worker_dies_meanwhile() -> None:
