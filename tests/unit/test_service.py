@@ -408,6 +408,7 @@ def test_a_drain_ends_at_its_limit(program: Programs) -> None:
 
 TELLS = f"""
                 try:
+                    print("set", flush=True)
                     {SLEEPS}
                 except SystemExit:
                     print("told", flush=True)
@@ -418,7 +419,7 @@ TELLS = f"""
 def test_a_second_sigterm_ends_the_drain(program: Programs, pause: float) -> None:
     """Whenever it comes: before the drain has begun it was lost."""
     p = program.start(service(wait=TELLS).replace("0.2", "20"))
-    assert p.line() == "ready"
+    assert (p.line(), p.line()) == ("ready", "set")
     os.kill(p.pid, signal.SIGTERM)
     assert p.line() == "told"
     time.sleep(pause)
