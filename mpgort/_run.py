@@ -245,6 +245,8 @@ def drain_until(host: Host, deadline: float | None) -> bool:
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
+            if host.draining_until == 0.0:  # a second SIGTERM
+                return False
     finally:
         host.prog.hold(1)
 
@@ -289,6 +291,9 @@ def end_runtime(host: Host) -> None:
         host.stop()
         if ended is not None:
             end_idle()
+
+
+_service.ENDS |= {f.__code__ for f in (Runtime.__exit__, Runtime.shutdown, end_runtime)}
 
 
 def end_all() -> None:

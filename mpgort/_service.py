@@ -15,8 +15,10 @@ SIGTERM (`on_sigterm`), where a Runtime asks for it. As Ctrl-C raises KeyboardIn
 SystemExit(143) in the main thread; but the end of the runtime's block, or the interpreter's exit,
 then drains instead of ending at once. The rest of the program unwinds as for sys.exit(): what
 Python does between two bytecodes is the one thing a handler may rely on, and a drain within a
-handler would stand on whatever it has interrupted. A second one ends the drain. Workers take no
-notice: a service manager may send it to all processes of a group."""
+handler would stand on whatever it has interrupted. A second one ends the drain, whenever it comes:
+raised while a runtime is being ended (`ENDS`) it would end that halfway, so there it is not raised;
+the drain looks. Workers take no notice: a service manager may send it to all processes of a
+group."""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mpgort import _core, _keeper, _segment
@@ -123,6 +125,7 @@ def recycle(host: Host, deadline: float | None) -> bool:
 # ---- SIGTERM ---------------------------------------------------------------------------------
 
 _terming: list[Host] = []  # those that drain at SIGTERM
+ENDS: set[CodeType] = set()  # the functions that end a runtime (_run.py)
 _before: Any = None  # the handler that was there
 DRAIN_STATUS = 128 + signal.SIGTERM
 
@@ -136,9 +139,13 @@ def on_sigterm(sig: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if _before is None else _before)
         signal.raise_signal(signal.SIGTERM)
         return
-    now = time.monotonic()
-    for host in hosts:  # the second may come before the drain has begun
+    now, first = time.monotonic(), any(host.draining_until is None for host in hosts)
+    for host in hosts:
         host.draining_until = now + host.drain_s if host.draining_until is None else 0.0
+    while frame is not None and not first:
+        if frame.f_code in ENDS:
+            return
+        frame = frame.f_back
     sys.exit(DRAIN_STATUS)
 
 
