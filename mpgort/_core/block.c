@@ -288,6 +288,8 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
         PyErr_SetString(PyExc_RuntimeError, "blocking call on the scheduler's stack (m->g0)");
     else if (s != NULL && load_rlx(&c->m->locks) > 0) /* own word */
         PyErr_SetString(PyExc_RuntimeError, "schedule: holding locks");
+    else if (s != NULL && s->storing) /* __getstate__ of a local, in the midst of a park */
+        PyErr_SetString(PyExc_RuntimeError, "blocking call while a goroutine's frame is stored");
     else if (nested && !prog->is_m0 && j != NULL && load_seq(&j->kill)) /* tag: kill */
         tell_killed(s, gr);
     else if (timeout_ns == 0 && look_up(prog, c) == 0)

@@ -192,7 +192,10 @@ int core_cont_store(struct core_proc *s, struct shm_ctx *c, struct shm_g *g, str
     int r = 0;
     if (!core_context_empty(ctx)) {
         size_t before = (size_t)(e->p - e->base);
+        bool storing = s->storing;
+        s->storing |= parks;
         r = core_context_put(ctx, e, parks);
+        s->storing = storing;
         if (r == ENC_PINNED)
             return r;
         uint32_t n = (uint32_t)((size_t)(e->p - e->base) - before);
@@ -286,6 +289,16 @@ static int keep(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk, 
     return CORE_AT_HOME;
 }
 
+int core_cont_encode(struct core_proc *s, PyObject *root, PyObject *pk, size_t budget)
+{
+    core_enc_reset(&s->enc);
+    s->enc.budget = budget;
+    s->storing = true;
+    int r = core_chain_encode(root, pk, &s->enc);
+    s->storing = false;
+    return r;
+}
+
 /* Makes the running goroutine complete outside this M's Python, if that can be, before it parks
  * (INV parked-complete). CORE_LIGHT: the bytes are stored, root and pk are still the caller's.
  * CORE_AT_HOME: they have moved. -1: exception; nothing has changed. */
@@ -310,9 +323,7 @@ int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk)
     }
     shm_off kept = s->kept;
     s->kept = 0;
-    core_enc_reset(&s->enc);
-    s->enc.budget = whole ? SIZE_MAX : hdr->heavy_bytes;
-    int r = core_chain_encode(root, (PyObject *)pk, &s->enc);
+    int r = core_cont_encode(s, root, (PyObject *)pk, whole ? SIZE_MAX : hdr->heavy_bytes);
     if (r == ENC_OK) {
         r = core_cont_store(s, s->c, g, &s->enc, s->ctx, kept, true);
         if (r < 0)

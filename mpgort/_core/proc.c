@@ -443,9 +443,7 @@ static bool offload(struct core_proc *s, shm_gref gr, PyObject *root, PyObject *
     if (!s->retiring && !(load_rlx(&c->m->attn) & SHM_ATTN_OFFLOAD)) /* a hint */
         return false;
     and_seq(&c->m->attn, ~(uint32_t)SHM_ATTN_OFFLOAD);
-    core_enc_reset(&s->enc);
-    s->enc.budget = SIZE_MAX;
-    if (core_chain_encode(root, park, &s->enc) != ENC_OK ||
+    if (core_cont_encode(s, root, park, SIZE_MAX) != ENC_OK ||
         core_cont_store(s, c, g, &s->enc, s->ctx, 0, true) != 0) {
         PyErr_Clear();
         return false;

@@ -114,6 +114,7 @@ struct core_proc {
     PyObject *main_value; /* of main, NULL with main_exc */
     PyObject *main_exc;
     bool venc_busy;
+    bool storing; /* enc is in use, and the running goroutine is neither here nor there */
     struct core_nest *nest;
     uint64_t deadline_ns; /* the nearest of all nested loops (block.c); UINT64_MAX: none */
     shm_gref main_g;
@@ -214,6 +215,8 @@ void core_warm_stale(struct core_proc *s, shm_gref gr);
 void core_warm_rest(struct core_proc *s);
 void core_cont_take(struct core_proc *s, struct shm_g *g);
 void core_cont_let(struct core_proc *s);
+/* The chain into s->enc: ENC_*. */
+int core_cont_encode(struct core_proc *s, PyObject *root, PyObject *pk, size_t budget);
 enum { CORE_AT_HOME = 0, CORE_LIGHT = 1 };
 int core_store(struct core_proc *s, shm_gref gr, PyObject *root, CorePark *pk);
 void core_unstore(struct core_proc *s, shm_gref gr, int how);

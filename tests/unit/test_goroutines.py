@@ -422,6 +422,55 @@ async def polls_at_home() -> tuple[Any, int]:
     return await spawn(polls, "x" * 20_000)
 
 
+class Asks:
+    """Pickled, it asks somebody, who may take his time."""
+
+    def __init__(self, ask: Chan, reply: Chan) -> None:
+        self.chans = ask, reply
+
+    def __getstate__(self) -> object:
+        ask, reply = self.chans
+        ask.put(None)
+        reply.get()
+        return self.__dict__
+
+
+async def holds_who_asks(gate: Chan, ask: Chan, reply: Chan) -> int:
+    asks = Asks(ask, reply)
+    got = sum([await gate.recv() for _ in range(10)])
+    return got if asks.chans == (ask, reply) else -1
+
+
+async def yields(held: str) -> int:
+    d = {i: str(i) for i in range(50)}
+    for _ in range(30):
+        await gosched()
+        assert d == {i: str(i) for i in range(50)}
+    return len(held)
+
+
+async def serve(ask: Chan, reply: Chan) -> None:
+    async for _ in ask:
+        await gosched()
+        await reply.send(None)
+
+
+async def blocks_in_a_park() -> list[int]:
+    gate, ask, reply = chan(), chan(), chan()
+    others = [spawn(yields, "x" * 20_000) for _ in range(4)]
+    go(serve, ask, reply)
+    h = spawn(holds_who_asks, gate, ask, reply)
+    others += [spawn(yields, "x" * 20_000) for _ in range(4)]
+    for i in range(10):
+        await gate.send(i)
+    return [await h, *[await x for x in others]]
+
+
+def test_what_pickles_a_local_cannot_block_in_the_midst_of_its_park(procs: int) -> None:
+    """It is refused, the goroutine stays at home; others are not run within its encoding."""
+    assert mpgort.run(blocks_in_a_park, procs=procs) == [45, *[20_000] * 8]
+
+
 def in_vain_and_for_good(up: Chan, ch: Chan, timeout: float | None) -> Any:
     up.put(None)
     try:
