@@ -311,6 +311,10 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     struct shm_g *g = shm_g(c, gr);
     uint16_t home_m1 = g->home_m1;
     uint8_t home_why = g->home_why, flags = g->flags, op = g->op;
+    uint8_t waitkind = g->waitkind; /* a resume() decodes, and what it unpickles waits here */
+    shm_off waitobj = g->waitobj;
+    if (own)
+        g->waitkind = 0;
     g->op = (uint8_t)pk->kind;
     g->home_m1 = (uint16_t)c->m1; /* it ends with this M */
     if (nested) {
@@ -359,6 +363,10 @@ PyObject *core_block(CoreProg *prog, CorePark *pk, int64_t timeout_ns)
     }
     if (own) /* before home_m1: where it is run again from is what it was */
         shm_retry_stay(c, gr);
+    if (own && waitkind) {
+        g->waitobj = waitobj;
+        store_rel((_Atomic uint8_t *)&g->waitkind, waitkind); /* after waitobj, for a reaper */
+    }
     g->flags = flags;
     g->op = op;
     g->home_m1 = home_m1;

@@ -471,6 +471,44 @@ def test_what_pickles_a_local_cannot_block_in_the_midst_of_its_park(procs: int) 
     assert mpgort.run(blocks_in_a_park, procs=procs) == [45, *[20_000] * 8]
 
 
+class AsksBack(Asks):
+    def __getstate__(self) -> object:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        Asks.__getstate__(self)
+
+
+async def recv_of(ch: Chan) -> None:
+    await ch.recv()
+
+
+async def receive_some(ask: Chan, reply: Chan) -> int:
+    for _ in range(20):
+        ch = chan()
+        h = spawn(recv_of, ch)
+        await until(lambda h=h: h.status() == "chan receive")
+        await ch.send(AsksBack(ask, reply))
+        await h
+    del ch, h
+    await sleep(0.01)
+    blocks: int = mpgort._core.current().stats()["live_blocks"]
+    return blocks
+
+
+async def wait_within_a_wait() -> int:
+    ask, reply = chan(), chan()
+    go(serve, ask, reply)
+    before = await receive_some(ask, reply)
+    return await receive_some(ask, reply) - before
+
+
+def test_a_wait_of_what_is_unpickled_lets_the_wait_that_brought_it_end(procs: int) -> None:
+    """A channel stayed for ever, by the reference of its receiver's wait."""
+    assert mpgort.run(wait_within_a_wait, procs=procs) < 10
+
+
 def in_vain_and_for_good(up: Chan, ch: Chan, timeout: float | None) -> Any:
     up.put(None)
     try:
