@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -158,7 +159,12 @@ def stack(args: argparse.Namespace) -> int:
 
 def record(seen: _monitor.Seen, seconds: float) -> list[_trace.TraceEvent]:
     """What a running program does. For that this process is an M of it, takes its locks and follows
-    what stands in it: damage it meets there ends the command (guard_alone)."""
+    what stands in it: damage it meets there ends the command (guard_alone).
+
+    A signal that would end the command ends the recording: the program would go on with it."""
+    for sig in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(sig) == signal.SIG_DFL:
+            signal.signal(sig, signal.default_int_handler)
     _core.guard_alone(ANSWER_S)
     prog = seen.running.attach(watches=False)
     _trace.start(prog)
@@ -211,6 +217,8 @@ def trace(args: argparse.Namespace) -> int:
     with open(args.out, "w") as f:
         try:
             events = record(seen, args.seconds)
+        except FileNotFoundError:
+            return complain(f"program {seen.view.pid}: it has ended")
         except (RuntimeError, MemoryError, OSError) as e:
             return complain(f"program {seen.view.pid}: {e}")
         except Exception as e:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Programs, wait_until
 
-from mpgort import _core, _monitor, _trace
+from mpgort import _core, _monitor, _segment, _trace
 from mpgort._errors import BadSegment
 
 WAITING = """
@@ -263,6 +263,28 @@ def test_trace_says_that_it_cannot_write_before_it_begins(
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("mpgort: [Errno 2] No such file or directory")
         assert done.stderr.count("\n") == 1
+
+
+def traced(seen: _monitor.Seen) -> bool:
+    """Now: what a watcher has of the header is of when it came."""
+    prog = seen.running.attach()
+    on = int(_segment.header(prog)[0]["trace_on"])
+    prog.detach()
+    return on == 2
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_trace_that_is_told_to_end_writes_its_file_and_leaves_no_tracing_on(
+    waiting: _monitor.Seen, tmp_path: Path, sig: int
+) -> None:
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "mpgort", "trace", str(waiting.view.pid), "-o", str(out)]
+    with subprocess.Popen([*command, "--seconds", "60"], stderr=subprocess.PIPE, text=True) as p:
+        wait_until("it traces", lambda: traced(waiting), 30)
+        p.send_signal(sig)
+        assert p.wait(30) == 0, p.communicate()
+    assert json.loads(out.read_text())["traceEvents"]
+    assert not traced(waiting)
 
 
 def test_trace_refuses_arguments_for_a_program_that_runs(waiting: _monitor.Seen) -> None:
