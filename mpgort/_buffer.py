@@ -1,10 +1,11 @@
 """Memoryviews and NumPy arrays in a pickle.
 
 A memoryview crosses as the buffer that it is of, which arrives read-only, and how it looks at it.
-An array without gaps NumPy itself hands over as a buffer of protocol 5; here is the rest. An array
-with gaps crosses as the view that it is, if its memory is shared, else as a copy without gaps. In a
-move nobody may be able to tell: an array that has its memory has it afterwards, a view stays a view
-of the same base, and what shares its memory with somebody else is Refused (its goroutine stays).
+A plain array without gaps has a tag of its own (_core/codec_array.c), and inside of what is pickled
+NumPy itself hands it over as a buffer of protocol 5; here is the rest. An array with gaps crosses
+as the view that it is, if its memory is shared, else as a copy without gaps. In a move nobody may
+be able to tell: an array that has its memory has it afterwards, a view stays a view of the same
+base, and what shares its memory with somebody else is Refused (its goroutine stays).
 
 Nothing here imports NumPy before an array has come.
 """

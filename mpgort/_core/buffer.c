@@ -1,18 +1,19 @@
-/* buffer.c — arrays cross without a copy: the handle of a shared block of bytes, and how picklers
- * use it.
+/* buffer.c — arrays cross without a copy: the handle of a shared block of bytes, and how the codec
+ * uses it.
  *
  * A Buffer is a handle (handle.c) that exports its block by the buffer protocol. What is built on
  * it, a memoryview, a NumPy array, a slice of one, keeps it alive, so the block lives as long as
  * the last of them in any process. Of its two kinds one is FROZEN: written once by who sent it,
  * read-only from then on; the other is SHARED (mpgort.shared): writable by all.
  *
- * IN A PICKLE. Protocol 5 hands over what is large as a PickleBuffer, and asks for a persistent id
+ * WHO USES IT. An array's own tag (codec_array.c) says which part of which Buffer its bytes are.
+ * In a pickle, protocol 5 hands over what is large as a PickleBuffer, and asks for a persistent id
  * first, as for every object. So a buffer needs no machinery but that of handles within pickles
- * (codec_pickle.c): its id is (word of the handle, start, length, read-only).
+ * (codec_pickle.c): its id is (word of the handle, start, length, read-only). Either way:
  *   memory of a Buffer    whatever its size, its handle: nothing is written. It is found by its
  *                         address, so slices and views of views are slices of the same block.
  *   other memory, a copy  of CORE_BUFFER_MIN bytes or more, in a value: a new frozen block
- *   other memory, a move  stays in the pickle, and counts towards the goroutine's budget: its own
+ *   other memory, a move  stays in the bytes, and counts towards the goroutine's budget: its own
  *                         array is to be its own, and writable, wherever it goes on
  *
  * Rejected: to give bytes and bytearray the same way. They would arrive as something that is
@@ -129,40 +130,98 @@ static uint8_t *to_write(CoreHandle *h)
     return a->data;
 }
 
-/* ---- in a pickle ----------------------------------------------------------------------------- */
+/* ---- in a blob ------------------------------------------------------------------------------- */
+
+static CoreHandle *buffer_holding(const void *p, Py_ssize_t n)
+{
+    CoreProg *prog = core_prog_cur;
+    return prog != NULL && prog->attached ? buffer_at(prog, p, n) : NULL;
+}
+
+bool core_buffer_holds(const void *p, Py_ssize_t n)
+{
+    return buffer_holding(p, n) != NULL;
+}
+
+void core_buffer_fill(PyObject *buffer, const void *from)
+{
+    CoreHandle *h = (CoreHandle *)buffer;
+    Py_BEGIN_ALLOW_THREADS
+        memcpy(to_write(h), from, array_of(h)->bytes);
+    Py_END_ALLOW_THREADS
+}
+
+int core_buffer_place(struct enc *E, const void *p, Py_ssize_t n, bool readonly,
+                      struct core_place *at, PyObject **fresh)
+{
+    CoreProg *prog = core_prog_cur;
+    CoreHandle *h = buffer_holding(p, n);
+    *at = (struct core_place){0, 0, readonly};
+    *fresh = NULL;
+    if (h != NULL) {
+        Py_INCREF(h);
+        at->start = (const uint8_t *)p - array_of(h)->data;
+    } else if (E->moving || n < CORE_BUFFER_MIN || prog == NULL || !prog->attached) {
+        return 0;
+    } else {
+        h = (CoreHandle *)buffer_new(prog, HANDLE_FROZEN, (uint64_t)n);
+        if (h == NULL)
+            return -1;
+        at->readonly = true;
+        *fresh = Py_NewRef(h);
+    }
+    at->word = enc_handle_word(E, (PyObject *)h, how_of(Py_TYPE(h))->handle);
+    Py_DECREF(h);
+    return at->word != 0 ? 1 : -1;
+}
+
+PyObject *core_buffer_placed(struct core_words *W, struct core_place at, Py_ssize_t n)
+{
+    const struct core_handle_type *t = core_handle_type_of((uint8_t)(at.word >> 56));
+    if (t == NULL || (t->kind != HANDLE_FROZEN && t->kind != HANDLE_SHARED))
+        return dec_bad("a buffer of no known kind");
+    PyObject *h = dec_handle_word(W, t->kind, at.word & OFFSET_MASK), *part = NULL;
+    if (h == NULL)
+        return NULL;
+    Py_ssize_t len = buffer_len(h);
+    if (len < 0 || at.start < 0 || n < 0 || at.start > len - n) {
+        Py_DECREF(h);
+        return len < 0 ? NULL : dec_bad("a part of a buffer beyond its end");
+    }
+    PyObject *view = PyMemoryView_FromObject(h);
+    Py_DECREF(h);
+    if (view != NULL && (at.start > 0 || n < len)) {
+        PyObject *from = PyLong_FromSsize_t(at.start), *to = PyLong_FromSsize_t(at.start + n);
+        PyObject *slice = from && to ? PySlice_New(from, to, NULL) : NULL;
+        part = slice ? PyObject_GetItem(view, slice) : NULL;
+        Py_XDECREF(from);
+        Py_XDECREF(to);
+        Py_XDECREF(slice);
+        Py_SETREF(view, part);
+    }
+    if (view != NULL && at.readonly && t->kind == HANDLE_SHARED)
+        Py_SETREF(view, PyObject_CallMethod(view, "toreadonly", NULL));
+    return view;
+}
 
 PyObject *core_buffer_id(struct enc *E, PyObject *o)
 {
-    CoreProg *prog = core_prog_cur;
+    struct core_place at;
     const Py_buffer *view = PyPickleBuffer_GetBuffer(o);
     if (view == NULL)
         return NULL;
-    if (E == NULL || prog == NULL || !prog->attached || !PyBuffer_IsContiguous(view, 'A'))
+    if (E == NULL || !PyBuffer_IsContiguous(view, 'A'))
         Py_RETURN_NONE;
-    CoreHandle *h = buffer_at(prog, view->buf, view->len);
-    int readonly = view->readonly;
-    Py_ssize_t start = 0;
-    if (h != NULL) {
-        Py_INCREF(h);
-        start = (const uint8_t *)view->buf - array_of(h)->data;
-    } else if (E->moving || view->len < CORE_BUFFER_MIN) {
+    PyObject *fresh;
+    int placed = core_buffer_place(E, view->buf, view->len, view->readonly, &at, &fresh);
+    if (placed > 0 && fresh != NULL)
+        core_buffer_fill(fresh, view->buf);
+    Py_XDECREF(fresh);
+    if (placed == 0)
         Py_RETURN_NONE;
-    } else {
-        h = (CoreHandle *)buffer_new(prog, HANDLE_FROZEN, (uint64_t)view->len);
-        if (h == NULL)
-            return NULL;
-        Py_BEGIN_ALLOW_THREADS
-            memcpy(to_write(h), view->buf, (size_t)view->len);
-        Py_END_ALLOW_THREADS
-        readonly = 1;
-    }
-    uint64_t word = enc_handle_word(E, (PyObject *)h, how_of(Py_TYPE(h))->handle);
-    PyObject *id = NULL;
-    if (word != 0)
-        id = Py_BuildValue("KnnO", (unsigned long long)word, start, view->len,
-                           readonly ? Py_True : Py_False);
-    Py_DECREF(h);
-    return id;
+    return placed < 0 ? NULL
+                      : Py_BuildValue("KnnO", (unsigned long long)at.word, at.start, view->len,
+                                      at.readonly ? Py_True : Py_False);
 }
 
 PyObject *core_buffer_from_id(PyObject *id, struct core_words *W)
@@ -172,31 +231,7 @@ PyObject *core_buffer_from_id(PyObject *id, struct core_words *W)
     int readonly;
     if (!PyArg_ParseTuple(id, "Knnp", &word, &start, &n, &readonly))
         return NULL;
-    const struct core_handle_type *t = core_handle_type_of((uint8_t)(word >> 56));
-    if (t == NULL || (t->kind != HANDLE_FROZEN && t->kind != HANDLE_SHARED))
-        return dec_bad("a buffer of no known kind in a pickle");
-    PyObject *h = dec_handle_word(W, t->kind, word & OFFSET_MASK), *part = NULL;
-    if (h == NULL)
-        return NULL;
-    Py_ssize_t len = buffer_len(h);
-    if (len < 0 || start < 0 || n < 0 || start > len - n) {
-        Py_DECREF(h);
-        return len < 0 ? NULL : dec_bad("a part of a buffer beyond its end");
-    }
-    PyObject *view = PyMemoryView_FromObject(h);
-    Py_DECREF(h);
-    if (view != NULL && (start > 0 || n < len)) {
-        PyObject *from = PyLong_FromSsize_t(start), *to = PyLong_FromSsize_t(start + n);
-        PyObject *slice = from && to ? PySlice_New(from, to, NULL) : NULL;
-        part = slice ? PyObject_GetItem(view, slice) : NULL;
-        Py_XDECREF(from);
-        Py_XDECREF(to);
-        Py_XDECREF(slice);
-        Py_SETREF(view, part);
-    }
-    if (view != NULL && readonly && t->kind == HANDLE_SHARED)
-        Py_SETREF(view, PyObject_CallMethod(view, "toreadonly", NULL));
-    return view;
+    return core_buffer_placed(W, (struct core_place){word, start, readonly}, n);
 }
 
 /* ---- the module's part ----------------------------------------------------------------------- */

@@ -134,6 +134,17 @@ static int walk_traceback(struct walk *W)
     return 0;
 }
 
+static int walk_array(struct walk *W)
+{
+    uint64_t n, v;
+    if (skip(W, 2) < 0 || counted(W, 1, 0) < 0 || varint(W, &n) < 0)
+        return -1;
+    for (uint64_t i = 0; i < n; i++)
+        if (varint(W, &v) < 0)
+            return -1;
+    return counted(W, 1, 0);
+}
+
 static int walk_tagged(struct walk *W, int tag)
 {
     uint64_t v;
@@ -196,6 +207,8 @@ static int walk_tagged(struct walk *W, int tag)
         return varint(W, &v) < 0 ? -1 : varint(W, &v);
     case TAG_DEQUE:
         return values(W, 1) < 0 ? -1 : counted(W, 0, 1);
+    case TAG_ARRAY:
+        return walk_array(W);
     case TAG_SEQITER:
         return skip(W, 1) < 0 || varint(W, &v) < 0 ? -1 : values(W, 1);
     case TAG_RANGEITER:

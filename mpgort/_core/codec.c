@@ -1,9 +1,9 @@
 /* codec.c — values <-> tagged bytes: the sink, identity, the hot types.
  *
  * The format is in codec.h; encode.c makes a blob with what is here, decode.c reads one. Of the
- * rarer types codec_types.c, codec_call.c and codec_iter.c have both halves, codec_handle.c says
- * which are which and has the handles, codec_exc.c has exceptions, codec_pickle.c what is left to
- * pickle, frame.c the frames.
+ * rarer types codec_types.c, codec_call.c, codec_iter.c and codec_array.c have both halves,
+ * codec_handle.c says which are which and has the handles, codec_exc.c has exceptions,
+ * codec_pickle.c what is left to pickle, frame.c the frames.
  *
  * SPEED. A store through uint8_t * may alias anything, so a write pointer kept in a struct would be
  * loaded and stored again at each byte. It travels as argument and return value instead, and lives
@@ -530,6 +530,9 @@ uint8_t *enc_value(struct enc *E, uint8_t *p, PyObject *o)
         break;
     case HOW_ITER:
         p = enc_iterator(E, p, o);
+        break;
+    case HOW_NUMPY:
+        p = enc_numpy(E, p, o);
         break;
     default:
         p = enc_other(E, p, o);

@@ -20,8 +20,21 @@
 #include "cpython.h"
 
 struct enc;
-/* buffer.c: the persistent id of a PickleBuffer, None: it stays in the pickle; NULL: exception. */
+/* buffer.c: which part of which Buffer some bytes are. */
 #define CORE_BUFFER_MIN 65536
+struct core_place {
+    uint64_t word;
+    Py_ssize_t start;
+    bool readonly;
+};
+bool core_buffer_holds(const void *p, Py_ssize_t n);
+/* 1: *at; 0: they are written with what holds them; -1: exception. *fresh: the new Buffer that is
+ * to be filled with them, a new reference, or NULL. */
+int core_buffer_place(struct enc *E, const void *p, Py_ssize_t n, bool readonly,
+                      struct core_place *at, PyObject **fresh);
+void core_buffer_fill(PyObject *buffer, const void *from); /* the GIL is free meanwhile */
+PyObject *core_buffer_placed(struct core_words *W, struct core_place at, Py_ssize_t n);
+/* The persistent id of a PickleBuffer, None: it stays in the pickle; NULL: exception. */
 PyObject *core_buffer_id(struct enc *E, PyObject *pickle_buffer);
 PyObject *core_buffer_from_id(PyObject *id, struct core_words *W);
 
@@ -64,6 +77,7 @@ enum {
     TAG_CELL,
     TAG_CELLOF,    /* id of a named function, k: its k-th cell */
     TAG_DEQUE,     /* maxlen, n, items */
+    TAG_ARRAY,     /* flags, number of its dtype, n, its name, n, dimensions, n, bytes or place */
     TAG_METHOD,    /* function, self */
     TAG_CMETHOD,   /* self, name */
     TAG_FUNCTION,  /* a local one: code id, closure, defaults, ... */
@@ -210,6 +224,7 @@ struct enc {
     Py_ssize_t refused;  /* number of the pickled object that is known to fail, or -1 */
     PyObject *by_pickle; /* set of addresses: objects that the pickle has to hold (a further try) */
     PyObject *ghosts;    /* list of dead frames met in tracebacks, or NULL */
+    PyObject *unfilled;  /* list of arrays and the Buffers that are to have their bytes, or NULL */
     bool words;          /* the pickle names handles (nil ones among them) */
     bool again;          /* the try failed, but by_pickle or the table of names has grown */
     bool located;        /* path begins with a frame's local */
@@ -233,7 +248,9 @@ uint8_t *enc_gen(struct enc *E, uint8_t *p, PyGenObject *g);    /* frame.c */
 uint8_t *enc_other(struct enc *E, uint8_t *p, PyObject *o);     /* codec_types.c */
 uint8_t *enc_rangeiter(struct enc *E, uint8_t *p, PyObject *o); /* codec_iter.c */
 uint8_t *enc_iterator(struct enc *E, uint8_t *p, PyObject *o);  /* codec_iter.c: HOW_ITER */
-uint8_t *enc_function(struct enc *E, uint8_t *p, PyObject *o);  /* codec_call.c, as these three */
+uint8_t *enc_numpy(struct enc *E, uint8_t *p, PyObject *o);     /* codec_array.c */
+void enc_arrays_fill(struct enc *E);
+uint8_t *enc_function(struct enc *E, uint8_t *p, PyObject *o); /* codec_call.c, as these three */
 uint8_t *enc_method(struct enc *E, uint8_t *p, PyObject *o);
 uint8_t *enc_cmethod(struct enc *E, uint8_t *p, PyObject *o);
 uint8_t *enc_cell(struct enc *E, uint8_t *p, PyObject *o);
@@ -320,6 +337,8 @@ const struct core_handle_type *core_handle_type_of(uint8_t kind);
 PyObject *chain_park(PyObject *root);   /* the request it stands at; borrowed, NULL: none */
 uint32_t closure_owner(PyObject *fn);   /* the number of a named function with cells, or 0 */
 bool is_iterator_type(PyTypeObject *t); /* codec_iter.c */
+bool is_numpy_type(PyTypeObject *t);    /* codec_array.c */
+bool has_weakrefs(PyObject *o);         /* codec_types.c */
 PyObject *awaited_by(PyObject *o);      /* codec_iter.c: through asend, athrow, coroutine_wrapper */
 PyFunctionObject *core_ended_function(int kind);
 
@@ -344,7 +363,8 @@ enum how {
     HOW_HANDLE,
     HOW_RANGEITER,
     HOW_CELL,
-    HOW_ITER, /* another iterator, deque or awaitable: enc_iterator() */
+    HOW_ITER,  /* another iterator, deque or awaitable: enc_iterator() */
+    HOW_NUMPY, /* enc_numpy() looks on */
     HOW_PARK,
 };
 #define N_TYPE_HOWS 128
@@ -449,6 +469,7 @@ PyObject *dec_method(struct dec *D, bool memo);
 PyObject *dec_cmethod(struct dec *D, bool memo);
 PyObject *dec_cell(struct dec *D, bool memo);
 PyObject *dec_cell_of(struct dec *D);
+PyObject *dec_array(struct dec *D, bool memo); /* codec_array.c */
 PyObject *dec_deque(struct dec *D, bool memo); /* codec_iter.c, to dec_awaitable */
 PyObject *dec_seqiter(struct dec *D, bool memo);
 PyObject *dec_rangeiter(struct dec *D, bool memo);
@@ -460,6 +481,7 @@ PyObject *dec_exception(struct dec *D, bool memo);
 PyObject *dec_pickle(const char *p, size_t n, bool handles, struct core_words *W);
 PyObject *dec_traceback(struct dec *D, bool memo);
 SHM_COLD void *dec_bad(const char *fmt, ...); /* BadContinuation, returns NULL */
+SHM_COLD void *dec_blame(void); /* the same of an exception that the value's own making raised */
 int dec_varint(struct dec *D, uint64_t *v);
 int dec_count(struct dec *D, size_t each, Py_ssize_t *n); /* bounded by the bytes that are left */
 /* o may be NULL: then it is set with dec_complete(). at may be NULL. */

@@ -66,7 +66,10 @@ static uint8_t how_builtin(PyTypeObject *t)
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (known[i].type == t)
             return known[i].how;
-    return t == Py_TYPE(Py_None) ? HOW_NONE : is_iterator_type(t) ? HOW_ITER : HOW_OTHER;
+    return t == Py_TYPE(Py_None) ? HOW_NONE
+           : is_iterator_type(t) ? HOW_ITER
+           : is_numpy_type(t)    ? HOW_NUMPY
+                                 : HOW_OTHER;
 }
 
 const struct type_how *type_how_ask(PyTypeObject *type, uint32_t i)

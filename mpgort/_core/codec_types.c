@@ -54,7 +54,7 @@ static int is_plain_instance(PyTypeObject *t)
     return plain;
 }
 
-static bool has_weakrefs(PyObject *o)
+bool has_weakrefs(PyObject *o)
 {
     PyTypeObject *t = Py_TYPE(o);
     return t->tp_weaklistoffset != 0 && PyType_SUPPORTS_WEAKREFS(t) &&
@@ -384,6 +384,8 @@ PyObject *dec_other(struct dec *D, int tag, bool memo)
         return dec_cell_of(D);
     case TAG_DEQUE:
         return dec_deque(D, memo);
+    case TAG_ARRAY:
+        return dec_array(D, memo);
     case TAG_MODULE:
         return dec_module(D);
     case TAG_GLOBAL:

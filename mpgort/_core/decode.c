@@ -93,7 +93,7 @@ PyObject *dec_str(struct dec *D)
     } while (0)
 
 /* A failure of the values themselves (unhashable keys, impossible code points) is damage too. */
-static void *blame_bytes(void)
+void *dec_blame(void)
 {
     if (!PyErr_ExceptionMatches(PyExc_MemoryError) && PyErr_ExceptionMatches(PyExc_Exception)) {
         PyErr_Clear();
@@ -211,7 +211,7 @@ int dec_dict_items(struct dec *D, PyObject *o, bool attributes)
         Py_DECREF(k);
         Py_DECREF(v);
         if (r < 0) {
-            blame_bytes();
+            dec_blame();
             return -1;
         }
     }
@@ -241,7 +241,7 @@ static PyObject *dec_set(struct dec *D, bool memo, bool frozen)
         int r = PySet_Add(o, v);
         Py_DECREF(v);
         if (r < 0) {
-            blame_bytes();
+            dec_blame();
             goto fail;
         }
     }

@@ -42,6 +42,7 @@ static void enc_forget(struct enc *E)
     Py_CLEAR(E->pickled);
     Py_CLEAR(E->inner);
     Py_CLEAR(E->ghosts);
+    Py_CLEAR(E->unfilled);
 }
 
 void enc_give(struct enc *E)
@@ -145,6 +146,7 @@ int enc_run(struct enc *E, PyObject *root, uint8_t magic)
         if (p != NULL && out->budget != SIZE_MAX && (size_t)(p - E->start) > out->budget)
             p = enc_heavy(E);
         if (p != NULL) {
+            enc_arrays_fill(E);
             out->p = p;
             return ENC_OK;
         }

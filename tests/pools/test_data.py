@@ -120,6 +120,15 @@ def test_objects_that_hold_arrays_share_them_too(rt: mpgort.Runtime) -> None:
     del b
 
 
+def test_large_and_small_arrays_in_one_value_each_have_their_bytes(rt: mpgort.Runtime) -> None:
+    a, b, few = np.arange(BIG), np.arange(BIG).astype("M8[s]")[::-1].copy(), np.arange(5.0)
+    back = rt.spawn(lambda x: x, {"all": [a, (b, few)], "again": b, "part": a[7:]}).result()
+    assert back["all"][0].tolist() == a.tolist() and back["part"].tolist() == a[7:].tolist()
+    assert back["again"] is back["all"][1][0] and np.array_equal(back["again"], b)
+    assert back["all"][1][1].tolist() == few.tolist()
+    del back
+
+
 def test_a_read_only_array_arrives_read_only_also_when_it_is_small(rt: mpgort.Runtime) -> None:
     for n in (3, BIG):
         a = np.arange(n)
@@ -350,6 +359,7 @@ def test_a_read_only_view_of_a_shared_array_stays_read_only(rt: mpgort.Runtime) 
         lambda: shared.empty((2, 3), "i2"),
         lambda: shared.zeros((0, 4)),
         lambda: shared.zeros((), RECORD),
+        lambda: shared.zeros(5)[3:3],
         lambda: shared.zeros((3, 4), order="F"),
         lambda: shared.array(np.asfortranarray(np.arange(12).reshape(3, 4))),
         lambda: shared.array([[1, 2], [3, 4]], ">u4"),
