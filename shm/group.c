@@ -18,9 +18,9 @@
  *
  * INV told-once: join->group is set until the group has counted the end of that child; both change
  * in one transaction. So a reaper may call shm_group_done() again. It is set before the group knows
- * the child: of one whose maker died in between (not join->counted) no end is counted. An M that dies in an abort
- * leaves `aborting` set and the child it had in hand in `cancelling`; it names the group in
- * inflight[SHM_IF_DRAIN], and shm_group_drain() goes on. */
+ * the child: of one whose maker died in between (not join->counted) no end is counted. An M that
+ * dies in an abort leaves `aborting` set and the child it had in hand in `cancelling`; it names the
+ * group in inflight[SHM_IF_DRAIN], and shm_group_drain() goes on. */
 #include "internal.h"
 
 static struct shm_group *group_at(const struct shm_ctx *c, shm_off off)

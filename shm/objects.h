@@ -297,8 +297,8 @@ void shm_retry_drop(struct shm_ctx *c, shm_off join); /* it has ended */
 
 /* Its goroutine is to end, whatever it does, without running any more. False: it has ended. */
 bool shm_join_kill(struct shm_ctx *c, shm_off j, uint32_t why);
-/* r, a killed one that runs on this worker, is told so now: it has ended, and does so in a moment or
- * with the worker. */
+/* r, a killed one that runs on this worker, is told so now: it has ended, and does so in a moment
+ * or with the worker. */
 void shm_kill_told(struct shm_ctx *c, shm_gref r);
 /* A kill for SHM_K_TIMEOUT at that time. Before the goroutine is made runnable. */
 SHM_MUSTUSE int shm_join_deadline(struct shm_ctx *c, shm_off j, uint64_t when_ns);
