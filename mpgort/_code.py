@@ -418,20 +418,31 @@ _DECIMAL = "decimal", "decimal_context"  # a variable that C alone knows
 
 
 def context_items(
-    context: contextvars.Context,
-) -> tuple[tuple[tuple[str, str, Any], ...], str | None]:
-    """(module, name, value) of each variable that a module's global leads to; and why another is
-    not among them."""
-    found, lost = [], None
+    context: contextvars.Context, whole: bool
+) -> tuple[tuple[tuple[str, str, Any], ...], str | None, object]:
+    """(module, name, value) of each variable that a module's global leads to; why another is not
+    among them; and decimal's context, which changes in place, if there is one. That is left out
+    where it is as every thread begins with it, but for its flags if not all is wanted whole."""
+    found, lost, sums = [], None, None
     for var, value in context.items():
         where = _where(var)
         if where is None and type(value) is getattr(sys.modules.get("decimal"), "Context", None):
-            where = _DECIMAL
+            where, sums = _DECIMAL, value
+            flags = any(value.flags.values())
+            if _is_default(value) and not (flags and whole):
+                lost = "the flags of decimal's context" if flags else lost
+                continue
         if where is not None:
             found.append((*where, value))
         else:
             lost = ascii(f"context variable {var.name}: no module leads to it")[1:-1]
-    return tuple(found), lost
+    return tuple(found), lost, sums
+
+
+def _is_default(sums: Any) -> bool:
+    default = sys.modules["decimal"].DefaultContext
+    names = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp", "traps")
+    return all(getattr(sums, name) == getattr(default, name) for name in names)
 
 
 # Where a variable was found, or None and how many modules there were then. The look through all

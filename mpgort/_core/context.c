@@ -20,8 +20,9 @@
 static struct {
     PyObject *vars; /* the mapping; held, so that its address stays its own */
     PyObject *bytes;
-    bool whole;   /* nothing was left out */
-} written[KNOWN]; /* by the address of vars */
+    PyObject *sums, *state; /* decimal's context among the values, as it was: its repr; or NULL */
+    bool whole;             /* nothing was left out */
+} written[KNOWN];           /* by the address of vars */
 static struct {
     PyObject *bytes;
     PyObject *ctx; /* what was made of them; never entered */
@@ -93,24 +94,48 @@ static bool immutable(PyObject *o)
            t == &PyFloat_Type || t == &PyBool_Type;
 }
 
-/* The bytes of a context that may be kept, or NULL. To keep it is never needed: what fails here is
- * forgotten. Asks what crosses of it: the rest is in neither. */
-static PyObject *keepable(PyObject *ctx, const uint8_t *p, size_t n)
+/* The answer of _code.py: what crosses of a context, why something does not, decimal's context. */
+static PyObject *ask_items(PyObject *ctx, bool all)
 {
-    PyObject *items = PyObject_CallMethod(core_code_py, "context_items", "O", ctx);
-    bool yes = items != NULL && immutable(PyTuple_GET_ITEM(items, 0));
-    Py_XDECREF(items);
-    PyObject *bytes = yes ? PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)n) : NULL;
+    return PyObject_CallMethod(core_code_py, "context_items", "OO", ctx, all ? Py_True : Py_False);
+}
+
+/* The bytes of a context with these items that may be kept, or NULL. To keep it is never needed:
+ * what fails here is forgotten. */
+static PyObject *keepable(PyObject *items, const uint8_t *p, size_t n)
+{
+    if (!immutable(items))
+        return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)n);
     PyErr_Clear();
     return bytes;
 }
 
-static void keep_written(PyObject *vars, PyObject *bytes, bool whole)
+static void keep_written(PyObject *vars, PyObject *bytes, PyObject *sums, bool whole)
 {
     unsigned i = place_of_vars(vars);
+    PyObject *state = sums != NULL ? PyObject_Repr(sums) : NULL;
+    if (sums != NULL && state == NULL) {
+        PyErr_Clear();
+        return;
+    }
     Py_XSETREF(written[i].vars, Py_NewRef(vars));
     Py_XSETREF(written[i].bytes, Py_NewRef(bytes));
+    Py_XSETREF(written[i].sums, Py_XNewRef(sums));
+    Py_XSETREF(written[i].state, state);
     written[i].whole = whole;
+}
+
+/* What place i holds is still so: decimal's context changes in place. */
+static bool as_written(unsigned i)
+{
+    if (written[i].sums == NULL)
+        return true;
+    PyObject *state = PyObject_Repr(written[i].sums);
+    bool same = state != NULL && PyUnicode_Compare(state, written[i].state) == 0;
+    PyErr_Clear();
+    Py_XDECREF(state);
+    return same;
 }
 
 /* ---- crossing -------------------------------------------------------------------------------- */
@@ -128,16 +153,12 @@ static void left_out(PyObject *item, struct core_enc *e)
 }
 
 /* *whole: nothing is left out; else e->reason says what, and why. */
-static int encode(PyObject *ctx, struct core_enc *e, bool *whole)
+static int encode(PyObject *answer, struct core_enc *e, bool *whole)
 {
-    PyObject *answer = PyObject_CallMethod(core_code_py, "context_items", "O", ctx);
-    if (answer == NULL)
-        return ENC_ERROR;
-    PyObject *items = Py_NewRef(PyTuple_GET_ITEM(answer, 0)), *lost = PyTuple_GET_ITEM(answer, 1);
+    PyObject *items = PyTuple_GET_ITEM(answer, 0), *lost = PyTuple_GET_ITEM(answer, 1);
     *whole = lost == Py_None;
     if (!*whole)
         PyOS_snprintf(e->reason, sizeof e->reason, "%s", PyUnicode_AsUTF8(lost));
-    Py_DECREF(answer);
     PyObject *kept = PyList_New(0);
     for (Py_ssize_t i = 0; kept != NULL && i < PyTuple_GET_SIZE(items); i++) {
         PyObject *item = PyTuple_GET_ITEM(items, i);
@@ -156,7 +177,6 @@ static int encode(PyObject *ctx, struct core_enc *e, bool *whole)
             left_out(item, e);
         }
     }
-    Py_DECREF(items);
     int r = kept != NULL ? core_value_encode(kept, e) : ENC_ERROR;
     Py_XDECREF(kept);
     return r;
@@ -178,21 +198,26 @@ int core_context_put(PyObject *ctx, struct core_enc *e, bool all)
 {
     PyObject *vars = context_vars(ctx), *bytes;
     unsigned i = place_of_vars(vars);
-    if (written[i].vars == vars && (written[i].whole || !all))
+    if (written[i].vars == vars && (written[i].whole || !all) && as_written(i))
         return core_enc_append(e, PyBytes_AS_STRING(written[i].bytes),
                                (size_t)PyBytes_GET_SIZE(written[i].bytes));
+    PyObject *answer = ask_items(ctx, all);
+    if (answer == NULL)
+        return ENC_ERROR;
     size_t from = (size_t)(e->p - e->base), budget = e->budget;
     e->budget = SIZE_MAX;
     bool whole = true;
-    int r = encode(ctx, e, &whole);
+    int r = encode(answer, e, &whole);
     e->budget = budget;
     if (r == ENC_OK && all && !whole)
-        return ENC_PINNED;
-    if (r == ENC_OK &&
-        (bytes = keepable(ctx, e->base + from, (size_t)(e->p - e->base) - from)) != NULL) {
-        keep_written(vars, bytes, whole);
+        r = ENC_PINNED;
+    if (r == ENC_OK && (bytes = keepable(PyTuple_GET_ITEM(answer, 0), e->base + from,
+                                         (size_t)(e->p - e->base) - from)) != NULL) {
+        PyObject *sums = PyTuple_GET_ITEM(answer, 2);
+        keep_written(vars, bytes, sums != Py_None ? sums : NULL, whole);
         Py_DECREF(bytes);
     }
+    Py_DECREF(answer);
     return r;
 }
 
@@ -205,15 +230,20 @@ int core_context_enter(struct core_proc *s, const uint8_t *p, size_t n, struct c
                 memcmp(PyBytes_AS_STRING(bytes), p, n) == 0;
     PyObject *ctx = knew ? PyContext_Copy(made[i].ctx) : PyContext_New(), *copy;
     int r = ctx == NULL ? -1 : core_context_switch(s, ctx);
-    if (r == 0 && !knew && (r = decode(p, n, W)) == 0 && (bytes = keepable(ctx, p, n)) != NULL) {
+    PyObject *answer = NULL;
+    if (r == 0 && !knew && (r = decode(p, n, W)) == 0 && (answer = ask_items(ctx, true)) != NULL &&
+        (bytes = keepable(PyTuple_GET_ITEM(answer, 0), p, n)) != NULL) {
         if ((copy = PyContext_Copy(ctx)) != NULL) {
             Py_XSETREF(made[i].bytes, Py_NewRef(bytes));
             Py_XSETREF(made[i].ctx, copy);
-            keep_written(context_vars(ctx), bytes, true);
+            keep_written(context_vars(ctx), bytes, NULL, true);
         }
         PyErr_Clear();
         Py_DECREF(bytes);
+    } else if (r == 0) {
+        PyErr_Clear();
     }
+    Py_XDECREF(answer);
     Py_XDECREF(ctx);
     return r;
 }

@@ -21,6 +21,7 @@ import mpgort
 from mpgort import (
     Chan,
     Runtime,
+    _code,
     chan,
     context,
     default,
@@ -151,6 +152,58 @@ async def precise() -> str:
 
 def test_a_goroutine_computes_with_the_decimal_context_of_its_creator(procs: int) -> None:
     assert mpgort.run(precise, procs=procs) == "0.33333"
+
+
+async def computes_between_parks() -> list[str]:
+    got = []
+    decimal.setcontext(decimal.Context())  # not the test's own
+    for prec in (28, 28, 9, 9, 4):
+        decimal.getcontext().prec = prec  # in place: the variable is the same
+        await gosched()
+        got.append(str(decimal.Decimal(2) / 3))
+        await gosched()
+    flags = decimal.getcontext().flags
+    await gosched()
+    assert flags[decimal.Inexact] and decimal.getcontext().flags[decimal.Inexact]
+    return got
+
+
+def test_what_changes_in_decimals_context_between_two_parks_is_kept(
+    procs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPGORT_MIGRATE", "always")
+    full, nine, four = "0." + "6" * 27 + "7", "0.666666667", "0.6667"
+    assert mpgort.run(computes_between_parks, procs=procs) == [full, full, nine, nine, four]
+
+
+async def asks_for_items(monkeypatch: pytest.MonkeyPatch) -> int:
+    calls, ask = [0], _code.context_items
+
+    def counted(*args: Any) -> Any:
+        calls[0] += 1
+        return ask(*args)
+
+    monkeypatch.setattr(_code, "context_items", counted)
+    decimal.setcontext(decimal.Context())
+    assert decimal.Decimal(1) / 3  # as any program may have done
+    ch = chan()
+    h = spawn(receives_all, ch)
+    for _ in range(100):
+        await ch.send(0)
+    ch.close()
+    await h
+    return calls[0]
+
+
+async def receives_all(ch: Chan) -> None:
+    async for _ in ch:
+        pass
+
+
+def test_decimals_context_as_it_is_at_first_costs_no_park_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert mpgort.run(asks_for_items, monkeypatch, procs=0) < 10
 
 
 @pytest.mark.usefixtures("auto")
