@@ -140,7 +140,9 @@ PROGRAM = """
         jobs, results, gate = again(chan, 4), again(chan), again(chan)
         crew = [again(spawn, echo, jobs, results) for _ in range(3)]
         asleep = [again(spawn, sleeper, gate, i) for i in range(1500)]
-        sizes = [10, 500, 3000, 20_000, 100_000, 400_000] * 12
+        # Arrays each larger than all before: memory that is kept from those serves none of them.
+        sizes = [n for i in range(12) for n in (
+            10, 500, 3000, 20_000, int(1e5 * 1.15 ** (2 * i)), int(1e5 * 1.15 ** (2 * i + 1)))]
         feeder = again(spawn, feed, jobs, sizes)
         for _ in sizes:
             n, data = await tried(results.recv)
