@@ -40,6 +40,14 @@
 #define WARM_NS 300000000ULL
 #define WARM_LEAST (64ULL << 10) /* bytes; a smaller one is as soon made anew */
 
+/* In a tx, heap_lock held: so many more, or fewer, live large blocks, and bytes in them. */
+static void large_count(struct shm_ctx *c, uint64_t n, uint64_t bytes)
+{
+    struct shm_hdr *h = c->hdr;
+    shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) + bytes);
+    shm_tx_store64(c, &h->large_n, load_rlx(&h->large_n) + n);
+}
+
 /* What a new run holds before anybody can reach it: written plainly. */
 static void run_format(struct shm_ctx *c, shm_off at, unsigned kind, unsigned cls, uint64_t pages)
 {
@@ -90,8 +98,7 @@ static int run_take(struct shm_ctx *c, uint64_t pages, unsigned kind, unsigned c
     shm_tx_store64(c, &h->heap_committed,
                    load_rlx(&h->heap_committed) + (pages - (r && !spare)) * PAGE);
     if (kind == RUN_LARGE) {
-        shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) + pages * PAGE);
-        shm_tx_store64(c, &h->large_n, load_rlx(&h->large_n) + 1);
+        large_count(c, 1, pages * PAGE);
     } else {
         shm_tx_store64(c, &h->cut[cls], load_rlx(&h->cut[cls]) + span_blocks(cls, pages));
         struct shm_mag *mag = &c->m->mag[cls];
@@ -161,8 +168,7 @@ static void give_back(struct shm_ctx *c, shm_off at)
     shm_tx_store64(c, &n->blk, shm_blk_word(SHM_NCLASS, 0, 0, 0));
     shm_tx_store64(c, &h->heap_committed,
                    load_rlx(&h->heap_committed) - (pages + low + high - !top) * PAGE);
-    shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) - pages * PAGE);
-    shm_tx_store64(c, &h->large_n, load_rlx(&h->large_n) - 1);
+    large_count(c, -1ULL, -(pages * PAGE));
     shm_tx_commit(c);
     if (high)
         punch(c, next, PAGE);
@@ -187,8 +193,7 @@ static void warm_move(struct shm_ctx *c, shm_off at, bool live)
     }
     shm_tx_store64(c, &h->warm_n, load_rlx(&h->warm_n) - one);
     shm_tx_store64(c, &h->warm_bytes, h->warm_bytes - bytes);
-    shm_tx_store64(c, &h->large_n, load_rlx(&h->large_n) + one);
-    shm_tx_store64(c, &h->large_bytes, load_rlx(&h->large_bytes) + bytes);
+    large_count(c, one, bytes);
     shm_tx_store64(c, &r->blk, shm_blk_word(SHM_NCLASS, live, live ? c->m1 : 0, 0));
 }
 
