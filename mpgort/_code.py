@@ -116,9 +116,8 @@ def describe(
         if not points:
             return f"the bytecode of {code.co_qualname} is of an unknown shape"
     name = str(name)
-    body: tuple[bytes, bytes | dict[str, str]] | None = (
-        None  # code, its unit or what a loader added
-    )
+    # The code, and its unit or what a loader has added.
+    body: tuple[bytes, bytes | dict[str, str]] | None = None
     if unit is not None:
         key = digest(code, unit.key.hex())
         body = marshal.dumps(code), unit.data

@@ -10,7 +10,9 @@
  * variables are one immutable mapping, replaced as a whole by each set(): copies share it, and as
  * long as it is the same object it has the same bytes. So mappings whose bytes were made once, and
  * bytes of which a context was made once, are kept, if all values are immutable and no handles. A
- * goroutine that moves back and forth with its request's id never runs Python for it. */
+ * goroutine that moves back and forth with its request's id never runs Python for it. The one value
+ * that programs change in place is decimal's context: where it is the default, and so left out, its
+ * repr is kept as well, and says whether it still is. */
 #include "codec.h"
 #include "proc.h"
 

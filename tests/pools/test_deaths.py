@@ -20,7 +20,7 @@ import pytest
 from conftest import comes_to_rest, wait_until
 
 import mpgort
-from mpgort import chan, spawn
+from mpgort import _service, chan, spawn
 
 
 def kill_me() -> None:
@@ -174,8 +174,7 @@ def test_arrays_to_and_fro_are_what_they_were_while_workers_are_killed() -> None
                 sent.append((n, k, rt.spawn(one_more, np.full(n, k, np.uint8), k)))
             if turn % 2:
                 time.sleep(rnd.random() * 0.01)
-                slots = rt._prog.slots()
-                pids = [pid for _, kind, pid, _ in slots if kind == mpgort._core.M_WORKER]
+                pids = list(_service.workers(rt._prog))
                 with contextlib.suppress(ProcessLookupError, IndexError):  # is just being replaced
                     os.kill(rnd.choice(pids), signal.SIGKILL)
             while sent:
